@@ -1,0 +1,96 @@
+"""No blow-up: sinusoids with N inner steps, step-size rules beside fixed step sizes.
+
+    python benchmarks/blowup.py [--steps 2000] [--seeds 3] [--workers 2]
+
+Every run is `ax.train` with Adam 1e-3 and 25 tasks a meta-step; every network is judged on the same 1,000 held-out tasks
+after N steps with the step size it ended with. Prints one table (also as markdown) and writes results/blowup.json.
+"""
+
+import argparse
+import json
+import math
+import multiprocessing
+from pathlib import Path
+
+INNER_STEPS = (1, 5, 10, 20, 50, 100)
+FIXED = (0.0003, 0.001, 0.003, 0.01, 0.03)
+RESULTS = Path(__file__).parent / "results"
+
+
+def run(job: tuple[int, str, int, int]) -> list[dict]:
+    """One setting, all seeds (they share a compiled program)."""
+    inner_steps, kind, seeds, steps = job
+    import jax
+    import optax
+
+    import adaptax as ax
+
+    rules = {"edge": ax.stepsize.Edge, "guaranteed": ax.stepsize.Guaranteed}
+    problem, optimizer = ax.tasks.sinusoid(), optax.adam(1e-3)
+    method = ax.MetaGradient(ax.Inner(inner_steps, rules[kind]() if kind in rules else float(kind)))
+    rows = []
+    for seed in range(seeds):
+        params = ax.models.mlp((1, 40, 40, 1), key=jax.random.key(seed))
+        row = {"inner_steps": inner_steps, "stepsize": kind, "seed": seed}
+        try:
+            state, history = ax.train(
+                problem, params, method, optimizer=optimizer, steps=steps, tasks_per_step=25, seed=seed, max_skipped=steps
+            )
+        except Exception as error:
+            raise RuntimeError(f"{row}: {error}") from error
+        curve = ax.evaluate(problem, state.params, state.inner, steps=[inner_steps], tasks=1000, seed=10_007)
+        loss = float(curve.mean["loss"][0])
+        row |= {
+            "held_out_loss": loss if math.isfinite(loss) else None,
+            "skipped": int(history["skipped"].sum()),
+            "alpha_first": float(history["stepsize"][0]),
+            "alpha_last": float(history["stepsize"][-1]),
+        }
+        rows.append(row)
+    print(f"N={inner_steps} {kind}: " + ", ".join(f"{r['held_out_loss']}" for r in rows), flush=True)
+    return rows
+
+
+def cell(rows: list[dict]) -> str:
+    """Mean held-out loss with its standard error over seeds, and the skipped meta-steps if there are any."""
+    losses = [row["held_out_loss"] for row in rows]
+    skipped = sum(row["skipped"] for row in rows)
+    note = f" ({skipped} skipped)" if skipped else ""
+    if any(loss is None or loss > 1e3 for loss in losses):
+        return "diverged" + note
+    mean = sum(losses) / len(losses)
+    error = math.sqrt(sum((x - mean) ** 2 for x in losses) / max(len(losses) - 1, 1) / len(losses))
+    return f"{mean:.2f} ± {error:.2f}{note}"
+
+
+def table(rows: list[dict]) -> str:
+    kinds = ["edge", "guaranteed", *map(str, FIXED)]
+    lines = ["| N | " + " | ".join(k if k.isalpha() else f"α = {k}" for k in kinds) + " |", "| --- " * (len(kinds) + 1) + "|"]
+    for n in sorted({row["inner_steps"] for row in rows}):
+        chosen = [[r for r in rows if r["inner_steps"] == n and r["stepsize"] == kind] for kind in kinds]
+        lines.append(f"| {n} | " + " | ".join(cell(c) if c else "–" for c in chosen) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=2000, help="meta-steps a run")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time, one core each")
+    parser.add_argument("--inner-steps", type=int, nargs="*", default=INNER_STEPS)
+    arguments = parser.parse_args()
+    kinds = ["edge", "guaranteed", *map(str, FIXED)]
+    jobs = [(n, kind, arguments.seeds, arguments.steps) for n in sorted(arguments.inner_steps, reverse=True) for kind in kinds]
+    with multiprocessing.get_context("spawn").Pool(arguments.workers, maxtasksperchild=6) as pool:
+        rows = [row for rows in pool.imap_unordered(run, jobs) for row in rows]
+    rows.sort(key=lambda r: (r["inner_steps"], kinds.index(r["stepsize"]), r["seed"]))
+    from machine import description
+
+    RESULTS.mkdir(exist_ok=True)
+    result = {"machine": description(), "meta_steps": arguments.steps, "tasks_per_step": 25, "rows": rows}
+    (RESULTS / "blowup.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

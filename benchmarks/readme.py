@@ -1,0 +1,140 @@
+"""Write the README's tables from the saved results, so that no figure in it is typed by hand.
+
+python benchmarks/readme.py [--demo demo/demo.json]
+
+With --demo the figures of a run of `adaptax demo` are taken over into results/ first.
+"""
+
+import argparse
+import json
+import re
+import statistics
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def load(name: str) -> dict | None:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def rows_of(header: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *rows])
+
+
+def demo() -> str:
+    """What `make demo` prints."""
+    result = load("demo")
+    if result is None:
+        return ""
+    header = ["gradient steps on a new task", *map(str, result["steps"])]
+    rows = [[row["name"], *(f"{x:.2f}" for x in row["loss"]["mean"])] for row in result["methods"]]
+    text = (
+        f"Mean squared error on {result['held_out_tasks']:,} held-out sinusoids, 10 points each, by `make demo` "
+        f"(N = {result['inner_steps']}, `Edge`, {result['meta_steps']:,} meta-steps, {result['seconds']:.0f} s on 2 cores):"
+    )
+    return f"{text}\n\n{rows_of(header, rows)}"
+
+
+def images() -> str:
+    result = load("images")
+    if result is None:
+        return ""
+    scores = result["scores"]["accuracy"]
+    chosen = [i for i, n in enumerate(result["steps"]) if n in (0, 1, 2, 5, 10)]
+    cell = lambda i: f"{100 * scores['mean'][i]:.1f} % [{100 * scores['low'][i]:.1f}, {100 * scores['high'][i]:.1f}]"  # noqa: E731
+    rows = [[str(result["steps"][i]), cell(i)] for i in chosen]
+    text = (
+        f"**Real images.** {result['ways']}-way {result['shots']}-shot characters: trained on Omniglot's small background "
+        f"set 1 for {result['step']:,} meta-steps ({result['minutes']:.1f} minutes on {result['machine']['cores']} cores, "
+        f"evaluation included), judged on {result['tasks']:,} tasks of {result['judged_on']}, which it has not seen "
+        "(`benchmarks/images.py`)."
+    )
+    return f"{text}\n\n{rows_of(['gradient steps', 'accuracy, 95 % over tasks'], rows)}"
+
+
+def blowup() -> str:
+    from blowup import table
+
+    result = load("blowup")
+    if result is None:
+        return ""
+    text = (
+        f"**No blow-up.** Held-out loss after N steps, mean and standard error over seeds 0 to 2, {result['meta_steps']:,} "
+        f"meta-steps on sinusoids with Adam; meta-steps that had to be skipped in brackets (`benchmarks/blowup.py`)."
+    )
+    return f"{text}\n\n{table(result['rows'])}"
+
+
+def memory() -> str:
+    result = load("memory")
+    if result is None:
+        return ""
+    mib = lambda x: f"{x / 2**20:.0f}"  # noqa: E731
+    kinds = {"recursion": "recursion", "recursion_sqrt": 'recursion, `store="sqrt"`', "backpropagation": "backpropagation"}
+    header = ["N", *(str(row["inner_steps"]) for row in result["rows"])]
+    rows = [[name, *(mib(row[kind]) for row in result["rows"])] for kind, name in kinds.items()]
+    text = "**Memory.** MiB of temporaries of one compiled meta-gradient, Conv4-64, 28×28, one task (`benchmarks/memory.py`)."
+    return f"{text}\n\n{rows_of(header, rows)}"
+
+
+def peers() -> str:
+    result = load("peers")
+    if result is None:
+        return ""
+    header = ["", *(case["title"] for case in result["cases"])]
+    names = list(result["cases"][0]["sides"])
+    rows = []
+    for name in names:
+        cells = [f"`{name}`"]
+        for case in result["cases"]:
+            side = case["sides"][name]
+            cells.append(
+                f"{1e3 * statistics.median(side['seconds']):.3g} ms, {side['ratio']['text']}, {side['peak_mib']:,.0f} MiB"
+            )
+        rows.append(cells)
+    text = (
+        f"**Speed.** One exact second-order meta-gradient of a batch of tasks, N = 5, on {result['machine']['cores']} cores "
+        f"({result['machine']['cpu']}): median time, ratio to adaptax [range over the rounds], most memory resident. All "
+        "sides compute the same gradient from the same inputs (`benchmarks/peers.py`)."
+    )
+    return f"{text}\n\n{rows_of(header, rows)}"
+
+
+def results() -> str:
+    return "\n\n".join(part for part in (images(), peers(), memory(), blowup()) if part)
+
+
+SECTIONS = {"demo": demo, "results": results}
+
+
+def pattern(name: str) -> re.Pattern:
+    return re.compile(rf"(<!-- {name}:begin -->)(.*?)(<!-- {name}:end -->)", re.DOTALL)
+
+
+def section(text: str, name: str) -> str:
+    """What stands between the markers of that name."""
+    found = pattern(name).search(text)
+    if found is None:
+        raise ValueError(f"README.md has no markers <!-- {name}:begin --> and <!-- {name}:end -->")
+    return found.group(2).strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--demo", type=Path, help="demo.json of a run of adaptax demo")
+    taken = parser.parse_args().demo
+    if taken is not None:
+        (RESULTS / "demo.json").write_text(taken.read_text())
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    for name, write in SECTIONS.items():
+        before, after = (f"<!-- {name}:{edge} -->" for edge in ("begin", "end"))
+        text = pattern(name).sub(lambda _, new=f"{before}\n{write()}\n{after}": new, text)
+    readme.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""adaptax: meta-learning by gradient descent with many inner steps.
+
+Names are imported when first used, so that `import adaptax` and the command line stay light.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_NAMES = {
+    "Adapted": "adaptation",
+    "Curve": "training.evaluate",
+    "FiniteSum": "problem",
+    "Info": "inner",
+    "Inner": "inner",
+    "InputError": "errors",
+    "Meta": "stepsize",
+    "MetaGradient": "metagrad",
+    "Resampling": "problem",
+    "Samples": "problem",
+    "State": "training.step",
+    "Task": "problem",
+    "adapt": "adaptation",
+    "evaluate": "training.evaluate",
+    "make_step": "training.step",
+    "train": "training.loop",
+}
+_PACKAGES = ("curvature", "errors", "models", "stepsize", "tasks", "training")
+
+__all__ = [
+    "Adapted",
+    "Curve",
+    "FiniteSum",
+    "Info",
+    "Inner",
+    "InputError",
+    "Meta",
+    "MetaGradient",
+    "Resampling",
+    "Samples",
+    "State",
+    "Task",
+    "adapt",
+    "curvature",
+    "errors",
+    "evaluate",
+    "make_step",
+    "models",
+    "stepsize",
+    "tasks",
+    "train",
+    "training",
+]
+
+if TYPE_CHECKING:
+    from adaptax import curvature, errors, models, stepsize, tasks, training
+    from adaptax.adaptation import Adapted, adapt
+    from adaptax.errors import InputError
+    from adaptax.inner import Info, Inner
+    from adaptax.metagrad import MetaGradient
+    from adaptax.problem import FiniteSum, Resampling, Samples, Task
+    from adaptax.stepsize import Meta
+    from adaptax.training.evaluate import Curve, evaluate
+    from adaptax.training.loop import train
+    from adaptax.training.step import State, make_step
+
+
+def __getattr__(name: str):
+    if name in _NAMES:
+        value = getattr(import_module(f"adaptax.{_NAMES[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in _PACKAGES:
+        return import_module(f"adaptax.{name}")
+    raise AttributeError(f"module 'adaptax' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,124 @@
+"""Pytree helpers of the core: which leaves are parameters, and linear algebra on them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from adaptax.errors import InputError
+
+
+def is_floating(leaf) -> bool:
+    """Whether a leaf is a parameter: a floating-point array or a Python float."""
+    dtype = getattr(leaf, "dtype", None)
+    return isinstance(leaf, float) if dtype is None else bool(jnp.issubdtype(dtype, jnp.floating))
+
+
+def as_parameters(tree: PyTree) -> PyTree:
+    """Floating-point leaves as JAX arrays of their own (never a weak) type; every other leaf untouched."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)) if is_floating(leaf) else leaf, tree)
+
+
+def mask_tree(adapt: "Mask | Callable[[str], bool] | None", params: PyTree) -> PyTree:
+    """The tree of booleans that says which leaves of `params` adapt."""
+    floating = jax.tree.map(is_floating, params)
+    if adapt is None:
+        chosen = floating
+    elif isinstance(adapt, Mask):
+        try:
+            chosen = jax.tree.map(lambda flag, sub: jax.tree.map(lambda _: flag, sub), adapt.tree(), params)
+        except ValueError as error:
+            text = "adapt= must be a prefix of the parameters' structure, with True or False at its leaves"
+            raise InputError(f"{text} ({first_line(error)}).") from error
+    else:
+        name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")  # noqa: E731
+        chosen = jax.tree_util.tree_map_with_path(lambda path, _: bool(adapt(name(path))), params)
+    mask = jax.tree.map(lambda a, b: bool(a) and b, chosen, floating)
+    if not any(jax.tree.leaves(floating)):
+        raise InputError(f"The parameters ({describe(params)}) have no floating-point leaf: give them at least one.")
+    if not any(jax.tree.leaves(mask)):
+        raise InputError("adapt= selects no floating-point leaf of the parameters: let it select at least one.")
+    return mask
+
+
+def is_predicate(adapt: Any) -> bool:
+    """Whether `adapt` is a function; a module of booleans is a prefix, though it may be callable too."""
+    return callable(adapt) and not (isinstance(adapt, eqx.Module) and jax.tree.leaves(adapt))
+
+
+class Mask(eqx.Module):
+    """A prefix tree of booleans in hashable form."""
+
+    treedef: Any = eqx.field(static=True)
+    leaves: tuple[bool, ...] = eqx.field(static=True)
+
+    def __init__(self, tree: PyTree):
+        leaves, self.treedef = jax.tree.flatten(tree)
+        if not leaves or not all(isinstance(leaf, bool) for leaf in leaves):
+            raise InputError("adapt= must hold True or False at every leaf, or be a function from a path to a boolean.")
+        self.leaves = tuple(leaves)
+
+    def tree(self) -> PyTree:
+        return jax.tree.unflatten(self.treedef, self.leaves)
+
+
+def prefix_map(function: Callable, prefix: PyTree, *trees: PyTree) -> PyTree:
+    """Map `function(r, *leaves)` with each leaf r of `prefix` spread over the subtree it stands for."""
+    spread = lambda r, *subs: jax.tree.map(lambda *leaves: function(r, *leaves), *subs)  # noqa: E731
+    return jax.tree.map(spread, prefix, *trees)
+
+
+def add(x: PyTree, y: PyTree) -> PyTree:
+    return jax.tree.map(jnp.add, x, y)
+
+
+def subtract(x: PyTree, y: PyTree) -> PyTree:
+    return jax.tree.map(jnp.subtract, x, y)
+
+
+def scale(factor: Array | float, x: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: jnp.asarray(factor, leaf.dtype) * leaf, x)
+
+
+def constant(x: PyTree) -> PyTree:
+    """The same tree with the derivatives of its floating-point leaves cut."""
+    return jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if is_floating(leaf) else leaf, x)
+
+
+def zeros_like(x: PyTree) -> PyTree:
+    return jax.tree.map(jnp.zeros_like, x)
+
+
+def norm(x: PyTree) -> Array:
+    """Euclidean norm over all leaves, in at least single precision, safe from overflow of the squares."""
+    leaves = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in jax.tree.leaves(x) if leaf.size]
+    if not leaves:
+        return jnp.zeros(())
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in leaves]))
+    unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
+    return unit * jnp.sqrt(sum(jnp.sum((leaf / unit) ** 2) for leaf in leaves))
+
+
+def all_finite(x: PyTree) -> Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(x)] or [jnp.array(True)]))
+
+
+def select(condition: Array, x: PyTree, y: PyTree) -> PyTree:
+    """`x` where `condition` holds, else `y`, leaf by leaf; leaves that are not arrays are taken from `x`."""
+    choose = lambda a, b: jnp.where(condition, a, b) if eqx.is_array(a) else a  # noqa: E731
+    return jax.tree.map(choose, x, y)
+
+
+def describe(tree: PyTree) -> str:
+    """Types and shapes of the leaves, for messages."""
+    leaves = jax.tree.leaves(tree)
+    text = [f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "shape") else type(leaf).__name__ for leaf in leaves]
+    return ", ".join(text[:4] + ["…"] * (len(text) > 4)) or "without arrays"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an exception's message, without its full stop."""
+    return (str(error).strip().split("\n")[0] or type(error).__name__).rstrip(".:")[:200]

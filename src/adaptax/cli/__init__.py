@@ -1,0 +1,1 @@
+"""The command line: parse, make a configuration, call the library. Nothing imports this package."""

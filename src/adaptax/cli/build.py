@@ -1,0 +1,87 @@
+"""From a configuration to the problem, the parameters, the method and the optimiser that it describes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+
+import adaptax as ax
+from adaptax.cli.configs import Images, Matrix, Sinusoid, Training
+from adaptax.cli.settings import canonical_stepsize
+from adaptax.training.step import Step
+
+# Meta-steps fold small numbers into the seed's key; the initial parameters come from one that no run reaches.
+_INITIAL = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a configuration stands for.
+
+    Arguments:
+        problem, params, method, optimizer: as `ax.train` takes them.
+        held_out: the problem whose tasks the result is judged on.
+        judged_on: what these tasks are, in words.
+        left_out: alphabets of the test data that were left out because they are training data too.
+    """
+
+    problem: ax.FiniteSum
+    params: Any
+    method: ax.MetaGradient
+    optimizer: optax.GradientTransformation
+    held_out: ax.FiniteSum
+    judged_on: str
+    left_out: tuple[str, ...] = ()
+
+    def step(self, tasks_per_step: int) -> Step:
+        """The meta-step, whose `init` says what the state looks like."""
+        return ax.make_step(self.problem, self.method, self.optimizer, tasks_per_step)
+
+
+def build(config: Training) -> Built:
+    """Build everything that is trained with and judged on; `InputError` if something cannot be."""
+    method = ax.MetaGradient(ax.Inner(config.inner_steps, parse_stepsize(config.stepsize)))
+    optimizer = {"adam": optax.adam, "sgd": optax.sgd}[config.optimizer](config.learning_rate)
+    key = initial_key(config.seed)
+    if isinstance(config, Images):
+        return _images(config, method, optimizer, key)
+    if isinstance(config, Sinusoid):
+        problem = ax.tasks.sinusoid(config.shots, config.queries)
+        params = ax.models.mlp((1, *config.hidden, 1), key=key)
+        return Built(problem, params, method, optimizer, problem, "new sinusoids")
+    assert isinstance(config, Matrix)
+    problem = ax.tasks.factorisation(config.dim, config.sigma)
+    params = ax.tasks.factorisation_init(key, config.dim)
+    return Built(problem, params, method, optimizer, problem, "new matrices")
+
+
+def initial_key(seed: int) -> Any:
+    """The key of the initial parameters."""
+    return jax.random.fold_in(jax.random.key(seed), _INITIAL)
+
+
+def parse_stepsize(text: str) -> Any:
+    """A number, or the rule of that name."""
+    rule, _, gamma = canonical_stepsize(text).partition(":")
+    rules = {"edge": ax.stepsize.Edge, "guaranteed": ax.stepsize.Guaranteed}
+    if rule not in rules:
+        return float(rule)
+    return rules[rule](float(gamma)) if gamma else rules[rule]()
+
+
+def _images(config: Images, method: ax.MetaGradient, optimizer: optax.GradientTransformation, key: Any) -> Built:
+    assert config.data is not None  # settings.check
+    distortion = ax.tasks.Affine(config.angle, config.scale, config.shift, config.shear) if config.distort else None
+    train, left_out = ax.tasks.read_characters(config.data), ()
+    sizes = (config.ways, config.shots, config.queries)
+    problem = ax.tasks.few_shot(train, *sizes, rotations=config.rotations, distortion=distortion)
+    if config.test_data is None:
+        test, judged_on = train, "the training characters, for want of --test-data"
+    else:
+        test, left_out = ax.tasks.held_out(ax.tasks.read_characters(config.test_data), train)
+        judged_on = f"{len(test.names)} characters of {', '.join(test.alphabets)}"
+    # As they were drawn: neither turned nor distorted.
+    held_out = ax.tasks.few_shot(test, *sizes, rotations=False)
+    params = ax.models.conv4(config.ways, key=key, channels=config.channels)
+    return Built(problem, params, method, optimizer, held_out, judged_on, left_out)

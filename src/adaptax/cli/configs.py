@@ -1,0 +1,172 @@
+"""What the commands take, as typed dataclasses. Imports no JAX, so that `adaptax --help` answers at once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import tyro
+
+# Options that may be left out: their help says in words what then happens.
+Number = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
+File = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
+StepSize = Annotated[str, tyro.conf.arg(metavar="NUMBER|edge|guaranteed")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """The options that all tasks share."""
+
+    task: ClassVar[str]
+
+    inner_steps: int = 10
+    """N, gradient steps of the inner loop."""
+    stepsize: StepSize = "edge"
+    """Inner step size: a number, or a rule that measures curvature (edge:1.5 for another safety factor)."""
+    steps: int = 10_000
+    """K, meta-steps from the beginning of the run."""
+    tasks_per_step: int = 25
+    """B, tasks of a meta-step."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """Outer optimiser."""
+    learning_rate: float = 1e-3
+    """Step size of the outer optimiser."""
+    seed: int = 0
+    """Decides the whole run."""
+    checkpoint_every: int = 500
+    """Meta-steps between checkpoints in the run folder."""
+    evaluate_every: Number = None
+    """Meta-steps between short evaluations during training (default: none)."""
+    evaluation_tasks: int = 1000
+    """Held-out tasks of the evaluation at the end."""
+    evaluation_steps: Number = None
+    """Inner steps of the evaluation at the end (default: 2 N)."""
+    out: File = None
+    """Run folder. The same command given again goes on where a stopped run was (default: nothing is kept)."""
+    config: File = None
+    """JSON or TOML file of these options by name; what is given on the command line wins."""
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Continue the run in --out with its saved options; only --steps may be raised."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sinusoid(Training):
+    """Regression of sinusoids from a few points, with a fully connected network."""
+
+    task: ClassVar[str] = "sinusoid"
+
+    shots: int = 10
+    """Support points of a task."""
+    queries: int = 10
+    """Target points of a task."""
+    hidden: tuple[int, ...] = (40, 40)
+    """Widths of the hidden layers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix(Training):
+    """Rank-one matrix factorisation (docs/theory.md, section 10)."""
+
+    task: ClassVar[str] = "matrix"
+
+    inner_steps: int = 3
+    stepsize: StepSize = "0.01"
+    steps: int = 2000
+    tasks_per_step: int = 10
+    optimizer: Literal["adam", "sgd"] = "sgd"
+    learning_rate: float = 3e-3
+    dim: int = 20
+    """Length of the vectors."""
+    sigma: float = 0.1
+    """Largest standard deviation of a task's vectors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images(Training):
+    """Few-shot classification of characters from an Omniglot zip, with a four-block convolutional network."""
+
+    task: ClassVar[str] = "images"
+
+    inner_steps: int = 5
+    stepsize: StepSize = "0.4"
+    steps: int = 2500
+    tasks_per_step: int = 16
+    checkpoint_every: int = 100
+    data: File = None
+    """Zip with the characters to train on (required)."""
+    test_data: File = None
+    """Zip with the characters to judge by; alphabets that are also in --data are left out (default: those of --data)."""
+    ways: int = 5
+    """Classes of a task."""
+    shots: int = 1
+    """Support images of each class."""
+    queries: int = 5
+    """Target images of each class."""
+    channels: int = 32
+    """Channels of the network's blocks."""
+    rotations: bool = True
+    """Train on each class turned by 90, 180 and 270 degrees as three more classes."""
+    distort: bool = True
+    """Train on images under random affine maps."""
+    angle: float = 0.25
+    """Largest angle of a distortion, in radians."""
+    scale: float = 0.2
+    """Largest relative change of size of a distortion."""
+    shift: float = 2.0
+    """Largest shift of a distortion, in pixels."""
+    shear: float = 0.0
+    """Largest shear of a distortion."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Evaluate the newest checkpoint of a run on held-out tasks."""
+
+    run: tyro.conf.Positional[Path]
+    """The run folder."""
+    format: Literal["table", "json"] = "table"
+    """What to print."""
+    tasks: Number = None
+    """Held-out tasks (default: as after training)."""
+    steps: Number = None
+    """M: judge after 0, 1, ..., M inner steps (default: as after training)."""
+    seed: int = 1
+    """Of the held-out tasks."""
+    data: File = None
+    """Where the training characters lie now, if they have been moved."""
+    test_data: File = None
+    """Where the test characters lie now, if they have been moved."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Meta-train sinusoids with 10 inner steps in half a minute, beside two baselines, and draw what was learned."""
+
+    out: Path = Path("demo")
+    """Folder for sinusoids.png and demo.json."""
+    steps: int = 7000
+    """Meta-steps."""
+    seed: int = 0
+    """Decides the whole demonstration."""
+
+
+Task = (
+    Annotated[Sinusoid, tyro.conf.subcommand("sinusoid")]
+    | Annotated[Matrix, tyro.conf.subcommand("matrix")]
+    | Annotated[Images, tyro.conf.subcommand("images")]
+)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Meta-train a model: adaptax train sinusoid|matrix|images."""
+
+    task: tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[Task]]
+
+
+Command = (
+    Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Demo, tyro.conf.subcommand("demo")]
+)
+
+TASKS: dict[str, type[Training]] = {kind.task: kind for kind in (Sinusoid, Matrix, Images)}

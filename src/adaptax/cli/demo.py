@@ -1,0 +1,121 @@
+"""`adaptax demo`: sinusoids, meta-trained with ten inner steps, beside two baselines that adapt in the same way."""
+
+import json
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import adaptax as ax
+from adaptax.cli import settings
+from adaptax.cli.build import initial_key
+from adaptax.cli.configs import Demo
+from adaptax.cli.evaluate import SEED, scores
+from adaptax.cli.progress import Progress
+from adaptax.errors import InputError
+from adaptax.report import pictures, tables
+
+INNER_STEPS, TASKS_PER_STEP, LEARNING_RATE, HIDDEN = 10, 25, 1e-3, (40, 40)
+JUDGED_AFTER, HELD_OUT, DRAWN = (0, 1, 2, 5, 10, 20), 1000, 3
+
+
+def demo(options: Demo) -> int:
+    """Train, judge, print, draw."""
+    began = time.perf_counter()
+    _check(options)
+    problem = ax.tasks.sinusoid()
+    initial = ax.models.mlp((1, *HIDDEN, 1), key=initial_key(options.seed))
+    rule = ax.stepsize.Edge()
+    method = ax.MetaGradient(ax.Inner(INNER_STEPS, rule))
+    state = _train("meta-training", problem, initial, method, options)
+    # The same tasks and as many meta-steps, but one network for all: support and target are data alike, N is 0.
+    pooled = _train("pre-training", _pooled(problem), initial, ax.MetaGradient(ax.Inner(0)), options)
+    candidates = {
+        "meta-trained": (state.params, state.inner),
+        "pre-trained on all tasks": (pooled.params, _edge(problem, pooled.params, rule, options.seed)),
+        "random": (initial, _edge(problem, initial, rule, options.seed)),
+    }
+    rows = []
+    for name, (params, inner) in candidates.items():
+        curve = ax.evaluate(problem, params, inner, JUDGED_AFTER, HELD_OUT, SEED)
+        rows.append({"name": name, "stepsize": float(inner.stepsize), "loss": scores(curve)["loss"]})
+    result = {
+        "task": "sinusoid",
+        "inner_steps": INNER_STEPS,
+        "stepsize_rule": "edge",
+        "meta_steps": options.steps,
+        "tasks_per_step": TASKS_PER_STEP,
+        "seed": options.seed,
+        "held_out_tasks": HELD_OUT,
+        "steps": list(JUDGED_AFTER),
+        "methods": rows,
+    }
+    drawings = {name: _curves(problem, *candidate) for name, candidate in candidates.items()}
+    options.out.mkdir(parents=True, exist_ok=True)
+    pictures.draw_adaptation(options.out / "sinusoids.png", drawings, INNER_STEPS)
+    result["seconds"] = round(time.perf_counter() - began, 1)
+    (options.out / "demo.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(_text(result))
+    print(f"\n{result['seconds']:.0f} s; figures and picture: {options.out / 'demo.json'}, {options.out / 'sinusoids.png'}")
+    return 0
+
+
+def _check(options: Demo) -> None:
+    settings.check_seed(options.seed)
+    if options.steps < 1:
+        raise InputError(f"--steps {options.steps} must be a whole number of at least 1.")
+    if options.out.exists() and not options.out.is_dir():
+        raise InputError(f"--out {options.out} is not a folder: choose another one.")
+
+
+def _train(title: str, problem: ax.FiniteSum, params: Any, method: ax.MetaGradient, options: Demo) -> ax.State:
+    optimizer = optax.adam(LEARNING_RATE)
+    with Progress(title, options.steps, TASKS_PER_STEP) as progress:
+        return ax.train(
+            problem, params, method, optimizer=optimizer, steps=options.steps, tasks_per_step=TASKS_PER_STEP,
+            seed=options.seed, callback=progress,
+        )[0]  # fmt: skip
+
+
+def _pooled(problem: ax.FiniteSum) -> ax.FiniteSum:
+    """The same tasks, with support and target together as the target set."""
+
+    def sample_task(key):
+        task = problem.sample_task(key)
+        return ax.Task(task.support, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), task.support, task.target))
+
+    return ax.FiniteSum(problem.loss, sample_task)
+
+
+def _edge(problem: ax.FiniteSum, params: Any, rule: ax.stepsize.Edge, seed: int) -> ax.Inner:
+    """An inner loop with the step size of the rule at these parameters, as it would be measured in training there."""
+    method = ax.MetaGradient(ax.Inner(INNER_STEPS, rule))
+    return ax.make_step(problem, method, optax.sgd(1.0), TASKS_PER_STEP).init(params, seed).inner
+
+
+def _curves(problem: ax.FiniteSum, params: Any, inner: ax.Inner) -> list[pictures.Curves]:
+    """The first held-out tasks of the seed after that of the evaluation, before and after N steps."""
+    x = np.linspace(-5, 5, 200)
+    curves = []
+    for index in range(DRAWN):
+        task = problem.sample_task(jax.random.fold_in(jax.random.key(SEED + 1), index))
+        points = [np.asarray(part).ravel() for part in task.support]
+        # Three numbers a sin x + b cos x determine the sinusoid, and its points carry no noise.
+        basis = lambda at: np.stack([np.sin(at), np.cos(at)], axis=1)  # noqa: E731
+        truth = basis(x) @ np.linalg.lstsq(basis(points[0]), points[1])[0]
+        adapted = ax.adapt(problem, params, task, inner).params
+        before, after = (np.asarray(model(jnp.asarray(x[:, None], jnp.float32))).ravel() for model in (params, adapted))
+        curves.append(pictures.Curves(x, truth, before, after, np.stack(points, axis=1)))
+    return curves
+
+
+def _text(result: dict[str, Any]) -> str:
+    title = (
+        f"Sinusoids from 10 points: mean squared error on {result['held_out_tasks']} held-out tasks [95 % interval],\n"
+        f"after {result['meta_steps']} meta-steps with N = {result['inner_steps']}. Each adapts with the Edge step size "
+        "of its own parameters."
+    )
+    return f"{title}\n\n{tables.comparison(result)}"

@@ -1,0 +1,58 @@
+"""How training goes: a bar on a terminal, a line at every tenth elsewhere; on stderr, so that results stay alone."""
+
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+
+class Progress:
+    """`callback` of `ax.train`: loss, tasks a second, the step size in use, and the time left.
+
+    Arguments:
+        title: what is trained.
+        steps: meta-steps from the beginning of the run.
+        tasks_per_step: tasks of each.
+    """
+
+    def __init__(self, title: str, steps: int, tasks_per_step: int):
+        self.title, self.steps, self.tasks_per_step = title, steps, tasks_per_step
+        self.bar: Any = None
+        self.began: tuple[float, int] | None = None
+
+    def __enter__(self) -> "Progress":
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+            from rich.progress import Progress as Bar
+
+            columns = (TextColumn(self.title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+            self.bar = Bar(*columns, console=Console(stderr=True))
+            self.bar.start()
+            self.item = self.bar.add_task("", total=self.steps, text="compiling")
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def __call__(self, state: Any, record: dict[str, np.ndarray]) -> None:
+        step, taken = int(state.step), len(record["loss"])
+        now = time.perf_counter()
+        # The time before the first call went into compiling.
+        rate = 0.0 if self.began is None else (step - self.began[1]) / max(now - self.began[0], 1e-9)
+        self.began = self.began or (now, step)
+        text = f"loss {record['loss'].mean():.4g}, step size {record['stepsize'][-1]:.3g}" if taken else ""
+        if rate > 0:
+            text += f", {rate * self.tasks_per_step:,.0f} tasks/s, {_clock((self.steps - step) / rate)} left"
+        if self.bar is not None:
+            self.bar.update(self.item, completed=step, text=text)
+        elif step * 10 // self.steps > (step - taken) * 10 // self.steps:
+            print(f"{self.title}: {step} of {self.steps} meta-steps, {text}", file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

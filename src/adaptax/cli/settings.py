@@ -1,0 +1,164 @@
+"""Configurations from files and run folders, and back: the one place that knows what a saved configuration looks like."""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import tomllib
+import types
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from adaptax.cli.configs import TASKS, Images, Training
+from adaptax.errors import InputError
+
+Config = TypeVar("Config", bound=Training)
+
+# How a run is started says nothing about what it is.
+_NOT_SAVED = ("out", "config", "resume")
+DIGEST = "_sha256"
+
+
+def describe(config: Training) -> dict[str, Any]:
+    """What `config.json` says: the task, every option that matters, and checksums of the data."""
+    saved: dict[str, Any] = {"task": config.task}
+    for name in _names(config):
+        value = getattr(config, name)
+        saved[name] = list(value) if isinstance(value, tuple) else value
+    saved["stepsize"] = canonical_stepsize(config.stepsize)
+    if isinstance(config, Images):
+        paths = {name: str(path.absolute()) for name, path in _files(config).items()}
+        saved |= paths | digests(config)
+    return saved
+
+
+def digests(config: Images) -> dict[str, str]:
+    """The checksums of the data, by option."""
+    return {name + DIGEST: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in _files(config).items()}
+
+
+def _files(config: Images) -> dict[str, Path]:
+    return {name: path for name in ("data", "test_data") if (path := getattr(config, name)) is not None}
+
+
+def from_saved(saved: dict[str, Any], where: str) -> Training:
+    """The configuration that `describe` saved; `where` names the run in messages."""
+    kind = TASKS.get(saved["task"]) if isinstance(saved, dict) and isinstance(saved.get("task"), str) else None
+    if kind is None:
+        raise InputError(f"{where} was not written by adaptax train: use ax.evaluate or ax.train on it from Python.")
+    return overlay(kind(), saved, where)
+
+
+def overlay(config: Config, values: dict[str, Any], where: str) -> Config:
+    """The configuration with values from a file, whose names and types are checked."""
+    hints = get_type_hints(type(config))
+    changes = {}
+    if (task := values.get("task", config.task)) != config.task:
+        raise InputError(f"{where} is for the task {task!r}, not {config.task}: use adaptax train {task}.")
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name == "task" or (name.endswith(DIGEST) and name.removesuffix(DIGEST) in hints):
+            continue
+        if name in ("config", "resume"):
+            raise InputError(f"{where} sets {key!r}, which only the command line can: take it out.")
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, 1)
+            remedy = f"did you mean {near[0]!r}?" if near else f"see adaptax train {config.task} --help."
+            raise InputError(f"{where} sets {key!r}, which is no option of {config.task}: {remedy}")
+        try:
+            changes[name] = _fit(value, hints[name])
+        except ValueError as error:
+            raise InputError(f"{where} sets {key!r} to {value!r}: make it {error}.") from None
+    return dataclasses.replace(config, **changes)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The contents of a JSON or TOML file of options."""
+    readers = {".json": json.loads, ".toml": tomllib.loads}
+    if path.suffix not in readers:
+        raise InputError(f"--config {path} must be a .json or a .toml file.")
+    try:
+        values = readers[path.suffix](path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--config {path} cannot be read ({error.strerror}): give the path of a file.") from error
+    except ValueError as error:
+        raise InputError(f"--config {path} is not valid {path.suffix[1:].upper()} ({error}): mend it.") from error
+    if not isinstance(values, dict):
+        raise InputError(f'--config {path} must hold options by name, such as {{"steps": 1000}}.')
+    return values
+
+
+def check(config: Training) -> None:
+    """What the library is only asked for later, or not at all: refused before anything is computed."""
+    canonical_stepsize(config.stepsize)
+    if not 0 < config.learning_rate < math.inf:
+        raise InputError(f"--learning-rate {config.learning_rate} must be a positive number such as 0.001.")
+    check_seed(config.seed)
+    least = {"evaluation_tasks": 2, "evaluation_steps": 0, "hidden": 1, "channels": 1}
+    for name, bound in least.items():
+        values = getattr(config, name, None)
+        for value in values if isinstance(values, tuple) else (values,):
+            if value is not None and value < bound:
+                raise InputError(f"{option(name)} {value} must be a whole number of at least {bound}.")
+    if config.resume and config.out is None:
+        raise InputError("--resume needs the run folder to go on with: add --out DIR.")
+    if isinstance(config, Images) and config.data is None:
+        raise InputError("There is nothing to train on: add --data PATH, an Omniglot zip such as images_background.zip.")
+
+
+def check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise InputError(f"--seed {seed} must be a whole number from 0 to {2**32 - 1}.")
+
+
+def canonical_stepsize(text: str) -> str:
+    """One spelling for each step size: a number, or a rule, with its factor unless that is the default."""
+    rule, colon, gamma = text.strip().lower().partition(":")
+    try:
+        if rule not in ("edge", "guaranteed"):
+            return str(float(text))
+        value = float(gamma) if colon else None
+    except ValueError:
+        raise InputError(f"--stepsize {text} must be a number, edge or guaranteed (edge:1.5 for a factor).") from None
+    default = 1.0 if rule == "edge" else 1 / 8
+    return rule if value in (None, default) else f"{rule}:{value}"
+
+
+def option(name: str) -> str:
+    """How an option is written on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def _names(config: Training) -> list[str]:
+    return [field.name for field in dataclasses.fields(config) if field.name not in _NOT_SAVED]
+
+
+def _fit(value: Any, hint: Any) -> Any:
+    """A value from a file as the type of its option, or a `ValueError` that says what it should be."""
+    kind, arguments = get_origin(hint), get_args(hint)
+    if kind in (Union, types.UnionType):
+        inner = next(argument for argument in arguments if argument is not type(None))
+        return None if value is None else _fit(value, inner)
+    if kind is Literal:
+        if value in arguments:
+            return value
+        raise ValueError(" or ".join(map(repr, arguments)))
+    if kind is tuple:
+        if isinstance(value, list):
+            return tuple(_fit(entry, arguments[0]) for entry in value)
+        raise ValueError("a list of whole numbers")
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is bool and isinstance(value, bool):
+        return value
+    if hint is int and isinstance(value, int) and number:
+        return value
+    if hint is float and number:
+        return float(value)
+    # A step size may be a number or the name of a rule.
+    if hint is str and (number or isinstance(value, str)):
+        return str(value)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a number or a name", Path: "a path"}
+    raise ValueError(names[hint])

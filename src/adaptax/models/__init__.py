@@ -1,0 +1,6 @@
+"""Models whose parameters are the module itself: `model(x)` is the forward pass."""
+
+from adaptax.models.conv4 import Conv4, conv4
+from adaptax.models.mlp import MLP, mlp
+
+__all__ = ["MLP", "Conv4", "conv4", "mlp"]

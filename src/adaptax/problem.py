@@ -1,0 +1,207 @@
+"""What is learned: tasks and the two kinds of problem, finite-sum and resampling."""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key, PyTree
+
+from adaptax._tree import constant, describe, first_line
+from adaptax.errors import InputError
+
+
+class Task(eqx.Module):
+    r"""One task $i$: a support set $S_i$ to adapt on and a target (query) set $T_i$ to judge by.
+
+    Both are arbitrary pytrees of arrays, whose leaves need not share a leading axis; a batch of tasks is a `Task` whose
+    every leaf has one more leading axis. Resampling tasks put what defines the task into `support` and need no target.
+
+    Arguments:
+        support: the batch given to the inner loss.
+        target: the batch given to the outer loss; may be left out where only `ax.adapt` is used.
+
+    Example:
+        >>> import adaptax as ax, jax.numpy as jnp
+        >>> ax.Task(support=(jnp.ones((10, 1)), jnp.zeros((10, 1)))).target is None
+        True
+
+    Source: the finite-sum case of Ji, Yang, Liang (2022), JMLR 23.
+    """
+
+    support: PyTree
+    target: PyTree = None
+
+
+class Samples(eqx.Module):
+    r"""Numbers of samples of the resampling case: $S$ in each inner step, $D$ in each Hessian factor, $T$ at the end.
+
+    Arguments:
+        step: $S$, at least 1 (default 20).
+        curvature: $D$, at least 1 (default 20).
+        target: $T$, at least 1 (default 20).
+
+    Errors: `InputError` if one is not a positive integer.
+
+    Example:
+        >>> import adaptax as ax
+        >>> ax.Samples(step=5, curvature=10, target=20).curvature
+        10
+
+    Source: algorithm 1 of Ji, Yang, Liang (2022); docs/theory.md, section 2.
+    """
+
+    step: int = eqx.field(static=True, default=20)
+    curvature: int = eqx.field(static=True, default=20)
+    target: int = eqx.field(static=True, default=20)
+
+    def __post_init__(self):
+        for name in ("step", "curvature", "target"):
+            size = getattr(self, name)
+            if isinstance(size, bool) or not hasattr(size, "__index__") or size < 1:
+                raise InputError(f"Samples({name}={size!r}) must be a whole number of at least 1.")
+
+
+def as_callable(function: Callable, name: str) -> Callable:
+    """A callable that is a pytree: modules with arrays as they are, plain functions as a static leaf."""
+    if not callable(function):
+        raise InputError(f"{name} must be a function, not {type(function).__name__}.")
+    return jax.tree_util.Partial(function) if jax.tree_util.all_leaves([function]) else function
+
+
+class AbstractProblem(eqx.Module):
+    """A loss and a distribution of tasks. Use `FiniteSum` or `Resampling`."""
+
+    loss: eqx.AbstractVar[Callable[[PyTree, PyTree], Array]]
+    sample_task: eqx.AbstractVar[Callable[[Key[Array, ""]], PyTree]]
+    target_loss: eqx.AbstractVar[Callable[[PyTree, PyTree], Array]]
+    metrics: eqx.AbstractVar[Callable[[PyTree, PyTree], dict[str, Array]] | None]
+    stochastic: eqx.AbstractClassVar[bool]
+
+    def step_batch(self, task: PyTree, params: PyTree, key: Key[Array, ""] | None, size: int) -> PyTree:
+        """The batch of an inner step (or of a Hessian factor) on `task` at `params`."""
+        raise NotImplementedError("abstract")
+
+    def target_batch(self, task: PyTree, params: PyTree, key: Key[Array, ""] | None, size: int) -> PyTree:
+        """The batch on which the adapted parameters are judged."""
+        raise NotImplementedError("abstract")
+
+    def scores(self, params: PyTree, batch: PyTree) -> dict[str, Array]:
+        """The outer loss and the metrics on one batch, by name."""
+        extra = {} if self.metrics is None else dict(self.metrics(params, batch))
+        return {"loss": self.target_loss(params, batch), **extra}
+
+
+class FiniteSum(AbstractProblem):
+    r"""Few-shot learning: $\min_w E_i[\,l_{T_i}(w^i_N)\,]$ with $w^i_{j+1} = w^i_j - \alpha\nabla l_{S_i}(w^i_j)$.
+
+    Losses are pure functions: batch normalisation uses the statistics of the batch given, randomness enters through the
+    batch, and running statistics are not supported. Problems are pytrees: a `loss` or `sample_task` that is a module
+    holding arrays keeps them as leaves; a plain function is static.
+
+    Arguments:
+        loss: `loss(params, batch) -> scalar`, the inner loss, called with `task.support`.
+        sample_task: `sample_task(key) -> Task`, one task; traceable, since tasks are sampled on the device.
+        target_loss: another outer loss, called with `task.target` (default: `loss`).
+        metrics: `metrics(params, batch) -> dict of scalars`, reported by `ax.evaluate`, never differentiated.
+
+    Errors: `InputError` if an argument is not callable.
+
+    Example:
+        >>> import adaptax as ax, jax, jax.numpy as jnp
+        >>> def sample_task(key):
+        ...     centre = jax.random.normal(key, (2,))
+        ...     return ax.Task(support=centre, target=centre)
+        >>> problem = ax.FiniteSum(lambda w, c: jnp.sum((w - c) ** 2), sample_task)
+        >>> problem.stochastic
+        False
+
+    Source: algorithm 2 of Ji, Yang, Liang (2022); docs/theory.md, section 3.
+    """
+
+    loss: Callable
+    sample_task: Callable
+    target_loss: Callable
+    metrics: Callable | None
+    stochastic: ClassVar[bool] = False
+
+    def __init__(self, loss, sample_task, *, target_loss=None, metrics=None):
+        self.loss = as_callable(loss, "loss")
+        self.sample_task = as_callable(sample_task, "sample_task")
+        self.target_loss = self.loss if target_loss is None else as_callable(target_loss, "target_loss")
+        self.metrics = None if metrics is None else as_callable(metrics, "metrics")
+
+    def step_batch(self, task, params, key, size):
+        return task.support
+
+    def target_batch(self, task, params, key, size):
+        return task.target
+
+
+class Resampling(AbstractProblem):
+    r"""Tasks that can be sampled from again: $\min_w E_i[\,l_i(\tilde w^i_N)\,]$ with $l_i(w) = E_\tau\, l_i(w;\tau)$.
+
+    Every inner step, Hessian factor and last gradient draws fresh samples, possibly at the current parameters (as in
+    reinforcement learning). Draws are samples, not functions to differentiate: their dependence on `params` is cut.
+
+    Arguments:
+        loss: `loss(params, batch) -> scalar`.
+        sample_task: `sample_task(key) -> task`, any pytree.
+        draw: `draw(task, params, key, size) -> batch`, `size` samples, fresh for every key; `size` is a static integer.
+        target_loss: another outer loss (default: `loss`).
+        metrics: `metrics(params, batch) -> dict of scalars`, never differentiated.
+
+    Errors: `InputError` if an argument is not callable.
+
+    Example:
+        >>> import adaptax as ax, jax, jax.numpy as jnp
+        >>> draw = lambda centre, w, key, size: centre + jax.random.normal(key, (size, 2))
+        >>> problem = ax.Resampling(lambda w, x: jnp.mean((w - x) ** 2), lambda key: jax.random.normal(key, (2,)), draw)
+        >>> problem.stochastic
+        True
+
+    Source: algorithm 1 of Ji, Yang, Liang (2022); docs/theory.md, section 2.
+    """
+
+    loss: Callable
+    sample_task: Callable
+    draw: Callable
+    target_loss: Callable
+    metrics: Callable | None
+    stochastic: ClassVar[bool] = True
+
+    def __init__(self, loss, sample_task, draw, *, target_loss=None, metrics=None):
+        self.loss = as_callable(loss, "loss")
+        self.sample_task = as_callable(sample_task, "sample_task")
+        self.draw = as_callable(draw, "draw")
+        self.target_loss = self.loss if target_loss is None else as_callable(target_loss, "target_loss")
+        self.metrics = None if metrics is None else as_callable(metrics, "metrics")
+
+    def step_batch(self, task, params, key, size):
+        return self.draw(task, constant(params), key, size)
+
+    def target_batch(self, task, params, key, size):
+        return self.step_batch(task, params, key, size)
+
+
+def check_scalar(function: Callable, params: PyTree, batch: PyTree, name: str, where: str) -> None:
+    """Refuse a loss that fails on this batch or does not return one floating-point number."""
+    try:
+        out = eqx.filter_eval_shape(function, params, batch)
+    except InputError:
+        raise
+    except Exception as error:
+        message = f"{name}(params, batch) fails on the {where} ({first_line(error)}); the batch is {describe(batch)}: "
+        raise InputError(message + "make the loss, the parameters and the batch fit each other.") from error
+    shape, dtype = getattr(out, "shape", None), getattr(out, "dtype", None)
+    if shape != () or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        got = type(out).__name__ if shape is None else f"{dtype}{list(shape)}"
+        raise InputError(f"{name}(params, batch) must return one floating-point number but returned {got}: take the mean.")
+
+
+def check_not_empty(batch: PyTree, where: str, remedy: str) -> None:
+    """Refuse a batch with no examples."""
+    leaves = jax.tree.leaves(batch)
+    if not leaves or any(getattr(leaf, "size", 1) == 0 for leaf in leaves):
+        raise InputError(f"The {where} is empty ({describe(batch)}): {remedy}.")

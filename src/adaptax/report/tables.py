@@ -1,0 +1,59 @@
+"""Results as plain text, of the same width on every terminal."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned to the right, two spaces apart, a line under the header.
+
+    Example:
+        >>> print(table(["steps", "loss"], [["0", "1.25"], ["10", "0.5"]]))
+        steps  loss
+        -----  ----
+            0  1.25
+           10   0.5
+    """
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def interval(scores: dict[str, Any], i: int) -> str:
+    """Mean and 95 % interval of one entry."""
+    mean, low, high = (scores[name][i] for name in ("mean", "low", "high"))
+    if mean is None:
+        return "not finite"
+    return f"{mean:.4g} [{low:.4g}, {high:.4g}]"
+
+
+def evaluation(result: dict[str, Any]) -> str:
+    """The table of one evaluation, as `adaptax evaluate` prints it.
+
+    Arguments:
+        result: what `evaluation.json` holds.
+    """
+    rule = "as given" if result["stepsize_rule"] == "number" else f"from {result['stepsize_rule']}, as in training"
+    lines = [
+        f"{result['task']} after {result['step']} meta-steps with N = {result['inner_steps']}",
+        f"{result['tasks']} held-out tasks (seed {result['seed']}): {result['judged_on']}",
+        f"inner step size {result['stepsize']:.4g} ({rule}); mean and 95 % interval over tasks",
+    ]
+    if result["left_out"]:
+        lines.insert(2, f"left out, being among the training characters too: {', '.join(result['left_out'])}")
+    names = sorted(result["scores"])
+    rows = [[str(steps), *(interval(result["scores"][name], i) for name in names)] for i, steps in enumerate(result["steps"])]
+    return "\n".join([*lines, "", table(["inner steps", *names], rows)])
+
+
+def comparison(result: dict[str, Any]) -> str:
+    """Several initialisations side by side, as `adaptax demo` prints them.
+
+    Arguments:
+        result: what `demo.json` holds.
+    """
+    rows = result["methods"]
+    header = ["inner steps", *(row["name"] for row in rows)]
+    body = [[str(n), *(interval(row["loss"], i) for row in rows)] for i, n in enumerate(result["steps"])]
+    body.append(["step size", *(f"{row['stepsize']:.3g}" for row in rows)])
+    return table(header, body)

@@ -1,0 +1,92 @@
+"""A set of characters: images by class and drawing, with the names of the classes."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from adaptax.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Characters:
+    """Drawings of characters, kept on the host; `few_shot` makes tasks of them.
+
+    Arguments:
+        images: uint8 array of shape (classes, drawings, size, size); ink is 255 and the background 0.
+        names: one name for each class, `'Alphabet/character01'`, all different.
+
+    Errors: `InputError` if the array or the names do not have this form.
+
+    Example:
+        >>> import numpy as np
+        >>> from adaptax.tasks import Characters
+        >>> names = ("Greek/character01", "Greek/character02", "Latin/character01")
+        >>> characters = Characters(np.zeros((3, 20, 28, 28), np.uint8), names)
+        >>> characters.alphabets
+        ('Greek', 'Latin')
+        >>> characters.without_alphabets(["Greek"]).images.shape
+        (1, 20, 28, 28)
+
+    Source: the layout of Omniglot; Lake, Salakhutdinov, Tenenbaum (2015), Science 350.
+    """
+
+    images: np.ndarray
+    names: tuple[str, ...]
+
+    def __post_init__(self):
+        shape, dtype = getattr(self.images, "shape", ()), getattr(self.images, "dtype", None)
+        if dtype != np.uint8 or len(shape) != 4 or shape[2] != shape[3] or 0 in shape:
+            message = "Characters take images as a uint8 array of shape (classes, drawings, size, size)"
+            raise InputError(f"{message}, not {dtype or type(self.images).__name__}{list(shape)}: convert them.")
+        if len(self.names) != shape[0] or len(set(self.names)) != shape[0]:
+            raise InputError(f"Characters need {shape[0]} names, one for each class, all different: mend names=.")
+
+    @property
+    def alphabets(self) -> tuple[str, ...]:
+        """The names of the alphabets, sorted."""
+        return tuple(sorted({_alphabet(name) for name in self.names}))
+
+    def without_alphabets(self, names: Iterable[str]) -> "Characters":
+        """The characters of all other alphabets; an `InputError` if a name is unknown or nothing is left."""
+        out = {names} if isinstance(names, str) else set(names)
+        if unknown := sorted(out - set(self.alphabets)):
+            raise InputError(f"There is no alphabet '{unknown[0]}': choose from {', '.join(self.alphabets)}.")
+        keep = [i for i, name in enumerate(self.names) if _alphabet(name) not in out]
+        if not keep:
+            raise InputError("No character is left when all alphabets are left out: leave out fewer.")
+        return Characters(self.images[keep], tuple(self.names[i] for i in keep))
+
+
+def held_out(test: Characters, train: Characters) -> tuple[Characters, tuple[str, ...]]:
+    """The test characters without the alphabets that also occur, by name, among the training characters.
+
+    Arguments:
+        test: the characters to judge by.
+        train: the characters to train on.
+
+    Returns: the held-out characters, and the sorted names of the alphabets that were left out.
+
+    Errors: `InputError` if every alphabet of `test` occurs in `train`.
+
+    Example:
+        >>> import numpy as np
+        >>> from adaptax.tasks import Characters, held_out
+        >>> image = np.zeros((1, 20, 28, 28), np.uint8)
+        >>> train = Characters(image, ("Greek/character01",))
+        >>> test = Characters(np.concatenate([image, image]), ("Greek/character02", "Tagalog/character01"))
+        >>> fresh, left_out = held_out(test, train)
+        >>> fresh.names, left_out
+        (('Tagalog/character01',), ('Greek',))
+
+    Source: alphabets as the unit of held-out data; Lake, Salakhutdinov, Tenenbaum (2015), Science 350.
+    """
+    common = tuple(sorted(set(test.alphabets) & set(train.alphabets)))
+    if len(common) == len(test.alphabets):
+        message = f"Every alphabet of the test data ({', '.join(common)}) also occurs in the training data"
+        raise InputError(f"{message}: give test data with at least one other alphabet.")
+    return test.without_alphabets(common), common
+
+
+def _alphabet(name: str) -> str:
+    return name.split("/")[0]

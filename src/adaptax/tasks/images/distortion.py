@@ -1,0 +1,76 @@
+"""Random affine distortions of images, as data augmentation."""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.scipy.ndimage import map_coordinates
+from jaxtyping import Array, Float, Key
+
+from adaptax.errors import InputError
+
+
+class Affine(eqx.Module):
+    r"""A random affine map of the plane, drawn anew for every image, with bilinear interpolation.
+
+    The pixel at offset $o$ (row, column) from the centre of the result is read at
+    $R(\theta)\begin{pmatrix}1&s\\0&1\end{pmatrix}\mathrm{diag}(1/c_1, 1/c_2)\,(o - t)$ from the centre of the image,
+    with angle $\theta$, scales $c$ (one for each axis), shift $t$ and shear $s$ uniform and independent. Outside the
+    image is background (0).
+
+    Arguments:
+        angle: $\theta \sim U[-a, a]$ in radians (default 0.25).
+        scale: $c_1, c_2 \sim U[1 - c, 1 + c]$, with $0 \le c < 1$ (default 0.2).
+        shift: $t_1, t_2 \sim U[-t, t]$ in pixels (default 2).
+        shear: $s \sim U[-s, s]$ (default 0).
+
+    Errors: `InputError` if an argument is negative or not finite, or the scale not below 1.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from adaptax.tasks import Affine
+        >>> images = jnp.ones((4, 28, 28))
+        >>> Affine(angle=0.3)(images, jax.random.key(0)).shape
+        (4, 28, 28)
+        >>> nothing = Affine(angle=0.0, scale=0.0, shift=0.0)
+        >>> bool(jnp.all(nothing(images, jax.random.key(0)) == images))
+        True
+
+    Source: affine augmentation of handwriting; Simard, Steinkraus, Platt (2003), ICDAR.
+    """
+
+    angle: float = eqx.field(static=True, default=0.25)
+    scale: float = eqx.field(static=True, default=0.2)
+    shift: float = eqx.field(static=True, default=2.0)
+    shear: float = eqx.field(static=True, default=0.0)
+
+    def __post_init__(self):
+        for name in ("angle", "scale", "shift", "shear"):
+            value, limit = getattr(self, name), 1.0 if name == "scale" else math.inf
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < limit:
+                message = f"Affine({name}={value!r}) must be a number of at least 0"
+                raise InputError(f"{message}{' and below 1' if name == 'scale' else ''}: change {name}=.")
+
+    def __call__(self, images: Float[Array, "n size size"], key: Key[Array, ""]) -> Float[Array, "n size size"]:
+        """Every image under a map of its own."""
+        matrices, shifts = self.draw(key, images.shape[0])
+        return jax.vmap(transform)(images, matrices, shifts)
+
+    def draw(self, key: Key[Array, ""], n: int) -> tuple[Float[Array, "n 2 2"], Float[Array, "n 2"]]:
+        """The matrices and the shifts of `n` random maps."""
+        u = jax.random.uniform(key, (6, n), jnp.float32, -1.0, 1.0)
+        angle, shear = self.angle * u[0], self.shear * u[1]
+        cos, sin = jnp.cos(angle), jnp.sin(angle)
+        rows, columns = 1 / (1 + self.scale * u[2]), 1 / (1 + self.scale * u[3])
+        matrix = jnp.stack([cos * rows, (cos * shear - sin) * columns, sin * rows, (sin * shear + cos) * columns])
+        return matrix.T.reshape(n, 2, 2), self.shift * u[4:].T
+
+
+def transform(image: Float[Array, "size size"], matrix: Float[Array, "2 2"], shift: Float[Array, "2"]) -> Array:
+    """The image read at `matrix @ (o - shift)`, for offsets o from the centre, bilinearly, 0 outside."""
+    centre = (image.shape[0] - 1) / 2
+    offset = jnp.arange(image.shape[0], dtype=matrix.dtype) - centre
+    rows, columns = offset[:, None] - shift[0], offset[None, :] - shift[1]
+    places = [m[0] * rows + m[1] * columns + centre for m in matrix]
+    return map_coordinates(image, places, order=1, mode="constant")

@@ -1,0 +1,77 @@
+"""Spreading tasks over devices: one mesh axis, each device a share of the task batch."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from adaptax.errors import InputError
+
+AXIS = "tasks"
+
+
+def mesh_of(devices: Sequence[Any] | None, count: int) -> Mesh | None:
+    """A mesh over the devices (default: all local ones) that have work for `count` tasks; None for a single one."""
+    chosen = list(jax.local_devices() if devices is None else devices)
+    if not chosen:
+        raise InputError("devices= is empty: give at least one device, or None for all local ones.")
+    chosen = chosen[: max(count, 1)]
+    return None if len(chosen) == 1 and devices is None else Mesh(np.array(chosen), (AXIS,))
+
+
+def share(mesh: Mesh | None, count: int) -> int:
+    """How many tasks each device holds."""
+    return count if mesh is None else -(-count // mesh.size)
+
+
+def spread(mesh: Mesh | None, function: Callable[..., Any], shared: Any, split: Any) -> tuple[Any, Any]:
+    """Run `function(shared, split) -> (same everywhere, one for each task)` with `split` cut along its leading axis."""
+    if mesh is None:
+        return function(shared, split)
+    arrays, static = eqx.partition(shared, eqx.is_array)
+    structure: list[Any] = []
+
+    def local(arrays, split):
+        outputs, static_outputs = eqx.partition(function(eqx.combine(arrays, static), split), eqx.is_array)
+        structure.append(static_outputs)
+        return outputs
+
+    specs = (PartitionSpec(), PartitionSpec(AXIS))
+    # The shared outputs are equal on all devices by construction: what differs between devices has been summed.
+    outputs = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=specs, check_vma=False)(arrays, split)
+    return eqx.combine(outputs, structure[-1])
+
+
+def replicate(mesh: Mesh | None, tree: Any) -> Any:
+    """The arrays of a tree on every device: programs that are fed their own results are then compiled once."""
+    if mesh is None:
+        return tree
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda x: jax.device_put(x, everywhere) if eqx.is_array(x) else x, tree)
+
+
+def collect(mesh: Mesh | None, tree: Any) -> Any:
+    """The arrays of a replicated tree as ordinary ones on the default device, free to be used anywhere."""
+
+    def one(x):
+        if not eqx.is_array(x):
+            return x
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(one(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+        return jnp.asarray(np.asarray(x))
+
+    return tree if mesh is None else jax.tree.map(one, tree)
+
+
+def device_index(mesh: Mesh | None) -> Any:
+    """Which device of the mesh the program runs on."""
+    return 0 if mesh is None else jax.lax.axis_index(AXIS)
+
+
+def total(mesh: Mesh | None, tree: Any) -> Any:
+    """The sum over devices."""
+    return tree if mesh is None else jax.lax.psum(tree, AXIS)

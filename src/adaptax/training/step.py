@@ -1,0 +1,275 @@
+"""One meta-step: sample tasks, form the meta-gradient, move the parameters; or a compiled run of many."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Key, PyTree
+
+from adaptax import _tree
+from adaptax.errors import InputError
+from adaptax.inner import Inner
+from adaptax.metagrad import MetaGradient, mean_like, weighted_sum
+from adaptax.problem import AbstractProblem
+from adaptax.stepsize.learned import Learned, Meta
+from adaptax.stepsize.rules import AbstractRule, Estimate
+from adaptax.training import devices as dev
+
+RECORDED = ("loss", "grad_norm", "stepsize", "skipped")
+
+
+class State(eqx.Module):
+    """All that a meta-training run carries; saved and restored as a whole.
+
+    Arguments:
+        step: how many meta-steps have been taken.
+        params: the parameters (`ax.Meta` for learned step sizes).
+        opt_state: the outer optimiser's state.
+        inner: the inner loop with the step size in use: rules are resolved.
+        estimate: a rule's curvature estimate, else None.
+        key: made from the seed; never changes.
+        skipped: how many meta-steps in a row had a gradient that was not finite.
+    """
+
+    step: Array
+    params: PyTree
+    opt_state: PyTree
+    inner: Inner
+    estimate: Estimate | None
+    key: Key[Array, ""]
+    skipped: Array
+
+
+class Step(eqx.Module):
+    """A pure meta-step, made by `make_step`: `state = step.init(params, seed)`, `state, info = step(state)`."""
+
+    problem: AbstractProblem
+    method: MetaGradient
+    optimizer: optax.GradientTransformation = eqx.field(static=True)
+    tasks_per_step: int = eqx.field(static=True)
+    in_flight: int | None = eqx.field(static=True, default=None)
+    mesh: Mesh | None = eqx.field(static=True, default=None)
+
+    def init(self, params: PyTree, seed: int = 0, tasks: PyTree = None) -> State:
+        """The state before the first meta-step.
+
+        Arguments:
+            params: parameters w_0; with learned step sizes they are wrapped into `ax.Meta` unless they are already.
+            seed: decides all sampling of the run.
+            tasks: a batch to measure a step-size rule's first estimate on (default: the first tasks of the run).
+        """
+        inner, rule = self.method.inner, self.method.inner.stepsize
+        if isinstance(rule, Learned) and not isinstance(params, Meta):
+            params = Meta(params, rule.start(params, inner.steps))
+        params = _tree.as_parameters(params)
+        key = jax.random.key(seed)
+        estimate = None
+        if isinstance(rule, AbstractRule):
+            estimate, inner = _first_estimate(self, params, key, tasks)
+        opt_state = self.optimizer.init(eqx.filter(params, _tree.is_floating))
+        zero = jnp.zeros((), jnp.int32)
+        return State(zero, params, opt_state, inner, estimate, key, zero)
+
+    def __call__(self, state: State, tasks: PyTree = None) -> tuple[State, dict[str, Array]]:
+        """One meta-step.
+
+        Arguments:
+            state: from `init` or from the step before.
+            tasks: a batch of tasks to use instead of sampling.
+
+        Returns: the new state and a dict of scalars: loss (mean target loss at w_N), grad_norm, stepsize, skipped, and
+        curvature where a step-size rule measures it.
+        """
+        return _one_step(self, state, tasks)
+
+    # What follows runs inside the compiled program, on each device's share of the tasks.
+
+    def keys(self, key: Key[Array, ""], step: Array, indices: Array) -> Key[Array, " B"]:
+        """The tasks' keys: they depend on the seed, the meta-step and the task's index alone."""
+        at_step = jax.random.fold_in(key, step)
+        return jax.vmap(lambda index: jax.random.fold_in(at_step, index))(indices)
+
+    def sample(self, keys: Key[Array, " B"]) -> PyTree:
+        return jax.vmap(lambda key: self.problem.sample_task(jax.random.fold_in(key, 0)))(keys)
+
+    def rule_tasks(self, key: Key[Array, ""], step: Array, tasks: PyTree) -> tuple[PyTree, Key[Array, " B"]]:
+        """The tasks that the curvature is measured on: the first of the step's batch."""
+        rule = self.method.inner.stepsize
+        if tasks is not None:
+            tasks = jax.tree.map(lambda leaf: leaf[: rule.tasks], tasks)
+        count = rule.tasks if tasks is None else jax.tree.leaves(tasks)[0].shape[0]
+        keys = self.keys(key, step, jnp.arange(count))
+        return (self.sample(keys) if tasks is None else tasks), jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys)
+
+    def advance(self, state: State, local: PyTree, few: PyTree) -> tuple[State, dict[str, Array]]:
+        """One meta-step on this device's tasks (`local`; None: sample them), with `few` for a step-size rule."""
+        method, problem, rule = self.method, self.problem, self.method.inner.stepsize
+        inner, estimate = state.inner, state.estimate
+        if isinstance(rule, AbstractRule):
+
+            def remeasure(estimate):
+                tasks, keys = self.rule_tasks(state.key, state.step, few)
+                return method.inner.refresh(rule, estimate, problem, state.params, tasks, keys, samples=method.samples)
+
+            # The first estimate was made by init.
+            due = (state.step % rule.every == 0) & (state.step > 0)
+            estimate = jax.lax.cond(due, remeasure, lambda estimate: estimate, state.estimate)
+            inner = inner.with_stepsize(rule.alpha(estimate.curvature, inner.steps).astype(inner.stepsize.dtype))
+        method = method.with_inner(inner)
+
+        size = dev.share(self.mesh, self.tasks_per_step)
+        indices = dev.device_index(self.mesh) * size + jnp.arange(size)
+        keys = self.keys(state.key, state.step, indices)
+        tasks = self.sample(keys) if local is None else local
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+        weights = jnp.where(indices < self.tasks_per_step, 1.0, 0.0)
+
+        def value_and_gradient(params):
+            value, grad, infos = weighted_sum(method, problem, params, tasks, keys, weights, self.in_flight)
+            rate = jnp.sum(jnp.where(weights > 0, infos.stepsize, 0))
+            value, grad, rate = dev.total(self.mesh, (value, grad, rate))
+            count = self.tasks_per_step
+            return value / count, mean_like(grad, params, count), rate / count
+
+        value, grad, rate = value_and_gradient(state.params)
+        info = {"loss": value, "grad_norm": _tree.norm(grad), "stepsize": rate}
+        if estimate is not None:
+            info["curvature"] = estimate.curvature
+        floating = eqx.filter(state.params, _tree.is_floating)
+        join = lambda floats: eqx.combine(floats, state.params)  # noqa: E731
+
+        # Line searches hand on what they do not take (info). Its derivative is the meta-gradient, equal on all devices.
+        def value_fn(floats, info=None):
+            @jax.custom_jvp
+            def objective(floats):
+                return value_and_gradient(join(floats))[0]
+
+            @objective.defjvp
+            def _derivative(primals, tangents):
+                value, grad, _ = value_and_gradient(join(*primals))
+                pairs = zip(jax.tree.leaves(grad), jax.tree.leaves(tangents[0]), strict=True)
+                return value, sum((jnp.sum(g * t) for g, t in pairs), start=jnp.zeros(())).astype(value.dtype)
+
+            return objective(floats)
+
+        updates, opt_state = optax.with_extra_args_support(self.optimizer).update(
+            grad, state.opt_state, floating, value=value, grad=grad, value_fn=value_fn, info=info
+        )
+        # Some optimisers compute in a wider type than that of the parameters; the state keeps the types it began with.
+        updates, opt_state = jax.tree.map(_as_type, (updates, opt_state), (floating, state.opt_state))
+        params = eqx.apply_updates(state.params, updates)
+        good = _tree.all_finite(grad) & _tree.all_finite(updates)
+        params, opt_state = _tree.select(good, (params, opt_state), (state.params, state.opt_state))
+        skipped = jnp.where(good, 0, state.skipped + 1).astype(jnp.int32)
+        info["skipped"] = ~good
+        return State(state.step + 1, params, opt_state, inner, estimate, state.key, skipped), info
+
+    def split(self, tasks: PyTree) -> PyTree:
+        """Host tasks made ready to be cut over the devices: filled up with copies of the first, of weight zero."""
+        size = dev.share(self.mesh, self.tasks_per_step)
+        missing = size * (1 if self.mesh is None else self.mesh.size) - self.tasks_per_step
+        fill = lambda x: jnp.concatenate([x, jnp.broadcast_to(x[:1], (missing, *x.shape[1:]))])  # noqa: E731
+        return jax.tree.map(fill, tasks) if missing else tasks
+
+
+def make_step(
+    problem: AbstractProblem,
+    method: MetaGradient,
+    optimizer: optax.GradientTransformation,
+    tasks_per_step: int,
+    *,
+    in_flight: int | None = None,
+) -> Step:
+    r"""A meta-step $w \leftarrow w - \beta\,\frac1B\sum_i \hat G_i$ for loops of your own, on the default device.
+
+    Arguments:
+        problem: the problem; tasks are drawn by its `sample_task`.
+        method: the meta-gradient.
+        optimizer: any optax transformation; those that take extra arguments get `value`, `grad`, `value_fn` (the mean
+            target loss of this step's tasks, after adaptation, at other parameters) and `info`.
+        tasks_per_step: B, at least 1.
+        in_flight: how many tasks are held at a time (default: decided from the shapes).
+
+    Returns: an object with `init(params, seed) -> state`; calling it gives `(state, info)`. It is compiled once and may
+    be used inside your own `jax.jit` or `jax.lax.scan`.
+
+    Errors: `InputError` for a batch size below 1 or an optimiser that is not one.
+
+    Example:
+        >>> import adaptax as ax, jax, jax.numpy as jnp, optax
+        >>> sample = lambda key: ax.Task(*jax.random.normal(key, (2, 3)))
+        >>> problem = ax.FiniteSum(lambda w, c: 0.5 * jnp.sum((w - c) ** 2), sample)
+        >>> step = ax.make_step(problem, ax.MetaGradient(ax.Inner(2, 0.1)), optax.sgd(0.1), tasks_per_step=4)
+        >>> state, info = step(step.init(jnp.zeros(3), seed=0))
+        >>> int(state.step), bool(info["skipped"])
+        (1, False)
+
+    Source: docs/theory.md, sections 2 and 3.
+    """
+    check_count(tasks_per_step, "tasks_per_step")
+    if not isinstance(method, MetaGradient):
+        raise InputError(f"method must be ax.MetaGradient(inner), not {type(method).__name__}.")
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise InputError(f"optimizer must be an optax transformation such as optax.adam(1e-3), not {type(optimizer).__name__}.")
+    method._check(problem, "keys are always made")
+    return Step(problem, method, optimizer, int(tasks_per_step), in_flight)
+
+
+def _as_type(new: Any, old: Any) -> Any:
+    return new.astype(old.dtype) if eqx.is_array(new) and eqx.is_array(old) and new.dtype != old.dtype else new
+
+
+def check_count(value: Any, name: str, least: int = 1) -> None:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
+        raise InputError(f"{name}={value!r} must be a whole number of at least {least}.")
+
+
+@eqx.filter_jit
+def _first_estimate(step, params, key, tasks):
+    rule, inner = step.method.inner.stepsize, step.method.inner
+    few, keys = step.rule_tasks(key, jnp.zeros((), jnp.int32), tasks)
+    estimate = inner.refresh(
+        rule, inner.first_estimate(params), step.problem, params, few, keys, samples=step.method.samples, cold=True
+    )
+    return estimate, inner.with_stepsize(rule.alpha(estimate.curvature, inner.steps))
+
+
+@eqx.filter_jit
+def _one_step(step, state, tasks):
+    few = tasks
+    tasks = None if tasks is None else step.split(tasks)
+    return dev.spread(step.mesh, lambda shared, local: (step.advance(shared[0], local, shared[1]), ()), (state, few), tasks)[0]
+
+
+@eqx.filter_jit
+def run_chunk(step: Step, state: State, count: Array, capacity: int, max_skipped: Array) -> tuple[State, dict, Array]:
+    """Up to `count` meta-steps in one compiled program, fewer if too many in a row are skipped.
+
+    `count` is an array and at most `capacity`, so that chunks of any length share one program.
+
+    Returns: the state, the records (arrays of length `capacity`), and how many meta-steps were taken.
+    """
+
+    def run(shared, _):
+        state, count, limit = shared
+        arrays, static = eqx.partition(state, eqx.is_array)
+        number = jnp.result_type(float)
+        record = {name: jnp.zeros((capacity,), bool if name == "skipped" else number) for name in RECORDED}
+
+        def more(carry):
+            taken, arrays, _ = carry
+            return (taken < count) & (eqx.combine(arrays, static).skipped < limit)
+
+        def take(carry):
+            taken, arrays, record = carry
+            state, info = step.advance(eqx.combine(arrays, static), None, None)
+            record = {name: values.at[taken].set(info[name].astype(values.dtype)) for name, values in record.items()}
+            return taken + 1, eqx.filter(state, eqx.is_array), record
+
+        taken, arrays, record = jax.lax.while_loop(more, take, (jnp.zeros((), jnp.int32), arrays, record))
+        return (eqx.combine(arrays, static), record, taken), ()
+
+    return dev.spread(step.mesh, run, (state, count, max_skipped), ())[0]

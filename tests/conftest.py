@@ -1,0 +1,29 @@
+"""Fixtures shared by all tests."""
+
+import os
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+# Two host devices, before the backend starts, so that spreading tasks over devices is tested on any machine.
+jax.config.update("jax_num_cpu_devices", 2)
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture
+def x64():
+    """Double precision for one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real data: $ADAPTAX_DATA, or `shared/data` beside the repository."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("ADAPTAX_DATA", beside))
+    if not folder.is_dir():
+        pytest.skip(f"no data folder at {folder}: set ADAPTAX_DATA to the folder that holds it")
+    return folder

@@ -1,0 +1,181 @@
+"""What cannot be used is refused in one sentence that names the remedy, before anything is computed."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import no_tasks
+
+import adaptax as ax
+from adaptax.stepsize import Edge, Guaranteed, Learned
+
+W = jnp.zeros(2)
+KEY = jax.random.key(0)
+ran = []
+
+
+def loss(w, c):
+    jax.debug.callback(lambda value: ran.append(float(value)), jnp.sum(w))
+    return 0.5 * jnp.sum((w - c) ** 2)
+
+
+def draw(task, params, key, size):
+    return task + jax.random.normal(key, (size, 2))
+
+
+def fails(*_):
+    raise RuntimeError("wrong units")
+
+
+FINITE = ax.FiniteSum(loss, no_tasks)
+NOISY = ax.Resampling(loss, no_tasks, draw)
+TASK = ax.Task(jnp.ones(2), jnp.ones(2))
+TASKS = ax.Task(jnp.ones((3, 2)), jnp.ones((3, 2)))
+INNER = ax.Inner(2, 0.1)
+METHOD = ax.MetaGradient(INNER)
+LEARNED = ax.MetaGradient(ax.Inner(2, Learned(0.1)))
+RULE = ax.MetaGradient(ax.Inner(2, Edge()))
+
+
+def problem(loss):
+    return ax.FiniteSum(loss, no_tasks)
+
+
+def method(**options):
+    return ax.MetaGradient(ax.Inner(2, 0.1), **options)
+
+
+def adapting(adapt, params=W):
+    return ax.adapt(problem(lambda w, c: loss(jax.tree.leaves(w)[0], c)), params, TASK, ax.Inner(2, 0.1, adapt=adapt))
+
+
+CASES = {
+    # sizes and numbers
+    "negative steps": (lambda: ax.Inner(-1), "steps=-1.*at least 0"),
+    "fractional steps": (lambda: ax.Inner(2.5), "steps=2.5.*whole number"),
+    "boolean steps": (lambda: ax.Inner(True), "steps=True.*whole number"),
+    "zero step size": (lambda: ax.Inner(2, 0.0), "must be positive and finite"),
+    "negative step size": (lambda: ax.Inner(2, -0.1), "must be positive and finite"),
+    "nan step size": (lambda: ax.Inner(2, float("nan")), "must be positive and finite"),
+    "infinite step size": (lambda: ax.Inner(2, np.inf), "must be positive and finite"),
+    "one bad step size": (lambda: ax.Inner(2, [0.1, -0.1]), "must be positive and finite"),
+    "step size matrix": (lambda: ax.Inner(2, [[0.1]]), "give a number, N numbers, or Learned"),
+    "step size text": (lambda: ax.Inner(2, "edge"), "must be a number, a function of j, a rule or Learned"),
+    "step size none": (lambda: ax.Inner(2, None), "must be a number, a function of j, a rule or Learned"),
+    "rule class": (lambda: ax.Inner(2, Edge), r"call it, as in Edge\(\)"),
+    "negative schedule": (lambda: ax.MetaGradient(ax.Inner(2, lambda j: -1.0))(FINITE, W, TASK), "one positive finite"),
+    "schedule of pairs": (lambda: ax.MetaGradient(ax.Inner(2, lambda j: [1, 1]))(FINITE, W, TASK), "one positive"),
+    "schedule fails": (lambda: ax.adapt(FINITE, W, TASK, ax.Inner(2, fails)), "schedule fails.*wrong units"),
+    "gamma zero": (lambda: Edge(0.0), "gamma=0.0.*positive and finite"),
+    "gamma nan": (lambda: Guaranteed(float("nan")), "gamma=nan.*positive and finite"),
+    "gamma text": (lambda: Edge("1"), "gamma='1'.*positive and finite"),
+    "rule on no tasks": (lambda: Edge(tasks=0), "tasks=0.*at least 1"),
+    "no iterations": (lambda: Edge(iterations=0), "iterations=0.*at least 1"),
+    "never refreshed": (lambda: Edge(every=0), "every=0.*at least 1"),
+    "decay": (lambda: Edge(decay=1.5), "decay=1.5.*between 0 and 1"),
+    "no samples": (lambda: ax.Samples(curvature=0), "curvature=0.*at least 1"),
+    "half a sample": (lambda: ax.Samples(step=0.5), "step=0.5.*whole number"),
+    "learned negative": (lambda: Learned(-1.0), "positive and finite"),
+    "learned nothing": (lambda: Learned({}), "holds no step size"),
+    "learned text": (lambda: Learned("a"), "a number or a pytree of numbers"),
+    "learned per": (lambda: Learned(0.1, per="layer"), '"scalar", "leaf" or "parameter"'),
+    # names of options
+    "mode": (lambda: method(mode="forward"), '"recursion" or "backprop"'),
+    "store": (lambda: method(store="none"), '"iterates".*"sqrt"'),
+    "store of adapt": (lambda: ax.adapt(FINITE, W, TASK, INNER, store="none"), '"iterates".*"sqrt"'),
+    "curvature class": (lambda: method(curvature=ax.curvature.Exact), r"such as ax.curvature.Exact\(\)"),
+    "backprop first order": (lambda: method(curvature=ax.curvature.FirstOrder(), mode="backprop"), "backprop"),
+    "backprop independent": (lambda: method(mode="backprop")(NOISY, W, W, KEY), "independent_curvature=False"),
+    "samples number": (lambda: method(samples=5), r"ax.Samples\("),
+    "samples of adapt": (lambda: ax.adapt(NOISY, W, W, INNER, KEY, samples=5), r"ax.Samples\("),
+    "inner number": (lambda: ax.MetaGradient(5), r"ax.Inner\("),
+    "inner of adapt": (lambda: ax.adapt(FINITE, W, TASK, 5), r"ax.Inner\("),
+    "loss number": (lambda: problem(1.0), "loss must be a function, not float"),
+    "draw none": (lambda: ax.Resampling(loss, no_tasks, None), "draw must be a function"),
+    "problem function": (lambda: METHOD(loss, W, TASK), "ax.FiniteSum or ax.Resampling, not function"),
+    "problem of adapt": (lambda: ax.adapt(loss, W, TASK, INNER), "ax.FiniteSum or ax.Resampling, not function"),
+    # losses and shapes
+    "vector loss": (lambda: METHOD(problem(lambda w, c: w - c), W, TASK), r"returned float32\[2\]: take the mean"),
+    "integer loss": (lambda: METHOD(problem(lambda w, c: jnp.array(1)), W, TASK), "one floating-point number"),
+    "loss of nothing": (lambda: METHOD(problem(lambda w, c: None), W, TASK), "returned NoneType"),
+    "loss fails": (lambda: METHOD(problem(fails), W, TASK), r"loss.*fails on the support set \(wrong units\)"),
+    "wrong shape": (lambda: METHOD(FINITE, W, ax.Task(jnp.ones(3), W)), r"support set.*float32\[3\].*fit each other"),
+    "wrong target": (lambda: METHOD(FINITE, W, ax.Task(W, jnp.ones(3))), "target_loss.*fails on the target set"),
+    "wrong shape of adapt": (lambda: ax.adapt(FINITE, W, ax.Task(jnp.ones(3)), INNER), "fails on the support set"),
+    "wrong shape in batch": (lambda: METHOD.batch(FINITE, jnp.zeros(3), TASKS), "fails on the support set"),
+    "wrong shape in resolve": (lambda: RULE.inner.resolve(FINITE, jnp.zeros(3), TASKS), "fails on the support set"),
+    "draw fails": (lambda: METHOD(ax.Resampling(loss, no_tasks, fails), W, W, KEY), r"draw.*fails \(wrong units\)"),
+    "empty support": (lambda: METHOD(FINITE, W, ax.Task(jnp.ones((0, 2)), W)), "support set is empty.*at least one"),
+    "no support": (lambda: ax.adapt(FINITE, W, ax.Task(None), INNER), "support set is empty"),
+    "empty target": (lambda: METHOD(FINITE, W, ax.Task(W, jnp.ones((0, 2)))), "target set is empty"),
+    "empty draw": (lambda: METHOD(ax.Resampling(loss, no_tasks, lambda *_: ()), W, W, KEY), "support set is empty"),
+    "no target": (lambda: METHOD(FINITE, W, ax.Task(W)), r"no target set.*ax.Task\(support, target\)"),
+    "no target in batch": (lambda: METHOD.batch(FINITE, W, ax.Task(TASKS.support)), "no target set"),
+    "not a task": (lambda: METHOD(FINITE, W, W), r"needs ax.Task\(support, target\), not float32\[2\]"),
+    "no parameters": (lambda: adapting(None, jnp.zeros(2, int)), "no floating-point leaf"),
+    # batches and keys
+    "leading axes": (lambda: METHOD.batch(FINITE, W, ax.Task(TASKS.support, jnp.ones((4, 2)))), "found 3, 4"),
+    "leading axes in resolve": (lambda: RULE.inner.resolve(FINITE, W, ax.Task(W, jnp.ones(3))), "found 2, 3"),
+    "no leading axis": (lambda: METHOD.batch(FINITE, W, ax.Task(1.0, 1.0)), "one leading axis.*found none"),
+    "no tasks": (lambda: METHOD.batch(FINITE, W, ax.Task(jnp.ones((0, 2)), jnp.ones((0, 2)))), "found 0"),
+    "fewer keys": (lambda: METHOD.batch(NOISY, W, TASKS.support, jax.random.split(KEY, 2)), "found 2, 3"),
+    "one key for a batch": (lambda: METHOD.batch(NOISY, W, TASKS.support, KEY), "found 3, none"),
+    "keys for one task": (lambda: METHOD(NOISY, W, W, jax.random.split(KEY, 2)), "one key such as"),
+    "seed for a key": (lambda: ax.adapt(NOISY, W, W, INNER, 0), r"one key such as jax.random.key\(0\), not int"),
+    "no key": (lambda: METHOD(NOISY, W, W), r"pass a key, such as jax.random.key\(0\)"),
+    "no keys": (lambda: METHOD.batch(NOISY, W, TASKS.support), "pass a key"),
+    "no key of adapt": (lambda: ax.adapt(NOISY, W, W, INNER), "pass a key"),
+    "no keys of resolve": (lambda: RULE.inner.resolve(NOISY, W, TASKS.support), "pass a key"),
+    "in flight zero": (lambda: METHOD.batch(FINITE, W, TASKS, in_flight=0), "in_flight=0.*at least 1"),
+    "in flight text": (lambda: METHOD.batch(FINITE, W, TASKS, in_flight="all"), "in_flight='all'.*whole number"),
+    # what adapts, and learned step sizes
+    "nothing adapts": (lambda: adapting(lambda path: False), "selects no floating-point leaf"),
+    "nothing in the prefix": (lambda: adapting(False), "selects no floating-point leaf"),
+    "wrong structure": (lambda: adapting({"head": True}, {"body": W}), "prefix of the parameters' structure"),
+    "adapt number": (lambda: ax.Inner(2, 0.1, adapt=1), "True or False at every leaf"),
+    "learned without Meta": (lambda: LEARNED(FINITE, W, TASK), r"need ax.Meta\(params"),
+    "learned without Meta in adapt": (lambda: ax.adapt(FINITE, W, TASK, LEARNED.inner), r"need ax.Meta\(params"),
+    "Meta without learned": (lambda: METHOD(FINITE, ax.Meta(W, 0.1), TASK), "use ax.stepsize.Learned"),
+    "Meta with a rule": (lambda: RULE.batch(FINITE, ax.Meta(W, 0.1), TASKS), "use ax.stepsize.Learned"),
+    "Meta of another structure": (lambda: LEARNED(FINITE, ax.Meta(W, {"w": 0.1}), TASK), "do not fit the parameters"),
+    "Meta of another shape": (lambda: LEARNED(FINITE, ax.Meta(W, jnp.ones(3)), TASK), "do not fit the parameters"),
+    "Meta without steps": (
+        lambda: ax.MetaGradient(ax.Inner(2, Learned(0.1, per_step=True)))(FINITE, ax.Meta(W, 0.1), TASK),
+        "do not fit the parameters.*axis over the steps",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_refused_in_one_sentence_before_any_computation(name):
+    call, match = CASES[name]
+    ran.clear()
+    with pytest.raises(ax.InputError, match=match) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    # One sentence: a full stop at the end, and none before it that is followed by a new sentence.
+    assert message.endswith(".")
+    assert not re.search(r"[.!?] [A-Z]", message)
+    jax.effects_barrier()
+    assert ran == []
+
+
+def test_what_is_right_does_run():
+    ran.clear()
+    METHOD(FINITE, W, TASK)
+    jax.effects_barrier()
+    assert len(ran) >= 5  # two steps, the target loss and two Hessian factors
+
+
+@pytest.mark.parametrize("in_flight", [np.int64(2), jnp.array(2)])
+def test_whole_numbers_of_other_libraries_are_taken(in_flight):
+    assert METHOD.batch(FINITE, W, TASKS, in_flight=in_flight)[0] == METHOD.batch(FINITE, W, TASKS, in_flight=2)[0]
+    assert ax.Inner(np.int32(3)).steps == 3
+
+
+def test_keys_of_the_old_kind_are_taken():
+    assert jnp.isfinite(METHOD(NOISY, W, W, jax.random.PRNGKey(0))[0])
+    assert jnp.isfinite(METHOD.batch(NOISY, W, TASKS.support, jax.random.split(jax.random.PRNGKey(0), 3))[0])
