@@ -132,7 +132,8 @@ def main() -> None:
     text = readme.read_text()
     for name, write in SECTIONS.items():
         before, after = (f"<!-- {name}:{edge} -->" for edge in ("begin", "end"))
-        text = pattern(name).sub(lambda _, new=f"{before}\n{write()}\n{after}": new, text)
+        start, end = text.index(before), text.index(after)
+        text = f"{text[:start]}{before}\n{write()}\n{text[end:]}"
     readme.write_text(text)
 
 
