@@ -1,5 +1,6 @@
 """From a configuration to the problem, the parameters, the method and the optimiser that it describes."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +43,7 @@ class Built:
 def build(config: Training) -> Built:
     """Build everything that is trained with and judged on; `InputError` if something cannot be."""
     method = ax.MetaGradient(ax.Inner(config.inner_steps, parse_stepsize(config.stepsize)))
-    optimizer = {"adam": optax.adam, "sgd": optax.sgd}[config.optimizer](config.learning_rate)
+    optimizer = _optimizer(config.optimizer, config.learning_rate)
     key = initial_key(config.seed)
     if isinstance(config, Images):
         return _images(config, method, optimizer, key)
@@ -54,6 +55,12 @@ def build(config: Training) -> Built:
     problem = ax.tasks.factorisation(config.dim, config.sigma)
     params = ax.tasks.factorisation_init(key, config.dim)
     return Built(problem, params, method, optimizer, problem, "new matrices")
+
+
+@functools.cache
+def _optimizer(name: str, learning_rate: float) -> optax.GradientTransformation:
+    # One object for the same options, so that runs in one process share their compiled programs.
+    return {"adam": optax.adam, "sgd": optax.sgd}[name](learning_rate)
 
 
 def initial_key(seed: int) -> Any:

@@ -15,7 +15,6 @@ from adaptax.cli.build import initial_key
 from adaptax.cli.configs import Demo
 from adaptax.cli.evaluate import SEED, scores
 from adaptax.cli.progress import Progress
-from adaptax.errors import InputError
 from adaptax.report import pictures, tables
 
 INNER_STEPS, TASKS_PER_STEP, LEARNING_RATE, HIDDEN = 10, 25, 1e-3, (40, 40)
@@ -26,6 +25,8 @@ def demo(options: Demo) -> int:
     """Train, judge, print, draw."""
     began = time.perf_counter()
     _check(options)
+    # Before the work, so that a disk that refuses costs none.
+    options.out.mkdir(parents=True, exist_ok=True)
     problem = ax.tasks.sinusoid()
     initial = ax.models.mlp((1, *HIDDEN, 1), key=initial_key(options.seed))
     rule = ax.stepsize.Edge()
@@ -54,7 +55,6 @@ def demo(options: Demo) -> int:
         "methods": rows,
     }
     drawings = {name: _curves(problem, *candidate) for name, candidate in candidates.items()}
-    options.out.mkdir(parents=True, exist_ok=True)
     pictures.draw_adaptation(options.out / "sinusoids.png", drawings, INNER_STEPS)
     result["seconds"] = round(time.perf_counter() - began, 1)
     (options.out / "demo.json").write_text(json.dumps(result, indent=2) + "\n")
@@ -65,10 +65,8 @@ def demo(options: Demo) -> int:
 
 def _check(options: Demo) -> None:
     settings.check_seed(options.seed)
-    if options.steps < 1:
-        raise InputError(f"--steps {options.steps} must be a whole number of at least 1.")
-    if options.out.exists() and not options.out.is_dir():
-        raise InputError(f"--out {options.out} is not a folder: choose another one.")
+    settings.check_count("--steps", options.steps, 1)
+    settings.check_folder(options.out)
 
 
 def _train(title: str, problem: ax.FiniteSum, params: Any, method: ax.MetaGradient, options: Demo) -> ax.State:

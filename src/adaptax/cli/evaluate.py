@@ -26,9 +26,13 @@ SEED = 1
 def evaluate(options: Evaluate) -> int:
     """Print the evaluation of a run's newest checkpoint."""
     run = Run(options.run)
+    if not Run.is_run(run.folder):
+        raise InputError(f"There is no run in {options.run}: give the folder that adaptax train --out was given.")
     saved = run.config()
     config = _changed(settings.from_saved(saved, str(options.run)), options)
     settings.check_seed(options.seed)
+    settings.check_count("--tasks", options.tasks, 2)
+    settings.check_count("--steps", options.steps, 0)
     built = build(config)
     _check_data(config, saved)
     state = run.load(_blank(built.step(config.tasks_per_step), built.params))

@@ -4,10 +4,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-import tyro
-
 from adaptax import __version__
 from adaptax.cli import configs
+from adaptax.cli.usage import parse
 from adaptax.errors import InputError
 
 _ABOUT = f"adaptax {__version__}: meta-learning by gradient descent with many inner steps. (--version prints the version.)"
@@ -50,12 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f" '{error.filename}'" if error.filename else ""
         print(f"The system refused{where}: {error.strerror or error}.", file=sys.stderr)
         return 1
-    except SystemExit as exit:  # from tyro: 0 after --help, 2 after an option that it does not know
-        return exit.code if isinstance(exit.code, int) else 2
+    except SystemExit:  # from the parser, after --help
+        return 0
 
 
 def _run(arguments: list[str]) -> int:
-    command = tyro.cli(configs.Command, args=arguments, prog="adaptax", description=_ABOUT)
+    command = parse(configs.Command, arguments, arguments, prog="adaptax", description=_ABOUT)
     # Only now JAX may be imported.
     from adaptax.cli.devices import use_all_cores
 
@@ -74,7 +73,7 @@ def _run(arguments: list[str]) -> int:
     config, options = command.task, arguments[2:]
     if config.config is not None or config.resume:
         prog = f"adaptax train {config.task}"
-        config = complete(config, lambda base: tyro.cli(type(base), args=options, default=base, prog=prog))
+        config = complete(config, lambda base: parse(type(base), options, arguments, default=base, prog=prog))
     try:
         return train(config)
     except Diverged as error:

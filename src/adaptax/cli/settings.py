@@ -19,6 +19,12 @@ Config = TypeVar("Config", bound=Training)
 _NOT_SAVED = ("out", "config", "resume")
 DIGEST = "_sha256"
 
+# The smallest value of each option that is a whole number.
+_LEAST = {
+    "inner_steps": 0, "steps": 1, "tasks_per_step": 1, "checkpoint_every": 1, "evaluate_every": 1, "evaluation_tasks": 2,
+    "evaluation_steps": 0, "shots": 1, "queries": 1, "hidden": 1, "dim": 1, "ways": 2, "channels": 1,
+}  # fmt: skip
+
 
 def describe(config: Training) -> dict[str, Any]:
     """What `config.json` says: the task, every option that matters, and checksums of the data."""
@@ -68,7 +74,7 @@ def overlay(config: Config, values: dict[str, Any], where: str) -> Config:
             raise InputError(f"{where} sets {key!r}, which is no option of {config.task}: {remedy}")
         try:
             changes[name] = _fit(value, hints[name])
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise InputError(f"{where} sets {key!r} to {value!r}: make it {error}.") from None
     return dataclasses.replace(config, **changes)
 
@@ -82,7 +88,7 @@ def read_file(path: Path) -> dict[str, Any]:
         values = readers[path.suffix](path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"--config {path} cannot be read ({error.strerror}): give the path of a file.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"--config {path} is not valid {path.suffix[1:].upper()} ({error}): mend it.") from error
     if not isinstance(values, dict):
         raise InputError(f'--config {path} must hold options by name, such as {{"steps": 1000}}.')
@@ -90,39 +96,55 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def check(config: Training) -> None:
-    """What the library is only asked for later, or not at all: refused before anything is computed."""
+    """Refuse what cannot be before anything is computed, by the names that the options have here."""
     canonical_stepsize(config.stepsize)
-    if not 0 < config.learning_rate < math.inf:
-        raise InputError(f"--learning-rate {config.learning_rate} must be a positive number such as 0.001.")
+    for name in ("learning_rate", "sigma"):
+        if not 0 < (value := getattr(config, name, 1.0)) < math.inf:
+            raise InputError(f"{option(name)} {value} must be a positive number such as 0.001.")
     check_seed(config.seed)
-    least = {"evaluation_tasks": 2, "evaluation_steps": 0, "hidden": 1, "channels": 1}
-    for name, bound in least.items():
+    for name, bound in _LEAST.items():
         values = getattr(config, name, None)
         for value in values if isinstance(values, tuple) else (values,):
-            if value is not None and value < bound:
-                raise InputError(f"{option(name)} {value} must be a whole number of at least {bound}.")
+            check_count(option(name), value, bound)
     if config.resume and config.out is None:
         raise InputError("--resume needs the run folder to go on with: add --out DIR.")
+    if config.out is not None:
+        check_folder(config.out)
     if isinstance(config, Images) and config.data is None:
         raise InputError("There is nothing to train on: add --data PATH, an Omniglot zip such as images_background.zip.")
 
 
+def check_count(name: str, value: int | None, least: int) -> None:
+    """Refuse a number below the least one; an option that was left out is None."""
+    if value is not None and value < least:
+        raise InputError(f"{name} {value} must be a whole number of at least {least}.")
+
+
 def check_seed(seed: int) -> None:
+    """Refuse a seed that is not the seed of a key."""
     if not 0 <= seed < 2**32:
         raise InputError(f"--seed {seed} must be a whole number from 0 to {2**32 - 1}.")
+
+
+def check_folder(out: Path) -> None:
+    """Refuse an output folder that cannot be made because there is a file where it, or one above it, would be."""
+    nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise InputError(f"--out {out} cannot be a folder, for {nearest.name} is a file: choose another one.")
 
 
 def canonical_stepsize(text: str) -> str:
     """One spelling for each step size: a number, or a rule, with its factor unless that is the default."""
     rule, colon, gamma = text.strip().lower().partition(":")
+    is_rule = rule in ("edge", "guaranteed")
+    default = 1.0 if rule == "edge" else 1 / 8
     try:
-        if rule not in ("edge", "guaranteed"):
-            return str(float(text))
-        value = float(gamma) if colon else None
+        value = default if is_rule and not colon else float(gamma if is_rule else text)
     except ValueError:
         raise InputError(f"--stepsize {text} must be a number, edge or guaranteed (edge:1.5 for a factor).") from None
-    default = 1.0 if rule == "edge" else 1 / 8
-    return rule if value in (None, default) else f"{rule}:{value}"
+    if not 0 < value < math.inf:
+        raise InputError(f"--stepsize {text} must be positive and finite; without adaptation use --inner-steps 0.")
+    return str(value) if not is_rule else rule if value == default else f"{rule}:{value}"
 
 
 def option(name: str) -> str:
@@ -158,7 +180,7 @@ def _fit(value: Any, hint: Any) -> Any:
     # A step size may be a number or the name of a rule.
     if hint is str and (number or isinstance(value, str)):
         return str(value)
-    if hint is Path and isinstance(value, str):
+    if hint is Path and isinstance(value, str) and "\0" not in value:
         return Path(value)
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "a number or a name", Path: "a path"}
     raise ValueError(names[hint])

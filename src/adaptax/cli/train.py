@@ -21,7 +21,7 @@ def train(config: Training) -> int:
     described = settings.describe(config)
     run = None if config.out is None else Run(config.out)
     if run is not None and run.is_run(run.folder):
-        _check(run, described, config.resume)
+        described = _agree(run, described, config.resume)
         if (result := run.evaluation()) is not None and result["step"] == config.steps == run.newest():
             print(tables.evaluation(result))
             print(f"{config.out} is finished: nothing was changed (--resume with more --steps goes on).")
@@ -43,12 +43,17 @@ def train(config: Training) -> int:
     return 0
 
 
-def _check(run: Run, described: dict[str, Any], resume: bool) -> None:
-    """Refuse another configuration; `--resume` may raise the number of meta-steps and nothing else."""
+def _agree(run: Run, described: dict[str, Any], resume: bool) -> dict[str, Any]:
+    """Refuse another configuration; `--resume` may raise the number of meta-steps, and data may have been moved."""
     saved = run.config()
-    if resume and described["steps"] > saved.get("steps", 0):
-        described = {**described, "steps": saved["steps"]}
-    run.check(described, resume=True)
+    settings.from_saved(saved, run.folder.name)
+    for name in ("data", "test_data"):
+        digest = name + settings.DIGEST
+        if digest in saved and saved[digest] == described.get(digest):
+            described = {**described, name: saved.get(name)}
+    steps = saved["steps"] if resume and described["steps"] > saved["steps"] else described["steps"]
+    run.check({**described, "steps": steps}, resume=True)
+    return described
 
 
 def _tell(run: Run, config: Training) -> None:
@@ -75,5 +80,6 @@ def complete(config: Training, given: Any) -> Training:
         if not Run.is_run(out):
             raise InputError(f"There is no run in {out} to go on with: leave out --resume to start one.")
         saved = Run(out).config()
+        settings.from_saved(saved, str(out))
         base = settings.overlay(base, saved, str(out))
     return given(settings.overlay(base, values, str(config.config)))

@@ -1,6 +1,6 @@
 """Fully connected network on a batch of row vectors."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import equinox as eqx
 import jax
@@ -41,7 +41,47 @@ def linear(inputs: int, outputs: int, *, key: PRNGKeyArray, scale: float = 2.0, 
 
 
 def mlp(sizes: Sequence[int], *, key: PRNGKeyArray, activation: Callable = jax.nn.relu, dtype=None) -> MLP:
-    """Fully connected network."""
+    r"""Fully connected network $x_{i+1} = \phi(x_i W_i + b_i)$, without $\phi$ after the last layer.
+
+    The result is the parameters and the model in one: a pytree whose only leaves are the weights and biases, and a
+    function of a batch of row vectors.
+
+    Arguments:
+        sizes: the widths of input, hidden layers and output, at least two; (1, 40, 40, 1) has two hidden layers. Weight i
+            has shape (sizes[i], sizes[i + 1]) and entries from $N(0, 2 / $ `sizes[i]`$)$; biases begin at 0.
+        key: decides the weights.
+        activation: $\phi$, applied to arrays of shape (n, width) (default `jax.nn.relu`).
+        dtype: number type of the parameters (default: JAX's, float32 unless double precision is enabled).
+
+    Returns: an `MLP`: `model(x)` takes x of shape (n, sizes[0]) to shape (n, sizes[-1]).
+
+    Errors: `InputError` if there are fewer than two sizes, one is not a positive whole number, `activation` is not a
+        function, or `dtype` is no floating-point type; from `model(x)` if x has another shape.
+
+    Example:
+        >>> import adaptax as ax, jax, jax.numpy as jnp
+        >>> model = ax.models.mlp((1, 40, 40, 1), key=jax.random.key(0))
+        >>> model(jnp.ones((10, 1))).shape
+        (10, 1)
+        >>> sum(leaf.size for leaf in jax.tree.leaves(model))
+        1761
+
+    Source: the network of Finn, Abbeel, Levine (2017), ICML, for sinusoids; initial weights: He et al. (2015), ICCV.
+    """
+    sizes = _sizes(sizes)
+    if not callable(activation):
+        raise InputError(f"mlp(activation={activation!r}) must be a function of an array: give one such as jax.nn.tanh.")
+    if not jnp.issubdtype(jnp.zeros((), dtype).dtype, jnp.floating):
+        raise InputError(f"mlp(dtype={jnp.dtype(dtype).name}) must be a floating-point type: give one such as jnp.float32.")
     keys = jax.random.split(key, len(sizes) - 1)
     layers = [linear(a, b, key=k, dtype=dtype) for a, b, k in zip(sizes[:-1], sizes[1:], keys, strict=True)]
     return MLP(tuple(layers), activation)
+
+
+def _sizes(sizes: Sequence[int]) -> tuple[int, ...]:
+    """The widths of the layers, checked."""
+    entries = tuple(sizes) if isinstance(sizes, Iterable) else ()
+    whole = all(hasattr(size, "__index__") and not isinstance(size, bool) and size >= 1 for size in entries)
+    if len(entries) < 2 or not whole:
+        raise InputError(f"mlp(sizes={sizes!r}) must be two or more positive whole numbers: give widths such as (1, 40, 1).")
+    return tuple(int(size) for size in entries)

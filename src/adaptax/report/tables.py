@@ -22,7 +22,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def interval(scores: dict[str, Any], i: int) -> str:
     """Mean and 95 % interval of one entry."""
     mean, low, high = (scores[name][i] for name in ("mean", "low", "high"))
-    if mean is None:
+    if None in (mean, low, high):
         return "not finite"
     return f"{mean:.4g} [{low:.4g}, {high:.4g}]"
 
