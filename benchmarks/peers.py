@@ -1,0 +1,116 @@
+"""Side by side: adaptax, TorchOpt, higher and learn2learn's algorithm on one exact second-order meta-gradient.
+
+    make bench-env && python benchmarks/peers.py [--rounds 3] [--case sinusoid conv4]
+
+Every side is a process of its own, on all cores, fed with the same parameters and tasks; sides take turns, round after
+round, and the gradients must agree. TorchOpt under vmap is shown too, though its examples do not use it for Conv4.
+Prints one table and writes results/peers.json.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import peer_inputs
+from machine import description
+
+HERE = Path(__file__).parent
+PEER_PYTHON = HERE.parent / ".venv-bench" / "bin" / "python"
+TITLES = {
+    "sinusoid": "sinusoids: MLP 1-40-40-1, 25 tasks, 10 + 10 points",
+    "conv4": "images: Conv4-64, 32 tasks, 5-way 1-shot, 5 queries",
+}
+SIDES = {
+    "adaptax": None,
+    "TorchOpt": ["--peer", "torchopt"],
+    "TorchOpt, vmap": ["--peer", "torchopt-vmap"],
+    "higher": ["--peer", "higher"],
+    "learn2learn-style": ["--peer", "learn2learn-style"],
+}
+REPEATS = {"sinusoid": {"adaptax": 300, "other": 30}, "conv4": {"adaptax": 5, "other": 3}}
+# Rounding decides now and then on which side of a ReLU a number lies, and that much the meta-gradients may differ.
+AGREE = {"float32": 0.05, "float64": 1e-8}
+
+
+def command(case: str, side: str, inputs: Path, out: Path, dtype: str, repeats: int) -> list[str]:
+    cores = str(os.cpu_count())
+    common = ["--case", case, "--inputs", str(inputs), "--out", str(out), "--dtype", dtype, "--repeats", str(repeats)]
+    if SIDES[side] is None:
+        return [sys.executable, str(HERE / "peer_adaptax.py"), *common, "--devices", cores]
+    return [str(PEER_PYTHON), str(HERE / "peer_torch.py"), *common, *SIDES[side], "--threads", cores]
+
+
+def measure(case: str, side: str, inputs: Path, folder: Path, dtype: str, repeats: int) -> tuple[dict, dict]:
+    out = folder / "out.json"
+    subprocess.run(command(case, side, inputs, out, dtype, repeats), check=True)
+    with np.load(out.with_suffix(".npz")) as file:
+        return json.loads(out.read_text()), {name: file[name] for name in file.files}
+
+
+def difference(a: dict, b: dict) -> float:
+    flat = lambda grads: np.concatenate([np.ravel(grads[name]).astype(float) for name in sorted(grads)])  # noqa: E731
+    return float(np.linalg.norm(flat(a) - flat(b)) / np.linalg.norm(flat(b)))
+
+
+def compare(case: str, rounds: int, folder: Path) -> dict:
+    inputs = folder / "inputs.npz"
+    peer_inputs.write(case, inputs)
+    sides: dict = {name: {"seconds": [], "round_medians": []} for name in SIDES}
+    for number in range(rounds):
+        gradients = {}
+        for name in SIDES:
+            repeats = REPEATS[case]["adaptax" if name == "adaptax" else "other"]
+            record, gradients[name] = measure(case, name, inputs, folder, "float32", repeats)
+            side = sides[name]
+            side["seconds"] += record["seconds"]
+            side["round_medians"].append(statistics.median(record["seconds"]))
+            side |= {key: record[key] for key in ("peak_mib", "versions", "loss")}
+            print(f"{case}, round {number + 1}, {name}: {1e3 * side['round_medians'][-1]:.4g} ms", flush=True)
+        for name in SIDES:
+            sides[name]["difference"] = difference(gradients[name], gradients["adaptax"])
+    doubles = {name: measure(case, name, inputs, folder, "float64", 1)[1] for name in ("adaptax", "higher")}
+    agreement = difference(doubles["higher"], doubles["adaptax"])
+    wrong = [name for name in SIDES if not sides[name]["difference"] < AGREE["float32"]]
+    if wrong or not agreement < AGREE["float64"]:
+        raise SystemExit(f"The meta-gradients disagree ({wrong}, {agreement} in double precision): compare nothing.")
+    ours = sides["adaptax"]["round_medians"]
+    for side in sides.values():
+        ratios = [theirs / mine for theirs, mine in zip(side["round_medians"], ours, strict=True)]
+        middle = statistics.median(ratios)
+        side["ratio"] = {"median": middle, "low": min(ratios), "high": max(ratios)}
+        side["ratio"]["text"] = f"{middle:.3g} x [{min(ratios):.3g}, {max(ratios):.3g}]"
+    return {"name": case, "title": TITLES[case], "difference_float64": agreement, "sides": sides}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--case", nargs="*", choices=tuple(TITLES), default=tuple(TITLES))
+    arguments = parser.parse_args()
+    if not PEER_PYTHON.exists():
+        raise SystemExit("The peers are not installed: run make bench-env first.")
+    with tempfile.TemporaryDirectory() as folder:
+        cases = [compare(case, arguments.rounds, Path(folder)) for case in arguments.case]
+    for case in cases:
+        print(f"\n{case['title']} (double precision agrees to {case['difference_float64']:.1e})")
+        print("| | median | ratio to adaptax [rounds] | peak memory | loss |\n| --- | --- | --- | --- | --- |")
+        for name, side in case["sides"].items():
+            time = 1e3 * statistics.median(side["seconds"])
+            print(f"| {name} | {time:.4g} ms | {side['ratio']['text']} | {side['peak_mib']:.0f} MiB | {side['loss']:.6f} |")
+    results = HERE / "results"
+    results.mkdir(exist_ok=True)
+    path = results / "peers.json"
+    kept = json.loads(path.read_text())["cases"] if path.exists() else []
+    cases += [case for case in kept if case["name"] not in arguments.case]
+    cases.sort(key=lambda case: list(TITLES).index(case["name"]))
+    path.write_text(json.dumps({"machine": description(), "cases": cases}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
