@@ -13,11 +13,13 @@ def use_all_cores() -> None:
 
     Accelerators are not concerned: where there are any, JAX takes them and no CPU device.
     """
-    own = "JAX_NUM_CPU_DEVICES" in os.environ
-    if own or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     import jax
 
+    # Set in the environment or from Python before this was called; -1 is JAX's default.
+    if jax.config.jax_num_cpu_devices != -1:  # type: ignore[attr-defined]
+        return
     try:
         jax.config.update("jax_num_cpu_devices", cores())
     except RuntimeError:  # JAX has started

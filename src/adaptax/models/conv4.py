@@ -33,21 +33,26 @@ class Block(eqx.Module):
     shift: Float[Array, " outputs"]
 
     def __call__(self, x: Float[Array, "n h w inputs"]) -> Float[Array, "n h2 w2 outputs"]:
-        n, h, w, inputs = x.shape
+        h, w, inputs = x.shape[1:]
         if h % 2 or w % 2:
             y = _rows(x, self.weight)
-            windows, axes = lambda y: y[:, : h // 2 * 2, : w // 2 * 2].reshape(n, h // 2, 2, w // 2, 2, -1), (2, 4)
+            windows = [y[:, i : h // 2 * 2 : 2, j : w // 2 * 2 : 2] for i in range(2) for j in range(2)]
         else:
             y = _thin(x, self.weight) if inputs < 8 else _winograd(x, self.weight)
-            windows, axes = lambda y: y, 0
-        over = tuple(range(y.ndim - 1))
-        mean = y.mean(over)
-        factor = self.scale * lax.rsqrt(((y - mean) ** 2).mean(over) + _EPSILON)
+            windows = [part[0] for part in lax.split(y, [1] * 4)]
+        flat = y.reshape(-1, y.shape[-1])
+        mean = flat.mean(0)
+        factor = self.scale * lax.rsqrt(((flat - mean) ** 2).mean(0) + _EPSILON)
         # Normalisation and relu are monotone, so a quarter of the work is left if the pool comes first. What is compared is
         # the stored y, up to a sign: a maximum over recomputed, hence rounded, numbers has no reliable derivative.
         sign = lax.stop_gradient(jnp.where(self.scale < 0, -1, 1).astype(y.dtype))
-        largest = sign * windows(sign * y).max(axes)
+        a, b, c, d = (sign * part for part in windows)
+        largest = sign * _larger(_larger(a, b), _larger(c, d))
         return jax.nn.relu((largest - mean) * factor + self.shift)
+
+
+def _larger(a, b):
+    return jnp.where(a >= b, a, b)
 
 
 def _padded(x, bottom=1, right=1):

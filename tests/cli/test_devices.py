@@ -1,0 +1,34 @@
+"""All cores are used unless somebody has said otherwise."""
+
+import jax
+import pytest
+
+from adaptax.cli import devices
+
+
+@pytest.fixture
+def set_to(monkeypatch):
+    """The numbers of devices that JAX is asked for."""
+    asked = []
+    monkeypatch.setattr(jax.config, "update", lambda name, value: asked.append((name, value)))
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    return asked
+
+
+def test_one_device_for_each_core(set_to, monkeypatch):
+    monkeypatch.setattr(devices, "cores", lambda: 7)
+    monkeypatch.setattr(type(jax.config), "jax_num_cpu_devices", -1, raising=False)
+    devices.use_all_cores()
+    assert set_to == [("jax_num_cpu_devices", 7)]
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=3")
+    devices.use_all_cores()
+    assert len(set_to) == 1
+
+
+def test_what_was_set_before_stays(set_to):
+    devices.use_all_cores()
+    assert jax.config.jax_num_cpu_devices == 2 and set_to == []
+
+
+def test_cores():
+    assert devices.cores() >= 1

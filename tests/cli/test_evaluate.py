@@ -1,0 +1,82 @@
+"""`adaptax evaluate`: the same bytes each time, without times and paths, and nothing is changed."""
+
+import json
+
+import jax.numpy as jnp
+import optax
+import pytest
+
+import adaptax as ax
+from adaptax.report import tables
+
+
+@pytest.mark.parametrize("task", ["sinusoid", "matrix"])
+def test_twice_the_same(run, finished, task, contents):
+    folder = finished[task]
+    before = contents(folder)
+    first, second = (run("evaluate", folder, "--format", "json") for _ in range(2))
+    assert first.code == 0 and not first.err and first.out == second.out
+    result = json.loads(first.out)
+    assert result == json.loads((folder / "evaluation.json").read_text())
+    assert str(folder) not in first.out and "/" not in first.out
+    assert set(result) == {
+        "task", "step", "skipped", "inner_steps", "stepsize", "stepsize_rule", "tasks", "seed", "judged_on", "left_out",
+        "steps", "scores",
+    }  # fmt: skip
+    table = run("evaluate", folder)
+    assert table.code == 0 and table.out == (folder / "evaluation.txt").read_text()
+    assert contents(folder) == before
+
+
+def test_other_tasks_and_steps(run, finished):
+    saved = json.loads((finished["matrix"] / "evaluation.json").read_text())
+    result = json.loads(run("evaluate", finished["matrix"], "--format", "json", "--tasks", "9", "--steps", "1").out)
+    assert result["steps"] == [0, 1] and result["tasks"] == 9
+    other = json.loads(run("evaluate", finished["matrix"], "--format", "json", "--seed", "2").out)
+    assert other["seed"] == 2 and other["scores"] != saved["scores"] and other["stepsize"] == saved["stepsize"]
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ("--tasks 1", "--tasks 1 must be a whole number of at least 2"),
+        ("--steps -1", "--steps -1 must be a whole number of at least 0"),
+        ("--seed -1", "--seed -1 must be a whole number from 0"),
+    ],
+)
+def test_bad_options(run, finished, options, sentence):
+    assert sentence in run("evaluate", finished["matrix"], *options.split()).sentence
+
+
+def test_folders_that_hold_no_run(run, copied, tmp_path):
+    (tmp_path / "file").write_text("text")
+    for name in ("absent", "file", "."):
+        assert "There is no run in" in run("evaluate", tmp_path / name).sentence
+    folder = copied("matrix")
+    for text in ("{", "[]", '{"task": "chess"}', '{"task": 3}'):
+        (folder / "config.json").write_text(text)
+        assert "config.json" in (sentence := run("evaluate", folder).sentence) or "not written by adaptax" in sentence
+    (folder / "config.json").write_text('{"task": "matrix", "steps": "many"}')
+    assert "sets 'steps' to 'many': make it a whole number" in run("evaluate", folder).sentence
+
+
+def test_a_run_without_a_checkpoint(run, copied):
+    folder = copied("matrix")
+    (folder / "manifest.json").unlink()
+    assert "has no whole checkpoint yet: let the run reach its first one" in run("evaluate", folder).sentence
+
+
+def test_runs_made_from_python_are_left_to_python(run, train, tmp_path, contents):
+    problem = ax.FiniteSum(lambda w, c: jnp.sum((w - c) ** 2), lambda key: ax.Task(jnp.ones(2), jnp.ones(2)))
+    folder = tmp_path / "run"
+    method = ax.MetaGradient(ax.Inner(1, 0.1))
+    ax.train(problem, jnp.zeros(2), method, optimizer=optax.sgd(0.1), steps=2, tasks_per_step=2, out=folder)
+    before = contents(folder)
+    for refused in (run("evaluate", folder), train("matrix", "--out", folder), train("matrix", "--out", folder, "--resume")):
+        assert "was not written by adaptax train: use ax.evaluate or ax.train on it from Python" in refused.sentence
+    assert contents(folder) == before
+
+
+def test_numbers_that_are_not_finite_are_said_to_be():
+    scores = {"mean": [1.0, None, 2.0], "low": [0.5, None, None], "high": [1.5, None, None]}
+    assert [tables.interval(scores, i) for i in range(3)] == ["1 [0.5, 1.5]", "not finite", "not finite"]

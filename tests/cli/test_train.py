@@ -1,0 +1,107 @@
+"""Runs from the command line: what they print, what their folder holds, and files of options."""
+
+import json
+import re
+
+import pytest
+
+FILES = {
+    "checkpoints", "config.json", "environment.json", "evaluation.json", "evaluation.txt", "history.jsonl", "manifest.json",
+}  # fmt: skip
+
+
+def history(folder):
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("task", ["sinusoid", "matrix"])
+def test_the_run_folder(finished, task):
+    folder = finished[task]
+    assert {path.name for path in folder.iterdir()} == FILES
+    config = json.loads((folder / "config.json").read_text())
+    assert config["task"] == task and config["steps"] == 6 and config["inner_steps"] == 2 and config["seed"] == 0
+    assert not {"out", "resume", "config"} & set(config)
+    assert json.loads((folder / "environment.json").read_text())["packages"].keys() >= {"adaptax", "jax"}
+    assert [line["step"] for line in history(folder)] == list(range(6))
+    assert all(line["loss"] > 0 and line["stepsize"] > 0 and not line["skipped"] for line in history(folder))
+    assert sorted(json.loads((folder / "manifest.json").read_text())) == ["4", "6"]
+    result = json.loads((folder / "evaluation.json").read_text())
+    assert result["steps"] == [0, 1, 2, 3, 4] and result["tasks"] == 8 and result["step"] == 6
+    loss = result["scores"]["loss"]
+    assert all(low < mean < high for low, mean, high in zip(loss["low"], loss["mean"], loss["high"], strict=True))
+
+
+def test_what_is_printed(train, tmp_path):
+    result = train("matrix", "--out", tmp_path / "run")
+    assert result.code == 0
+    assert result.out == (tmp_path / "run" / "evaluation.txt").read_text()
+    assert "matrix after 6 meta-steps with N = 2" in result.out and "inner step size 0.01 (as given)" in result.out
+    assert [line.split()[0] for line in result.out.splitlines()[-5:]] == ["0", "1", "2", "3", "4"]
+    last = result.err.splitlines()[-1]
+    assert re.fullmatch(r"matrix: 6 of 6 meta-steps, loss [\d.]+, step size 0\.01, [\d,]+ tasks/s, 0:00 left", last)
+
+
+def test_the_seed_decides_the_run_and_without_out_nothing_is_written(train, finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    same, other = train("matrix"), train("matrix", "--seed", "1")
+    assert same.code == 0 and other.code == 0 and list(tmp_path.iterdir()) == []
+    assert same.out == (finished["matrix"] / "evaluation.txt").read_text() != other.out
+
+
+def test_the_step_size_in_use(finished):
+    result = json.loads((finished["sinusoid"] / "evaluation.json").read_text())
+    assert result["stepsize_rule"] == "edge" and history(finished["sinusoid"])[-1]["stepsize"] == result["stepsize"]
+    assert json.loads((finished["matrix"] / "evaluation.json").read_text())["stepsize_rule"] == "number"
+
+
+@pytest.mark.slow
+def test_guaranteed(train, tmp_path):
+    for name, rule in (("one", "guaranteed"), ("two", "GUARANTEED:0.25"), ("same", "guaranteed:0.125")):
+        assert train("matrix", "--stepsize", rule, "--out", tmp_path / name).code == 0
+    one, two, same = (json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "two", "same"))
+    assert one == same and one["stepsize_rule"] == "guaranteed" and two["stepsize_rule"] == "guaranteed:0.25"
+    assert two["stepsize"] == pytest.approx(2 * one["stepsize"], rel=0.05)
+
+
+def test_divergence_is_told_and_stays(train, tmp_path):
+    options = ("--stepsize", "1e30", "--steps", "40", "--out", tmp_path / "run")
+    for _ in range(2):
+        result = train("matrix", *options)
+        assert result.code == 1 and not result.out
+        assert "10 meta-steps in a row up to step 10 had a gradient that was not finite" in result.err.splitlines()[-1]
+        assert "--stepsize edge" in result.err and "Traceback" not in result.err
+    assert len(history(tmp_path / "run")) == 10 and not (tmp_path / "run" / "evaluation.json").exists()
+
+
+def test_a_file_of_options_and_the_command_line(train, run, finished, tmp_path):
+    saved = json.loads((finished["matrix"] / "config.json").read_text())
+    (tmp_path / "same.json").write_text(json.dumps(saved))
+    assert run("train", "matrix", "--config", tmp_path / "same.json", "--out", tmp_path / "same").code == 0
+    assert (tmp_path / "same" / "config.json").read_bytes() == (finished["matrix"] / "config.json").read_bytes()
+    assert (tmp_path / "same" / "history.jsonl").read_bytes() == (finished["matrix"] / "history.jsonl").read_bytes()
+    text = f'steps = 3\nseed = 5\ninner-steps = 2\ntasks_per_step = 4\nstepsize = 0.01\nout = "{tmp_path / "toml"}"\n'
+    (tmp_path / "some.toml").write_text(text)
+    more = ("--dim", "5", "--evaluation-tasks", "8", "--steps", "2")
+    assert run("train", "matrix", "--config", tmp_path / "some.toml", *more).code == 0
+    config = json.loads((tmp_path / "toml" / "config.json").read_text())
+    assert config["seed"] == 5 and config["steps"] == 2 and config["stepsize"] == "0.01" and config["learning_rate"] == 3e-3
+
+
+def test_evaluations_during_training(train, tmp_path):
+    assert train("matrix", "--evaluate-every", "3", "--out", tmp_path / "run").code == 0
+    entries = [json.loads(line) for line in (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries] == [3, 6] and all(entry["loss"] < entry["loss_before"] for entry in entries)
+
+
+def test_without_inner_steps(train):
+    result = train("matrix", "--inner-steps", "0")
+    assert result.code == 0 and [line.split()[0] for line in result.out.splitlines()[-1:]] == ["0"]
+
+
+def test_progress_on_a_terminal(train, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    result = train("matrix")
+    assert result.code == 0 and "matrix" in result.out
+    assert "6/6" in result.err and re.search(r"loss [\d.]+, step size 0\.01, [\d,]+ tasks/s, 0:00 left", result.err)

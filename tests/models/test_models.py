@@ -1,0 +1,169 @@
+"""mlp and conv4: shapes, types, keys, refusals, and the convolutional network beside one made of XLA's own operations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import relative
+
+import adaptax as ax
+
+# Sides that the pooling has to cut at several places: 7 and 3; 21, 15, 5, 7 and 3.
+IMAGES = [(28, 28, 1), (21, 30, 3)]
+
+
+def reference(model, images):
+    """The forward pass of conv4, from operations that XLA has for each part."""
+    x = images
+    for block in model.blocks:
+        x = jax.lax.conv_general_dilated(x, block.weight, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        mean, variance = jnp.mean(x, (0, 1, 2)), jnp.var(x, (0, 1, 2))
+        x = jax.nn.relu((x - mean) / jnp.sqrt(variance + 1e-5) * block.scale + block.shift)
+        x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+    return x.reshape(x.shape[0], -1) @ model.head.weight + model.head.bias
+
+
+def moved(model, seed):
+    """A network whose scales, shifts and biases are not those it begins with."""
+    random = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: leaf + (0.1 * random.normal(size=leaf.shape)).astype(leaf.dtype), model)
+
+
+def normal(shape, seed):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@pytest.fixture(scope="module", params=IMAGES, ids=["28x28x1", "21x30x3"])
+def conv(request):
+    """A network, and images for it."""
+    model = ax.models.conv4(5, key=jax.random.key(0), channels=8, image=request.param)
+    return moved(model, 1), normal((6, *request.param), 2)
+
+
+def cross_entropy(forward, model, images):
+    return -jnp.mean(jax.nn.log_softmax(forward(model, images))[:, 1])
+
+
+def refused(match, function, *arguments, **options):
+    with pytest.raises(ax.InputError, match=match) as caught:
+        function(*arguments, **options)
+    assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+
+
+def same(one, other):
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda key: ax.models.mlp((3, 5, 2), key=key), lambda key: ax.models.conv4(2, key=key, channels=3)],
+    ids=["mlp", "conv4"],
+)
+def test_the_key_decides_the_parameters(make):
+    one, other = make(jax.random.key(0)), make(jax.random.key(1))
+    assert same(one, make(jax.random.key(0)))
+    assert not same(one, other)
+
+
+def test_mlp_shapes_and_start():
+    model = ax.models.mlp([3, 200, 100, 2], key=jax.random.key(0))
+    assert [leaf.shape for leaf in jax.tree.leaves(model)] == [(3, 200), (200,), (200, 100), (100,), (100, 2), (2,)]
+    assert all(not layer.bias.any() for layer in model.layers)
+    assert float(jnp.std(model.layers[1].weight)) == pytest.approx((2 / 200) ** 0.5, rel=0.05)
+    assert model(jnp.ones((7, 3))).shape == (7, 2)
+    assert model(jnp.ones((0, 3))).shape == (0, 2)
+
+
+def test_mlp_is_what_its_formula_says(x64):
+    model = ax.models.mlp((3, 6, 4, 2), key=jax.random.key(0), activation=jnp.tanh)
+    model = moved(model, 1)
+    x = np.random.default_rng(0).normal(size=(5, 3))
+    w1, b1, w2, b2, w3, b3 = (np.asarray(leaf) for leaf in jax.tree.leaves(model))
+    expected = np.tanh(np.tanh(x @ w1 + b1) @ w2 + b2) @ w3 + b3
+    np.testing.assert_allclose(model(jnp.asarray(x)), expected, rtol=1e-12)
+    relu = ax.models.mlp((1, 4, 1), key=jax.random.key(0))
+    w1, _, w2, _ = (np.asarray(leaf) for leaf in jax.tree.leaves(relu))
+    np.testing.assert_allclose(relu(jnp.asarray(x[:, :1])), np.maximum(x[:, :1] @ w1, 0) @ w2, rtol=1e-12)
+
+
+def shapes(function, *arguments):
+    """Types and shapes of what the function would return; nothing is computed."""
+    return {(leaf.dtype, leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(function, *arguments))}
+
+
+@pytest.mark.parametrize(
+    "dtype, double, expected",
+    [
+        (None, False, "float32"),
+        (None, True, "float64"),
+        ("float32", True, "float32"),
+        ("float64", True, "float64"),
+        ("bfloat16", False, "bfloat16"),
+    ],
+)
+def test_types(dtype, double, expected):
+    with jax.enable_x64(double):
+        mlp = lambda key: ax.models.mlp((2, 3, 1), key=key, dtype=dtype)  # noqa: E731
+        conv = lambda key: ax.models.conv4(2, key=key, channels=2, dtype=dtype)  # noqa: E731
+        assert {found for make in (mlp, conv) for found, _ in shapes(make, jax.random.key(0))} == {jnp.dtype(expected)}
+        run = lambda make: lambda x: make(jax.random.key(0))(x)  # noqa: E731
+        assert shapes(run(mlp), jax.ShapeDtypeStruct((4, 2), expected)) == {(jnp.dtype(expected), (4, 1))}
+        assert shapes(run(conv), jax.ShapeDtypeStruct((4, 28, 28, 1), expected)) == {(jnp.dtype(expected), (4, 2))}
+
+
+@pytest.mark.parametrize("sizes", [(), (3,), (3, 0), (3, -1, 2), (3, 2.5), (True, 2), 5, "12", (3, None)])
+def test_sizes_that_cannot_be(sizes):
+    refused("must be two or more positive whole numbers: give widths", ax.models.mlp, sizes, key=jax.random.key(0))
+
+
+def test_sizes_may_be_numbers_of_numpy():
+    assert ax.models.mlp(np.array([2, 3, 1]), key=jax.random.key(0))(jnp.ones((4, 2))).shape == (4, 1)
+
+
+def test_other_bad_arguments_of_mlp():
+    key = jax.random.key(0)
+    refused("must be a function of an array: give", ax.models.mlp, (2, 1), key=key, activation=3)
+    refused("must be a floating-point type: give", ax.models.mlp, (2, 1), key=key, dtype=jnp.int32)
+
+
+@pytest.mark.parametrize("shape", [(3,), (4, 2), (1, 4, 3), ()])
+def test_mlp_refuses_other_shapes(shape):
+    model = ax.models.mlp((3, 2), key=jax.random.key(0))
+    refused(r"of shape \(n, 3\), not .*: reshape", model, jnp.ones(shape))
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (4, 28, 28), (4, 28, 27, 1), (4, 28, 28, 3), (1, 4, 28, 28, 1)])
+def test_conv4_refuses_other_shapes(shape):
+    apply = lambda x: ax.models.conv4(2, key=jax.random.key(0), channels=2)(x)  # noqa: E731
+    refused(r"of shape \(n, 28, 28, 1\), not .*: reshape", jax.eval_shape, apply, jax.ShapeDtypeStruct(shape, "float32"))
+
+
+def test_conv4_shapes():
+    model = ax.models.conv4(5, key=jax.random.key(0), channels=8, image=(37, 50, 3))
+    assert [block.weight.shape for block in model.blocks] == [(3, 3, 3, 8)] + 3 * [(3, 3, 8, 8)]
+    assert all(bool(jnp.all(block.scale == 1)) and not block.shift.any() for block in model.blocks)
+    assert model.head.weight.shape == (2 * 3 * 8, 5) and not model.head.bias.any()
+    assert jax.eval_shape(model, jnp.ones((4, 37, 50, 3))).shape == (4, 5)
+    assert sum(leaf.size for leaf in jax.tree.leaves(model)) == 9 * 3 * 8 + 3 * 9 * 64 + 4 * 16 + 48 * 5 + 5
+
+
+def test_conv4_is_the_network_it_stands_for(conv):
+    got, expected = jax.jit(lambda model, x: model(x))(*conv), jax.jit(reference)(*conv)
+    assert float(jnp.std(expected)) > 0.1
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_derivatives_of_conv4(x64):
+    model = moved(ax.models.conv4(5, key=jax.random.key(0), channels=8, image=IMAGES[1], dtype=jnp.float32), 1)
+    model, direction = (jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), tree) for tree in (model, moved(model, 3)))
+    images = jnp.asarray(normal((6, *IMAGES[1]), 2), jnp.float64)
+
+    def derivatives(forward, **options):
+        gradient = jax.grad(lambda m: cross_entropy(forward, m, images))
+        return jax.jit(lambda m: jax.jvp(gradient, (m,), (direction,))).lower(model).compile(options)(model)
+
+    # The reference need not be fast, so it is compiled as it stands.
+    pairs = zip(derivatives(lambda m, x: m(x)), derivatives(reference, xla_backend_optimization_level=0), strict=True)
+    for got, expected in pairs:
+        assert relative(got, expected) < 1e-9
