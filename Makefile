@@ -1,6 +1,8 @@
 # Two commands set everything up: make demo, make test. Any Python of at least 3.11 will do: make PYTHON=python3.12 test
 PYTHON ?= python3
 VENV ?= .venv
+# Most of a test's time goes into compiling on one core; a file's tests stay together and share what they compiled.
+WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -11,10 +13,10 @@ demo: $(VENV)/.installed
 	$(BIN)/adaptax demo
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-all: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "slow or not slow"
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -26,6 +28,8 @@ bench: $(VENV)/.installed-test .venv-bench/.installed
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/in_flight.py
 	$(BIN)/python benchmarks/peers.py
+	$(BIN)/python benchmarks/blowup.py
+	$(BIN)/python benchmarks/readme.py
 
 bench-env: .venv-bench/.installed
 

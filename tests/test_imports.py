@@ -114,7 +114,7 @@ def test_names_of_the_package_exist():
     assert done.stdout.strip() == "[] True"
 
 
-@pytest.mark.parametrize("folder", ["src", "tests", "benchmarks", "examples"])
+@pytest.mark.parametrize("folder", ["src", "tests", "benchmarks"])
 def test_no_file_is_long(folder):
     lengths = {path: len(path.read_text().splitlines()) for path in (ROOT / folder).rglob("*.py")}
     assert {str(path): n for path, n in lengths.items() if n > 400} == {}
