@@ -1,6 +1,6 @@
 """How many tasks at a time: the automatic choice of `in_flight` beside 1, 2, 4, 8 and all.
 
-    python benchmarks/in_flight.py [--rounds 5]
+    python benchmarks/in_flight.py [--rounds 15] [--case sinusoids images]
 
 One exact meta-gradient of a task batch on one device (N = 5): sinusoids with an MLP (25 tasks), images with Conv4-64 (16
 tasks, 5-way 1-shot, 5 queries a class). Settings are interleaved; the ratio is of medians. Prints one table and writes
@@ -42,12 +42,18 @@ def images():
     return problem, ax.models.conv4(5, key=jax.random.key(0), channels=64), ax.Task(batch(a, 5), batch(b, 25)), 0.1
 
 
+CASES = {"sinusoids": ("sinusoid MLP", sinusoids, 20), "images": ("Conv4-64", images, 1)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
-    result: dict = {"machine": description(), "cases": {}}
-    for name, make, repeats in (("sinusoid MLP", sinusoids, 50), ("Conv4-64", images, 1)):
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--case", nargs="*", choices=tuple(CASES), default=tuple(CASES))
+    arguments = parser.parse_args()
+    path = RESULTS / "in_flight.json"
+    kept = json.loads(path.read_text())["cases"] if path.exists() else {}
+    result: dict = {"machine": description(), "cases": kept}
+    for name, make, repeats in (CASES[case] for case in arguments.case):
         problem, params, tasks, alpha = make()
         count = jax.tree.leaves(tasks)[0].shape[0]
         method = ax.MetaGradient(ax.Inner(5, alpha))
@@ -59,12 +65,11 @@ def main() -> None:
             programs[size] = run.lower(params, tasks).compile()
             jax.block_until_ready(programs[size](params, tasks))
         times: dict[int, list[float]] = {size: [] for size in sizes}
-        for _ in range(rounds):
+        for _ in range(arguments.rounds):
             for size in sizes:
                 start = time.perf_counter()
                 for _ in range(repeats):
-                    out = programs[size](params, tasks)
-                jax.block_until_ready(out)
+                    jax.block_until_ready(programs[size](params, tasks))
                 times[size].append((time.perf_counter() - start) / repeats)
         medians = {size: statistics.median(values) for size, values in times.items()}
         ratio = medians[chosen] / min(medians.values())
@@ -80,7 +85,7 @@ def main() -> None:
             "seconds": {str(size): values for size, values in times.items()},
         }
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "in_flight.json").write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
