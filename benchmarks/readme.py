@@ -91,9 +91,9 @@ def peers() -> str:
         cells = [f"`{name}`"]
         for case in result["cases"]:
             side = case["sides"][name]
-            cells.append(
-                f"{1e3 * statistics.median(side['seconds']):.3g} ms, {side['ratio']['text']}, {side['peak_mib']:,.0f} MiB"
-            )
+            milliseconds = 1e3 * statistics.median(side["seconds"])
+            time = f"{milliseconds:,.{0 if milliseconds >= 100 else 1}f} ms"
+            cells.append(f"{time}, {side['ratio']['text']}, {side['peak_mib']:,.0f} MiB")
         rows.append(cells)
     text = (
         f"**Speed.** One exact second-order meta-gradient of a batch of tasks, N = 5, on {result['machine']['cores']} cores "
