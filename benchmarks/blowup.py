@@ -1,6 +1,6 @@
 """No blow-up: sinusoids with N inner steps, step-size rules beside fixed step sizes.
 
-    python benchmarks/blowup.py [--steps 2000] [--seeds 3] [--workers 2]
+    python benchmarks/blowup.py [--steps 2000] [--seeds 3] [--workers 2] [--inner-steps 1 5 ...]
 
 Every run is `ax.train` with Adam 1e-3 and 25 tasks a meta-step; every network is judged on the same 1,000 held-out tasks
 after N steps with the step size it ended with. Prints one table (also as markdown) and writes results/blowup.json.
@@ -34,7 +34,7 @@ def run(job: tuple[int, str, int, int]) -> list[dict]:
         row = {"inner_steps": inner_steps, "stepsize": kind, "seed": seed}
         try:
             state, history = ax.train(
-                problem, params, method, optimizer=optimizer, steps=steps, tasks_per_step=25, seed=seed, max_skipped=steps
+                problem, params, method, optimizer=optimizer, steps=steps, tasks_per_step=25, seed=seed, max_skipped=steps + 1
             )
         except Exception as error:
             raise RuntimeError(f"{row}: {error}") from error
@@ -81,14 +81,20 @@ def main() -> None:
     arguments = parser.parse_args()
     kinds = ["edge", "guaranteed", *map(str, FIXED)]
     jobs = [(n, kind, arguments.seeds, arguments.steps) for n in sorted(arguments.inner_steps, reverse=True) for kind in kinds]
-    with multiprocessing.get_context("spawn").Pool(arguments.workers, maxtasksperchild=6) as pool:
-        rows = [row for rows in pool.imap_unordered(run, jobs) for row in rows]
-    rows.sort(key=lambda r: (r["inner_steps"], kinds.index(r["stepsize"]), r["seed"]))
     from machine import description
 
     RESULTS.mkdir(exist_ok=True)
-    result = {"machine": description(), "meta_steps": arguments.steps, "tasks_per_step": 25, "rows": rows}
-    (RESULTS / "blowup.json").write_text(json.dumps(result, indent=1) + "\n")
+    path = RESULTS / "blowup.json"
+    settings = {"machine": description(), "meta_steps": arguments.steps, "tasks_per_step": 25}
+    saved = json.loads(path.read_text()) if path.exists() else {}
+    # Settings that were measured before, in the same way on the same kind of machine, stay in the table.
+    rows = saved["rows"] if {name: saved.get(name) for name in settings} == settings else []
+    with multiprocessing.get_context("spawn").Pool(arguments.workers, maxtasksperchild=6) as pool:
+        for new in pool.imap_unordered(run, jobs):
+            done = {(r["inner_steps"], r["stepsize"]) for r in new}
+            rows = [r for r in rows if (r["inner_steps"], r["stepsize"]) not in done] + new
+            rows.sort(key=lambda r: (r["inner_steps"], kinds.index(r["stepsize"]), r["seed"]))
+            path.write_text(json.dumps({**settings, "rows": rows}, indent=1) + "\n")
     print(table(rows))
 
 
