@@ -55,8 +55,8 @@ def _larger(a, b):
     return jnp.where(a >= b, a, b)
 
 
-def _padded(x, bottom=1, right=1):
-    return jnp.pad(x, ((0, 0), (1, bottom), (1, right), (0, 0)))
+def _padded(x):
+    return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
 
 
 def _rows(x, weight):
