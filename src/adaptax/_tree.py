@@ -83,6 +83,26 @@ def scale(factor: Array | float, x: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.asarray(factor, leaf.dtype) * leaf, x)
 
 
+def shift(x: PyTree, width: Array | float, u: PyTree) -> PyTree:
+    """x + width u, in the types of x."""
+    return jax.tree.map(lambda a, b: a + jnp.asarray(width, a.dtype) * b, x, u)
+
+
+def dot(x: PyTree, y: PyTree) -> Array:
+    """The inner product over all leaves, in at least single precision."""
+    wide = lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))  # noqa: E731
+    products = jax.tree.map(lambda a, b: jnp.sum(wide(a) * wide(b)), x, y)
+    return sum(jax.tree.leaves(products), start=jnp.zeros(()))
+
+
+def normal_like(key: Array, x: PyTree) -> PyTree:
+    """Independent standard normal numbers in the shapes and types of the leaves."""
+    leaves, treedef = jax.tree.flatten(x)
+    keys = jax.random.split(key, max(len(leaves), 1))
+    draws = [jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=False)]
+    return jax.tree.unflatten(treedef, draws)
+
+
 def constant(x: PyTree) -> PyTree:
     """The same tree with the derivatives of its floating-point leaves cut."""
     return jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if is_floating(leaf) else leaf, x)

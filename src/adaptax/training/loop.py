@@ -1,5 +1,6 @@
 """The host loop around compiled runs of meta-steps: records, checkpoints, evaluates, stops when nothing is finite."""
 
+import dataclasses
 import functools
 import itertools
 import os
@@ -8,15 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from adaptax import _tree
+from adaptax.batching import check_batch
 from adaptax.errors import InputError
-from adaptax.metagrad import MetaGradient, check_batch
+from adaptax.method import AbstractMethod
 from adaptax.problem import AbstractProblem
 from adaptax.training import devices as dev
 from adaptax.training.evaluate import Curve, evaluate
@@ -42,7 +42,7 @@ class Diverged(RuntimeError):
 def train(
     problem: AbstractProblem,
     params: PyTree,
-    method: MetaGradient,
+    method: AbstractMethod,
     *,
     optimizer: optax.GradientTransformation | None = None,
     steps: int = 10_000,
@@ -267,19 +267,20 @@ def _evaluate(step: Step, state: State, run: Run | None, record: _Record, seed: 
     return curve
 
 
-def _describe(method: MetaGradient, steps: int, tasks_per_step: int, seed: int) -> dict[str, Any]:
+def _describe(method: AbstractMethod, steps: int, tasks_per_step: int, seed: int) -> dict[str, Any]:
     """The arguments of a run in a form that can be compared with a saved one."""
-    inner = method.inner
-    text = jax.tree.map(lambda leaf: np.asarray(leaf).tolist() if _tree.is_floating(leaf) else leaf, inner.stepsize)
-    return {
-        "steps": int(steps),
-        "tasks_per_step": int(tasks_per_step),
-        "seed": int(seed),
-        "inner_steps": inner.steps,
-        "stepsize": str(text),
-        "adapt": getattr(inner.adapt, "__qualname__", str(inner.adapt)),
-        "curvature": type(method.curvature).__name__,
-        "independent_curvature": method.independent_curvature,
-        "mode": method.mode,
-        "samples": [method.samples.step, method.samples.curvature, method.samples.target],
-    }
+    return {"steps": int(steps), "tasks_per_step": int(tasks_per_step), "seed": int(seed), "method": _text(method)}
+
+
+def _text(value: Any) -> str:
+    """A method and all its options in words that do not change from one process to another."""
+    if isinstance(value, eqx.Module):
+        fields = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+        return f"{type(value).__name__}({', '.join(f'{name}={_text(entry)}' for name, entry in fields)})"
+    if eqx.is_array(value):
+        return str(np.asarray(value).tolist())
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_text, value))})"
+    if callable(value):
+        return getattr(value, "__qualname__", type(value).__name__)
+    return str(value)

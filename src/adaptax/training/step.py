@@ -12,7 +12,7 @@ from jaxtyping import Array, Key, PyTree
 from adaptax import _tree
 from adaptax.errors import InputError
 from adaptax.inner import Inner
-from adaptax.metagrad import MetaGradient, mean_like, weighted_sum
+from adaptax.method import AbstractMethod, mean_like, weighted_sum
 from adaptax.problem import AbstractProblem
 from adaptax.stepsize.learned import Learned, Meta
 from adaptax.stepsize.rules import AbstractRule, Estimate
@@ -47,7 +47,7 @@ class Step(eqx.Module):
     """A pure meta-step, made by `make_step`: `state = step.init(params, seed)`, `state, info = step(state)`."""
 
     problem: AbstractProblem
-    method: MetaGradient
+    method: AbstractMethod
     optimizer: optax.GradientTransformation = eqx.field(static=True)
     tasks_per_step: int = eqx.field(static=True)
     in_flight: int | None = eqx.field(static=True, default=None)
@@ -118,7 +118,7 @@ class Step(eqx.Module):
             due = (state.step % rule.every == 0) & (state.step > 0)
             estimate = jax.lax.cond(due, remeasure, lambda estimate: estimate, state.estimate)
             inner = inner.with_stepsize(rule.alpha(estimate.curvature, inner.steps).astype(inner.stepsize.dtype))
-        method = method.with_inner(inner)
+        method = method.with_inner(inner).at(state.step)
 
         size = dev.share(self.mesh, self.tasks_per_step)
         indices = dev.device_index(self.mesh) * size + jnp.arange(size)
@@ -177,7 +177,7 @@ class Step(eqx.Module):
 
 def make_step(
     problem: AbstractProblem,
-    method: MetaGradient,
+    method: AbstractMethod,
     optimizer: optax.GradientTransformation,
     tasks_per_step: int,
     *,
@@ -210,11 +210,11 @@ def make_step(
     Source: docs/theory.md, sections 2 and 3.
     """
     check_count(tasks_per_step, "tasks_per_step")
-    if not isinstance(method, MetaGradient):
-        raise InputError(f"method must be ax.MetaGradient(inner), not {type(method).__name__}.")
+    if not isinstance(method, AbstractMethod):
+        raise InputError(f"method must be a meta-gradient such as ax.MetaGradient(inner), not {type(method).__name__}.")
     if not isinstance(optimizer, optax.GradientTransformation):
         raise InputError(f"optimizer must be an optax transformation such as optax.adam(1e-3), not {type(optimizer).__name__}.")
-    method._check(problem, "keys are always made")
+    method.check(problem, "keys are always made")
     return Step(problem, method, optimizer, int(tasks_per_step), in_flight)
 
 

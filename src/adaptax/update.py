@@ -1,0 +1,97 @@
+"""The inner update: gradient descent, or any optax optimiser, with or without a proximal term."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, PyTree
+
+from adaptax import _tree
+from adaptax.errors import InputError
+from adaptax.stepsize.rates import multiply
+
+
+class Bars(NamedTuple):
+    """Derivatives by what an update takes."""
+
+    w: PyTree
+    memory: PyTree
+    gradient: PyTree
+    anchor: PyTree
+    rate: PyTree
+
+
+class Update(eqx.Module):
+    r"""$w_{j+1} = w_j - A_j \tilde g_j$ with $\tilde g_j = \nabla l(w_j) + \lambda(w_j - w_0)$; with an optimiser,
+    $w_{j+1} = w_j + A_j u_j$, where $u_j$ is the update that it makes of $\tilde g_j$ and its memory.
+
+    Arguments:
+        optimizer: an optax transformation, or None.
+        proximal: $\lambda$, or None.
+
+    Source: docs/theory.md, section 1.
+    """
+
+    optimizer: optax.GradientTransformation | None = eqx.field(static=True, default=None)
+    proximal: Array | None = None
+
+    @property
+    def linear(self) -> bool:
+        """Whether the derivative of the update by the gradient does not depend on the gradient."""
+        return self.optimizer is None
+
+    def init(self, w: PyTree) -> PyTree:
+        """The optimiser's memory at the start of the path."""
+        return None if self.optimizer is None else jax.tree.map(jnp.asarray, self.optimizer.init(w))
+
+    def __call__(self, w: PyTree, memory: PyTree, gradient: PyTree, anchor: PyTree, rate: PyTree) -> tuple[PyTree, PyTree]:
+        """The next iterate and the next memory; `anchor` is w_0."""
+        if self.proximal is not None:
+            gradient = _tree.add(gradient, _tree.scale(self.proximal, _tree.subtract(w, anchor)))
+        if self.optimizer is None:
+            return _tree.subtract(w, multiply(rate, gradient)), memory
+        updates, new = self.optimizer.update(gradient, memory, w)
+        updates = multiply(rate, jax.tree.map(lambda u, leaf: u.astype(leaf.dtype), updates, w))
+        return _tree.add(w, updates), jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), new, memory)
+
+    def pull(
+        self, w: PyTree, memory: PyTree, gradient: PyTree, anchor: PyTree, rate: PyTree, bars: tuple[PyTree, PyTree]
+    ) -> Bars:
+        """Derivatives by the arguments, from those by the next iterate and the floating-point part of the next memory."""
+        floats, others = eqx.partition(memory, _tree.is_floating)
+
+        def update(w, floats, gradient, anchor, rate):
+            new, memory = self(w, eqx.combine(floats, others), gradient, anchor, rate)
+            return new, eqx.filter(memory, _tree.is_floating)
+
+        return Bars(*jax.vjp(update, w, floats, gradient, anchor, rate)[1](bars))
+
+    def pull_init(self, w: PyTree, bar: PyTree) -> PyTree:
+        """The derivative by w_0 through the initial memory."""
+        return jax.vjp(lambda w: eqx.filter(self.init(w), _tree.is_floating), w)[1](bar)[0]
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Refuse what is no optimiser, and one that cannot be differentiated at a zero gradient."""
+    if optimizer is None:
+        return
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise InputError(
+            f"Inner(optimizer=...) must be an optax transformation such as optax.sgd(0.01, momentum=0.9), "
+            f"not {type(optimizer).__name__}."
+        )
+    with jax.ensure_compile_time_eval():
+        w = jnp.zeros(())
+        try:
+            memory = optimizer.init(w)
+            slope = jax.grad(lambda g: optimizer.update(g, memory, w)[0])(w)
+        except Exception:  # it is made for a structure of its own and cannot be tried on a number
+            return
+        if not np.isfinite(slope):
+            raise InputError(
+                "The inner optimiser has no finite derivative at a zero gradient (as of a dead relu), so meta-gradients "
+                "would be NaN: give optax.adam and its kin eps_root=1e-8, or clip by value."
+            )
