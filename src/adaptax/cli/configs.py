@@ -22,6 +22,8 @@ class Training:
     """N, gradient steps of the inner loop."""
     stepsize: StepSize = "edge"
     """Inner step size: a number, or a rule that measures curvature (edge:1.5 for another safety factor)."""
+    curvature: Literal["exact", "first-order", "finite-difference", "ggs", "zeroth-order"] = "exact"
+    """How Hessian-vector products are formed; ggs and zeroth-order draw 10 directions."""
     steps: int = 10_000
     """K, meta-steps from the beginning of the run."""
     tasks_per_step: int = 25
@@ -103,6 +105,8 @@ class Images(Training):
     """Target images of each class."""
     channels: int = 32
     """Channels of the network's blocks."""
+    head: Literal["per-class", "shared"] = "per-class"
+    """Whether the inner steps begin with a class vector for each class, or with one for all."""
     rotations: bool = True
     """Train on each class turned by 90, 180 and 270 degrees as three more classes."""
     distort: bool = True
