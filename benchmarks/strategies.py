@@ -66,7 +66,7 @@ def timed(make, count: int | None, repeats: int, head: str, rounds: int) -> dict
     keys = jax.random.split(jax.random.key(3), jax.tree.leaves(tasks)[0].shape[0])
     programs = {}
     for name, method in rows(alpha, STEPS, head).items():
-        run = jax.jit(lambda p, t, k, method=method: method.batch(problem, p, t, k)[:2])  # noqa: B023
+        run = jax.jit(lambda p, t, k, method=method: method.batch(problem, p, t, k)[:2])
         given = (outer(method, params), tasks, keys)
         programs[name] = run.lower(*given).compile(), given
         jax.block_until_ready(programs[name][0](*given))

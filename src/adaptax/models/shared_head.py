@@ -16,7 +16,8 @@ class SharedHead(eqx.Module):
     ways: int = eqx.field(static=True)
 
     def __call__(self, model: PyTree) -> PyTree:
-        head: Any = getattr(model, "head", None) or getattr(model, "layers", (None,))[-1]
+        layers = getattr(model, "layers", None)
+        head: Any = getattr(model, "head", layers[-1] if isinstance(layers, tuple) else None)
         if not isinstance(head, Linear) or head.bias.shape != (1,):
             raise InputError(
                 "shared_head spreads the one output of a network over all classes: make it conv4(1, ...) or mlp((..., 1))."
