@@ -49,8 +49,7 @@ class Built:
 
 def build(config: Training) -> Built:
     """Build everything that is trained with and judged on; `InputError` if something cannot be."""
-    shared = isinstance(config, Images) and config.head == "shared"
-    start = ax.models.shared_head(config.ways) if shared else None
+    start = ax.models.shared_head(config.ways) if isinstance(config, Images) and config.head == "shared" else None
     inner = ax.Inner(config.inner_steps, parse_stepsize(config.stepsize), start=start)
     method = ax.MetaGradient(inner, _CURVATURES[config.curvature]())
     optimizer = _optimizer(config.optimizer, config.learning_rate)
