@@ -26,7 +26,7 @@ def follow():
 
     def update(updates, state, params, *, grad, **extra):
         assert jax.tree.structure(grad) == jax.tree.structure(updates)
-        return jax.tree.map(lambda g: -0.05 * g, updates), updates
+        return jax.tree.map(lambda g: -0.05 * g, updates), grad
 
     return optax.GradientTransformationExtraArgs(lambda params: jax.tree.map(jnp.zeros_like, params), update)
 
@@ -233,6 +233,20 @@ def test_one_task_a_step_converges_with_memory_and_not_without(x64, amplitude):
     smooth = ax.train(host, start, method, optimizer=optax.sgd(0.03), steps=6000, tasks_per_step=1, memory=ax.Memory(0.1))[0]
     norm = lambda w: float(jnp.linalg.norm(full(problem, method, w)))  # noqa: E731
     assert norm(smooth.params) / norm(start) > 1e-3
+
+
+@pytest.mark.parametrize("rate", (1.0, 0.5, 0.1))
+def test_the_variance_that_one_row_leaves(rate):
+    # Independent coordinates, with no inner steps: w - c, where lambda = s = 1, and beta = 1.
+    size = 100_000
+    sample = lambda key: ax.Task(jnp.zeros(1), jax.random.normal(key, (size,)))  # noqa: E731
+    loss = lambda w, c: 0.5 * jnp.sum((w - c) ** 2)  # noqa: E731
+    problem, method = ax.FiniteSum(loss, sample, target_loss=loss), ax.MetaGradient(ax.Inner(0))
+    options = {"optimizer": optax.sgd(1.0), "steps": 120, "tasks_per_step": 1, "memory": ax.Memory(rate)}
+    state, _ = ax.train(problem, jnp.zeros(size), method, **options)
+    expected = 1 / (2 - rate / (2 - rate))
+    # Four standard errors of a variance over independent Gaussian coordinates.
+    assert abs(float(jnp.mean(state.params**2)) / expected - 1) < 4 * np.sqrt(2 / size)
 
 
 def test_bad_input_is_refused_in_a_sentence(tiny):

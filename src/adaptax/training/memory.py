@@ -24,9 +24,9 @@ class Memory(eqx.Module):
 
     (its first draw: $m_i = \hat G_i$; a task drawn twice counts once, with the mean), and the optimiser gets the mean of
     $m_i$ over the tasks drawn so far. With b = 1 the noise of sampling tasks vanishes as w settles, at any batch size: a
-    finite-sum problem converges with a constant outer step size, which may be about $B/(3n\Lambda)$ ($\Lambda$ the
+    finite-sum problem converges with a constant outer step size, proved up to about $B/(3n\Lambda)$ ($\Lambda$ the
     smoothness of $\mathcal L_i$). The table takes n times the memory of the parameters (in at least single precision), is
-    held on every device, and is part of each checkpoint.
+    held and read once a meta-step on every device, and part of each checkpoint; the step's B meta-gradients are held too.
 
     Elsewhere (any other `sample_task`, or tasks from the host) there is one row, $d \leftarrow d + b\,(\hat g - d)$, of
     the batch's mean $\hat g$. It smooths the direction as momentum does; alone it does not remove the error that a
