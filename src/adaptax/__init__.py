@@ -17,9 +17,11 @@ _NAMES = {
     "Info": "inner",
     "Inner": "inner",
     "InputError": "errors",
+    "Memory": "training.memory",
     "Meta": "stepsize",
     "MetaGradient": "metagrad",
     "MultiStep": "metagrad",
+    "Pool": "problem",
     "Reptile": "reptile",
     "Resampling": "problem",
     "Samples": "problem",
@@ -41,9 +43,11 @@ __all__ = [
     "Info",
     "Inner",
     "InputError",
+    "Memory",
     "Meta",
     "MetaGradient",
     "MultiStep",
+    "Pool",
     "Reptile",
     "Resampling",
     "Samples",
@@ -70,11 +74,12 @@ if TYPE_CHECKING:
     from adaptax.implicit import Implicit
     from adaptax.inner import Info, Inner
     from adaptax.metagrad import MetaGradient, MultiStep
-    from adaptax.problem import FiniteSum, Resampling, Samples, Task
+    from adaptax.problem import FiniteSum, Pool, Resampling, Samples, Task
     from adaptax.reptile import Reptile
     from adaptax.stepsize import Meta
     from adaptax.training.evaluate import Curve, evaluate
     from adaptax.training.loop import train
+    from adaptax.training.memory import Memory
     from adaptax.training.step import State, make_step
 
 

@@ -121,9 +121,11 @@ def weighted_sum(
     keys: Any,
     weights: Array,
     in_flight: int | None,
-) -> tuple[Array, PyTree, Info]:
+    each: bool = False,
+) -> tuple[Array, PyTree, Any]:
     """Weighted sums of values and meta-gradients (in at least single precision), and each task's info.
 
+    With `each`, the last are pairs of a task's info and its own meta-gradient.
     A task of weight zero adds exactly nothing, whatever it computes.
     """
     initial = method.inner.initial(params)
@@ -134,7 +136,7 @@ def weighted_sum(
         task, key, weight = inputs
         value, grad, info = method.one_task(problem, params, task, key)
         wide = lambda x: jnp.where(weight > 0, weight.astype(_wide(x)) * x.astype(_wide(x)), 0)  # noqa: E731
-        return jax.tree.map(wide, (value, grad)), info
+        return jax.tree.map(wide, (value, grad)), (info, grad) if each else info
 
     def group(inputs):
         sums, infos = jax.vmap(one)(inputs)
