@@ -130,8 +130,8 @@ def memory_method() -> str:
         return ""
     text = (
         f"Norm of the exact gradient of the meta-objective at the end, mean ± standard deviation over seeds: cosine problem, a "
-        f"pool of {result['pool']} tasks, N = {result['inner_steps']}, α = {result['alpha']}, `optax.sgd` with the constant step "
-        f"size {result['beta']}, B tasks a meta-step (`benchmarks/memory_method.py`)."
+        f"pool of {result['pool']} tasks, N = {result['inner_steps']}, α = {result['alpha']}, `optax.sgd` with the constant "
+        f"step size {result['beta']}, B tasks a meta-step (`benchmarks/memory_method.py`)."
     )
     return f"{text}\n\n{table(result)}"
 
