@@ -198,7 +198,7 @@ class MetaGradient(AbstractMethod):
                 targets = early, lambda w, frozen, j: by_both(w, frozen, j)[1]
             purpose, size = (CURVATURE, samples.curvature) if self.independent_curvature else (STEP, samples.step)
             product, gradient = factors(self.curvature, inner.gradients, step_loss(rebuild, key, purpose, size), key)
-            v, v_frozen, rates_bar = reverse(
+            v, v_frozen, rates_bar, _ = reverse(
                 product, gradient, descent, path, split.frozen, rates, cotangent, by_rates=learned, targets=targets
             )
         plain_given = given.params if learned else given
