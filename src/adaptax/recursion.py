@@ -134,21 +134,18 @@ def reverse(
     """
     steps, update = path.losses.shape[0], descent.update
     anchor = path.anchor if update.proximal is not None else None
-    asked = by_rates or losses_bar is not None
+    asked = (by_rates and update.linear) or losses_bar is not None
 
     def back(carry, inputs):
         (v, memory_bar, v_rest, anchor_bar, rates_bar, strength), ((w, memory), x) = carry, inputs
         rate, j = rates.tree if x["rate"] is None else x["rate"], x["j"]
         pull = lambda g: update.pull(w, memory, g, anchor, rate, (v, memory_bar))  # noqa: E731
-        if update.linear:
-            both, (h, h_rest) = product(w, rest, pull(_tree.zeros_like(w)).gradient, j)
-            both = gradient(w, rest, j) if both is None and asked else both
-        else:
-            # Formed before the product, which needs it; a compiler finds it again within an exact product.
-            both = gradient(w, rest, j)
-            _, (h, h_rest) = product(w, rest, pull(both[0]).gradient, j)
+        # The update is differentiated at the gradient that the step took; a compiler finds it again in an exact product.
+        taken = _tree.zeros_like(w) if update.linear else descent.value_and_gradient(w, rest, j)[1]
+        both, (h, h_rest) = product(w, rest, pull(taken).gradient, j)
+        both = gradient(w, rest, j) if both is None and asked else both
         g, g_rest = (_tree.zeros_like(w), None) if both is None else both
-        bars = pull(g)
+        bars = pull(g if update.linear else taken)
         v, v_rest = _tree.add(bars.w, h), _tree.add(v_rest, h_rest)
         if losses_bar is not None:
             v, v_rest = (_tree.add(a, _tree.scale(x["bar"], b)) for a, b in ((v, g), (v_rest, g_rest)))
