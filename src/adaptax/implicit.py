@@ -108,18 +108,17 @@ def conjugate_gradients(product: Callable[[PyTree], PyTree], b: PyTree, iteratio
 
     Source: Hestenes, Stiefel (1952), Methods of conjugate gradients for solving linear systems.
     """
-    wide = lambda tree: jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree)  # noqa: E731
     narrow = lambda tree: jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, b)  # noqa: E731
     safe = lambda a, b: jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)  # noqa: E731
 
     def iterate(_, carry):
         x, r, p, length = carry
-        image = wide(product(narrow(p)))
+        image = _tree.wide(product(narrow(p)))
         step = safe(length, _tree.dot(p, image))
         r = _tree.shift(r, -step, image)
         new = _tree.dot(r, r)
         return _tree.shift(x, step, p), r, _tree.shift(r, safe(new, length), p), new
 
-    start = wide(b)
+    start = _tree.wide(b)
     carry = (_tree.zeros_like(start), start, start, _tree.dot(start, start))
     return narrow(jax.lax.fori_loop(0, iterations, iterate, carry)[0])

@@ -18,12 +18,13 @@ def average(term: Callable[[PyTree], PyTree], like: PyTree, samples: int, key: K
         raise InputError("This strategy draws directions: pass a key, such as jax.random.key(0).")
 
     def add(total, k):
-        return _tree.add(total, term(_tree.normal_like(jax.random.fold_in(key, k), like))), None
+        return _tree.add(total, _tree.wide(term(_tree.normal_like(jax.random.fold_in(key, k), like)))), None
 
+    # A sum of many terms would stand still in half precision.
     shapes = jax.eval_shape(lambda u: term(u), like)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(_tree.wide, shapes))
     total, _ = jax.lax.scan(add, zeros, jnp.arange(samples))
-    return _tree.scale(1 / samples, total)
+    return jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype), _tree.scale(1 / samples, total), shapes)
 
 
 def radius(delta: Any, x: PyTree, power: float) -> Array:
