@@ -254,7 +254,7 @@ def _resolve(inner, problem, params, tasks, keys, samples):
 
 
 def _as_proximal(value: Any) -> Array:
-    if isinstance(value, Tracer | jax.Array | int | float) and not isinstance(value, bool):
+    if isinstance(value, Tracer | jax.Array | np.generic | np.ndarray | int | float) and not isinstance(value, bool):
         number = jnp.asarray(value, jnp.result_type(float))
         if number.ndim == 0 and (isinstance(number, Tracer) or 0 <= float(number) < float("inf")):
             return number
