@@ -72,7 +72,8 @@ class Inner(eqx.Module):
             such as `ax.models.shared_head(ways)`.
 
     Errors: `InputError` for N < 0, a step size that is not positive and finite, `adapt` that selects nothing, or an
-    optimiser that is none or has no finite derivative at a zero gradient (such as `optax.adam` without `eps_root`).
+    optimiser that is none or has no finite derivative where a parameter's gradient is zero (such as `optax.adam`
+        without `eps_root`).
 
     Example:
         >>> import adaptax as ax

@@ -140,10 +140,10 @@ class MetaGradient(AbstractMethod):
     def cost(self):
         steps, gradient = self.inner.steps, self.inner.gradients.cost()
         by_rates = isinstance(self.inner.stepsize, Learned)
-        gradients = steps + recomputed_steps(steps, self.store)
-        gradients += steps if self.multi_step is not None and steps else 1
-        if not self.inner.update.linear or (by_rates and not self.curvature.gives_gradient):
-            gradients += steps
+        gradients = steps + (steps if self.multi_step is not None and steps else 1)
+        if self.mode == "recursion":
+            again = not self.inner.update.linear or (by_rates and not self.curvature.gives_gradient)
+            gradients += recomputed_steps(steps, self.store) + (steps if again else 0)
         return gradient.times(gradients).plus(self.curvature.cost(gradient).times(steps))
 
     def check(self, problem, key):
