@@ -88,10 +88,14 @@ def shift(x: PyTree, width: Array | float, u: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: a + jnp.asarray(width, a.dtype) * b, x, u)
 
 
+def wide(x: PyTree) -> PyTree:
+    """The same numbers in at least single precision."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), x)
+
+
 def dot(x: PyTree, y: PyTree) -> Array:
     """The inner product over all leaves, in at least single precision."""
-    wide = lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))  # noqa: E731
-    products = jax.tree.map(lambda a, b: jnp.sum(wide(a) * wide(b)), x, y)
+    products = jax.tree.map(lambda a, b: jnp.sum(a * b), wide(x), wide(y))
     return sum(jax.tree.leaves(products), start=jnp.zeros(()))
 
 
@@ -114,12 +118,14 @@ def zeros_like(x: PyTree) -> PyTree:
 
 def norm(x: PyTree) -> Array:
     """Euclidean norm over all leaves, in at least single precision, safe from overflow of the squares."""
-    leaves = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in jax.tree.leaves(x) if leaf.size]
+    leaves = [leaf for leaf in jax.tree.leaves(wide(x)) if leaf.size]
     if not leaves:
         return jnp.zeros(())
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in leaves]))
     unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-    return unit * jnp.sqrt(sum(jnp.sum((leaf / unit) ** 2) for leaf in leaves))
+    total = jnp.asarray(sum(jnp.sum((leaf / unit) ** 2) for leaf in leaves))
+    # The derivative at zero is zero and not NaN.
+    return unit * jnp.where(total > 0, jnp.sqrt(jnp.where(total > 0, total, 1)), total)
 
 
 def all_finite(x: PyTree) -> Array:

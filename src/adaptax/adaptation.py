@@ -17,6 +17,7 @@ from adaptax.problem import AbstractProblem, Samples
 from adaptax.recursion import check_store, forward, reverse
 from adaptax.stepsize.rates import Rates
 from adaptax.stepsize.rules import AbstractRule
+from adaptax.update import Update
 
 
 class Adapted(NamedTuple):
@@ -39,8 +40,8 @@ def adapt(
 ) -> Adapted:
     r"""Adapt to one task by N gradient steps; differentiable, with the reverse recursion as its derivative rule.
 
-    Reverse-mode derivatives by the parameters, by learned step sizes, and by the floating-point arrays of the task and
-    the problem are exact, and their memory does not grow with the graphs of N steps, also through an inner optimiser and a
+    Reverse-mode derivatives by the parameters, by learned step sizes, by the proximal strength, and by the floating-point
+    arrays of the task and the problem are exact, and their memory does not grow with the graphs of N steps, also through an inner optimiser and a
     proximal term. (With `ax.gradients.Smoothed` the rule is the recursion with exact Hessian-vector products.) Forward
     mode, such as `jax.jvp` of a program that calls `adapt`, is refused by JAX. A step size from a rule counts
     as a constant.
@@ -102,29 +103,32 @@ def _adapt(problem, params, task, inner, key, samples, store):
     converted = eqx.filter_closure_convert(loss_of, split.adapting, given, jnp.zeros((), int))
     closed, others = eqx.partition(converted, _is_variable)
     rest = (given, closed)
-    arrays, static = eqx.partition(others, eqx.is_array)
+    arrays, static = eqx.partition((others, inner, key), eqx.is_array)
 
-    def loss_with(arrays):
-        return lambda w, rest, j: eqx.combine(rest[1], arrays, static)(w, rest[0], j)
+    def parts(arrays, proximal):
+        loss, inner, key = eqx.combine(arrays, static)
+        step = lambda w, rest, j: eqx.combine(rest[1], loss)(w, rest[0], j)  # noqa: E731
+        return step, inner.descent(step, key)._replace(update=Update(inner.optimizer, proximal))
 
+    # Whatever the steps use is an argument: a derivative rule may not close over values of the program around it.
     @jax.custom_vjp
-    def descend(w, rest, rates, arrays):
-        path = forward(inner.descent(loss_with(arrays), key), w, rest, rates, inner.steps, store)
+    def descend(w, rest, rates, proximal, arrays):
+        path = forward(parts(arrays, proximal)[1], w, rest, rates, inner.steps, store)
         return path.final, path.losses
 
-    def descend_forward(w, rest, rates, arrays):
-        path = forward(inner.descent(loss_with(arrays), key), w, rest, rates, inner.steps, store)
-        return (path.final, path.losses), (path, rest, rates, arrays)
+    def descend_forward(w, rest, rates, proximal, arrays):
+        path = forward(parts(arrays, proximal)[1], w, rest, rates, inner.steps, store)
+        return (path.final, path.losses), (path, rest, rates, proximal, arrays)
 
     def descend_reverse(residuals, bars):
-        path, rest, rates, arrays = residuals
-        loss = loss_with(arrays)
+        path, rest, rates, proximal, arrays = residuals
+        loss, descent = parts(arrays, proximal)
         cotangent = (bars[0], _tree.zeros_like(rest))
         exact = factors(Exact(), AutoDiff(), loss, None)
-        v, v_rest, rates_bar = reverse(*exact, inner.descent(loss, key), path, rest, rates, cotangent, losses_bar=bars[1])
-        return v, v_rest, Rates(rates_bar, rates.per_step), None
+        found = reverse(*exact, descent, path, rest, rates, cotangent, losses_bar=bars[1])
+        return found.w, found.rest, Rates(found.rates, rates.per_step), found.proximal, None
 
     descend.defvjp(descend_forward, descend_reverse)
-    final, losses = descend(split.adapting, rest, rates, arrays)
+    final, losses = descend(split.adapting, rest, rates, inner.proximal, arrays)
     adapted = eqx.combine(final, split.frozen, split.static)
     return Adapted(adapted, losses, Info(jax.lax.stop_gradient(rates.mean()), losses))

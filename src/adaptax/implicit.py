@@ -1,11 +1,12 @@
 """Implicit MAML: the meta-gradient at a stationary point of the proximal inner problem."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import lineax
+from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from adaptax import _tree
@@ -50,7 +51,8 @@ class Implicit(AbstractMethod):
 
     def __init__(self, inner: Inner, *, iterations: int = 10, samples: Samples = Samples()):  # noqa: B008
         check_parts("Implicit", inner, samples)
-        if inner.proximal is None:
+        strength = inner.proximal
+        if strength is None or not (isinstance(strength, Tracer) or strength > 0):
             raise InputError("Implicit needs the strength of the proximal term: make it ax.Inner(..., proximal=1.0).")
         if isinstance(inner.stepsize, Learned):
             raise InputError("Implicit gives no derivative by step sizes: use a number or a rule, or ax.MetaGradient.")
@@ -63,9 +65,9 @@ class Implicit(AbstractMethod):
         return self.inner.gradients.stochastic
 
     def cost(self):
-        """One product a conjugate gradient, one for its start, and one for the rows of what does not adapt."""
+        """One product a conjugate gradient, and one for the rows of what does not adapt."""
         gradient = self.inner.gradients.cost()
-        return gradient.times(self.inner.steps + 1).plus(Cost(hessian_vector_products=self.iterations + 2))
+        return gradient.times(self.inner.steps + 1).plus(Cost(hessian_vector_products=self.iterations + 1))
 
     def one_task(self, problem, params, task, key) -> tuple[Array, PyTree, Info]:
         inner, samples, given = self.inner, self.samples, params
@@ -88,13 +90,35 @@ class Implicit(AbstractMethod):
         def product(u):
             return jax.jvp(lambda w: jax.grad(curved, argnums=(0, 1))(w, split.frozen, inner.steps), (final,), (u,))[1]
 
-        operator = lineax.FunctionLinearOperator(
-            lambda u: _tree.shift(product(u)[0], strength, u),
-            jax.eval_shape(lambda: final),
-            lineax.positive_semidefinite_tag,
-        )
-        # A fixed number of iterations: the cost of a meta-gradient is known, and all tasks take the same.
-        solver = lineax.CG(rtol=0.0, atol=0.0, stabilise_every=None, max_steps=self.iterations)
-        u = lineax.linear_solve(operator, g, solver, throw=False).value
+        u = conjugate_gradients(lambda u: _tree.shift(product(u)[0], strength, u), g, self.iterations)
         v, v_rest = _tree.scale(strength, u), _tree.subtract(g_rest, product(u)[1])
         return value, inner.pull_back(given, eqx.combine(v, v_rest)), Info(rates.mean(), losses, value)
+
+
+def conjugate_gradients(product: Callable[[PyTree], PyTree], b: PyTree, iterations: int) -> PyTree:
+    r"""x with $Ax \approx b$ for a positive definite map, after a fixed number of steps from 0, in at least single precision.
+
+    The number does not depend on the task, so the cost is known. Steps after the residual has vanished, or along a
+    direction in which the map is not positive, change nothing: the result is finite.
+
+    Arguments:
+        product: $u \mapsto Au$.
+        b: the right-hand side.
+        iterations: how many steps, each of one product.
+
+    Source: Hestenes, Stiefel (1952), Methods of conjugate gradients for solving linear systems.
+    """
+    narrow = lambda tree: jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, b)  # noqa: E731
+    safe = lambda a, b: jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)  # noqa: E731
+
+    def iterate(_, carry):
+        x, r, p, length = carry
+        image = _tree.wide(product(narrow(p)))
+        step = safe(length, _tree.dot(p, image))
+        r = _tree.shift(r, -step, image)
+        new = _tree.dot(r, r)
+        return _tree.shift(x, step, p), r, _tree.shift(r, safe(new, length), p), new
+
+    start = _tree.wide(b)
+    carry = (_tree.zeros_like(start), start, start, _tree.dot(start, start))
+    return narrow(jax.lax.fori_loop(0, iterations, iterate, carry)[0])

@@ -72,7 +72,8 @@ class Inner(eqx.Module):
             such as `ax.models.shared_head(ways)`.
 
     Errors: `InputError` for N < 0, a step size that is not positive and finite, `adapt` that selects nothing, or an
-    optimiser that is none or has no finite derivative at a zero gradient (such as `optax.adam` without `eps_root`).
+    optimiser that is none or has no finite derivative where a parameter's gradient is zero (such as `optax.adam`
+        without `eps_root`).
 
     Example:
         >>> import adaptax as ax
@@ -254,7 +255,7 @@ def _resolve(inner, problem, params, tasks, keys, samples):
 
 
 def _as_proximal(value: Any) -> Array:
-    if isinstance(value, Tracer | jax.Array | int | float) and not isinstance(value, bool):
+    if isinstance(value, Tracer | jax.Array | np.generic | np.ndarray | int | float) and not isinstance(value, bool):
         number = jnp.asarray(value, jnp.result_type(float))
         if number.ndim == 0 and (isinstance(number, Tracer) or 0 <= float(number) < float("inf")):
             return number

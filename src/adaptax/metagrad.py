@@ -140,10 +140,10 @@ class MetaGradient(AbstractMethod):
     def cost(self):
         steps, gradient = self.inner.steps, self.inner.gradients.cost()
         by_rates = isinstance(self.inner.stepsize, Learned)
-        gradients = steps + recomputed_steps(steps, self.store)
-        gradients += steps if self.multi_step is not None and steps else 1
-        if not self.inner.update.linear or (by_rates and not self.curvature.gives_gradient):
-            gradients += steps
+        gradients = steps + (steps if self.multi_step is not None and steps else 1)
+        if self.mode == "recursion":
+            again = not self.inner.update.linear or (by_rates and not self.curvature.gives_gradient)
+            gradients += recomputed_steps(steps, self.store) + (steps if again else 0)
         return gradient.times(gradients).plus(self.curvature.cost(gradient).times(steps))
 
     def check(self, problem, key):
@@ -198,7 +198,7 @@ class MetaGradient(AbstractMethod):
                 targets = early, lambda w, frozen, j: by_both(w, frozen, j)[1]
             purpose, size = (CURVATURE, samples.curvature) if self.independent_curvature else (STEP, samples.step)
             product, gradient = factors(self.curvature, inner.gradients, step_loss(rebuild, key, purpose, size), key)
-            v, v_frozen, rates_bar = reverse(
+            v, v_frozen, rates_bar, _ = reverse(
                 product, gradient, descent, path, split.frozen, rates, cotangent, by_rates=learned, targets=targets
             )
         plain_given = given.params if learned else given

@@ -53,6 +53,15 @@ class Path(NamedTuple):
     iterates: PyTree
 
 
+class Reversed(NamedTuple):
+    """Derivatives by w_0, by the rest, by the rates' tree, and by the proximal strength (None where there is none)."""
+
+    w: PyTree
+    rest: PyTree
+    rates: PyTree
+    proximal: Array | None
+
+
 def stepper(descent: Descent, anchor: PyTree, rest: PyTree, rates: Rates) -> Callable[[Any, dict], tuple[Any, Array]]:
     """One step: `((w, memory), {"j", "rate"}) -> ((w, memory), loss before)`."""
 
@@ -108,7 +117,7 @@ def reverse(
     by_rates: bool = True,
     losses_bar: Array | None = None,
     targets: tuple[Array, Gradient] | None = None,
-) -> tuple[PyTree, PyTree, PyTree]:
+) -> Reversed:
     r"""Carry the derivative at w_N back to w_0.
 
     Arguments:
@@ -122,26 +131,21 @@ def reverse(
         by_rates: whether derivatives by the rates are wanted (else they are zero).
         losses_bar: derivatives by the losses along the path, if anything depends on them.
         targets: weights c_0..c_{N-1} and the gradient of an outer loss whose values at w_j the objective adds, so weighted.
-
-    Returns: derivatives by w_0, by the rest, and by the rates' tree.
     """
     steps, update = path.losses.shape[0], descent.update
     anchor = path.anchor if update.proximal is not None else None
-    asked = by_rates or losses_bar is not None
+    asked = (by_rates and update.linear) or losses_bar is not None
 
     def back(carry, inputs):
-        (v, memory_bar, v_rest, anchor_bar, rates_bar), ((w, memory), x) = carry, inputs
+        (v, memory_bar, v_rest, anchor_bar, rates_bar, strength), ((w, memory), x) = carry, inputs
         rate, j = rates.tree if x["rate"] is None else x["rate"], x["j"]
         pull = lambda g: update.pull(w, memory, g, anchor, rate, (v, memory_bar))  # noqa: E731
-        if update.linear:
-            both, (h, h_rest) = product(w, rest, pull(_tree.zeros_like(w)).gradient, j)
-            both = gradient(w, rest, j) if both is None and asked else both
-        else:
-            # Formed before the product, which needs it; a compiler finds it again within an exact product.
-            both = gradient(w, rest, j)
-            _, (h, h_rest) = product(w, rest, pull(both[0]).gradient, j)
+        # The update is differentiated at the gradient that the step took; a compiler finds it again in an exact product.
+        taken = _tree.zeros_like(w) if update.linear else descent.value_and_gradient(w, rest, j)[1]
+        both, (h, h_rest) = product(w, rest, pull(taken).gradient, j)
+        both = gradient(w, rest, j) if both is None and asked else both
         g, g_rest = (_tree.zeros_like(w), None) if both is None else both
-        bars = pull(g)
+        bars = pull(g if update.linear else taken)
         v, v_rest = _tree.add(bars.w, h), _tree.add(v_rest, h_rest)
         if losses_bar is not None:
             v, v_rest = (_tree.add(a, _tree.scale(x["bar"], b)) for a, b in ((v, g), (v_rest, g_rest)))
@@ -149,13 +153,17 @@ def reverse(
             v, v_rest = _add_target(targets[1], x["weight"], w, rest, j, v, v_rest)
         rate_bar = bars.rate if by_rates else None
         shared = None if rates.per_step or not by_rates else _tree.add(rates_bar, rate_bar)
-        return (v, bars.memory, v_rest, _tree.add(anchor_bar, bars.anchor), shared), rate_bar if rates.per_step else None
+        if anchor is not None:
+            anchor_bar = _tree.add(anchor_bar, bars.anchor)
+            strength = strength + _tree.dot(bars.gradient, _tree.subtract(w, anchor)).astype(strength.dtype)
+        return (v, bars.memory, v_rest, anchor_bar, shared, strength), rate_bar if rates.per_step else None
 
     xs = _inputs(rates, steps) | {"bar": losses_bar, "weight": None if targets is None else targets[0]}
     floats = lambda memory: eqx.filter(memory, _tree.is_floating)  # noqa: E731
     blank = _tree.zeros_like(floats(jax.eval_shape(update.init, path.final)))
     shared = _tree.zeros_like(rates.tree) if by_rates and not rates.per_step else None
-    carry: Any = (cotangent[0], blank, cotangent[1], _tree.zeros_like(anchor), shared)
+    strength = _tree.zeros_like(update.proximal)
+    carry: Any = (cotangent[0], blank, cotangent[1], _tree.zeros_like(anchor), shared, strength)
     if path.starts is None:
         carry, stacked = jax.lax.scan(back, carry, (path.iterates, xs), reverse=True)
     else:
@@ -171,13 +179,13 @@ def reverse(
         carry, head_stacked = jax.lax.scan(back_segment, carry, (path.starts, head), reverse=True)
         join = lambda a, b: jnp.concatenate([a.reshape((-1, *b.shape[1:])), b])  # noqa: E731
         stacked = jax.tree.map(join, head_stacked, tail_stacked)
-    v, memory_bar, v_rest, anchor_bar, shared = carry
+    v, memory_bar, v_rest, anchor_bar, shared, proximal_bar = carry
     v = _tree.add(v, update.pull_init(path.anchor, memory_bar))
     if anchor is not None:
         v = _tree.add(v, anchor_bar)
     if not by_rates:
-        return v, v_rest, _tree.zeros_like(rates.tree)
-    return v, v_rest, _unstack(rates, stacked) if rates.per_step else shared
+        return Reversed(v, v_rest, _tree.zeros_like(rates.tree), proximal_bar)
+    return Reversed(v, v_rest, _unstack(rates, stacked) if rates.per_step else shared, proximal_bar)
 
 
 def _add_target(gradient, weight, w, rest, j, v, v_rest):

@@ -5,11 +5,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Key, PyTree
 
 from adaptax import _tree
 from adaptax.errors import InputError
+
+_NUMBERS = int | float | np.generic | np.ndarray | jax.Array
+_GIVEN = _NUMBERS | str | list | tuple
 
 
 def average(term: Callable[[PyTree], PyTree], like: PyTree, samples: int, key: Key[Array, ""] | None) -> PyTree:
@@ -18,12 +22,13 @@ def average(term: Callable[[PyTree], PyTree], like: PyTree, samples: int, key: K
         raise InputError("This strategy draws directions: pass a key, such as jax.random.key(0).")
 
     def add(total, k):
-        return _tree.add(total, term(_tree.normal_like(jax.random.fold_in(key, k), like))), None
+        return _tree.add(total, _tree.wide(term(_tree.normal_like(jax.random.fold_in(key, k), like)))), None
 
+    # A sum of many terms would stand still in half precision.
     shapes = jax.eval_shape(lambda u: term(u), like)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(_tree.wide, shapes))
     total, _ = jax.lax.scan(add, zeros, jnp.arange(samples))
-    return _tree.scale(1 / samples, total)
+    return jax.tree.map(lambda leaf, shape: leaf.astype(shape.dtype), _tree.scale(1 / samples, total), shapes)
 
 
 def radius(delta: Any, x: PyTree, power: float) -> Array:
@@ -47,7 +52,9 @@ def check_smoothing(strategy: Any) -> None:
     samples, delta = getattr(strategy, "samples", 1), strategy.delta
     if isinstance(samples, bool) or not hasattr(samples, "__index__") or samples < 1:
         raise InputError(f"{name}(samples={samples!r}) must be a whole number of at least 1.")
-    if delta is None or isinstance(delta, Tracer) or not isinstance(delta, bool | int | float | str | jax.Array):
+    # Transformations put placeholders of other types into pytrees.
+    if delta is None or isinstance(delta, Tracer) or not isinstance(delta, _GIVEN):
         return
-    if isinstance(delta, bool | str) or not 0 < delta < float("inf"):
+    number = isinstance(delta, _NUMBERS) and not isinstance(delta, bool) and jnp.ndim(delta) == 0
+    if not (number and 0 < delta < float("inf")):
         raise InputError(f"{name}(delta={delta!r}) must be a positive number, or None to have it chosen.")

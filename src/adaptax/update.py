@@ -62,6 +62,8 @@ class Update(eqx.Module):
     ) -> Bars:
         """Derivatives by the arguments, from those by the next iterate and the floating-point part of the next memory."""
         floats, others = eqx.partition(memory, _tree.is_floating)
+        if self.optimizer is not None:
+            gradient = _off_zero(gradient)
 
         def update(w, floats, gradient, anchor, rate):
             new, memory = self(w, eqx.combine(floats, others), gradient, anchor, rate)
@@ -74,8 +76,14 @@ class Update(eqx.Module):
         return jax.vjp(lambda w: eqx.filter(self.init(w), _tree.is_floating), w)[1](bar)[0]
 
 
+def _off_zero(gradient: PyTree) -> PyTree:
+    """A gradient that is zero as a whole, a little beside it: norms, as of clipping, have no derivative at zero."""
+    zero = _tree.norm(gradient) == 0
+    return jax.tree.map(lambda g: jnp.where(zero, jnp.asarray(jnp.finfo(g.dtype).eps, g.dtype), g), gradient)
+
+
 def check_optimizer(optimizer: Any) -> None:
-    """Refuse what is no optimiser, and one that cannot be differentiated at a zero gradient."""
+    """Refuse what is no optimiser, and one that cannot be differentiated where some entries of the gradient are zero."""
     if optimizer is None:
         return
     if not isinstance(optimizer, optax.GradientTransformation):
@@ -84,14 +92,14 @@ def check_optimizer(optimizer: Any) -> None:
             f"not {type(optimizer).__name__}."
         )
     with jax.ensure_compile_time_eval():
-        w = jnp.zeros(())
+        w, g = jnp.zeros(2), jnp.array([0.0, 1.0])
         try:
             memory = optimizer.init(w)
-            slope = jax.grad(lambda g: optimizer.update(g, memory, w)[0])(w)
-        except Exception:  # it is made for a structure of its own and cannot be tried on a number
+            slope = jax.grad(lambda g: jnp.sum(optimizer.update(g, memory, w)[0]))(g)
+        except Exception:  # it is made for a structure of its own and cannot be tried on a vector
             return
-        if not np.isfinite(slope):
+        if not np.all(np.isfinite(slope)):
             raise InputError(
-                "The inner optimiser has no finite derivative at a zero gradient (as of a dead relu), so meta-gradients "
-                "would be NaN: give optax.adam and its kin eps_root=1e-8, or clip by value."
+                "The inner optimiser has no finite derivative where a parameter's gradient is zero (as of a dead relu), so "
+                "meta-gradients would be NaN: give optax.adam and its kin eps_root=1e-8."
             )

@@ -40,8 +40,9 @@ class Annealed(AbstractCurvature):
     gives_gradient: ClassVar[bool] = False
 
     def __check_init__(self):
-        if not isinstance(self.first_order_steps, int) or self.first_order_steps < 0:
-            raise InputError(f"Annealed(first_order_steps={self.first_order_steps!r}) must be a whole number of at least 0.")
+        steps = self.first_order_steps
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+            raise InputError(f"Annealed(first_order_steps={steps!r}) must be a whole number of at least 0.")
         if not isinstance(self.then, AbstractCurvature):
             raise InputError("Annealed(then=...) must be a strategy such as ax.curvature.Exact().")
 
@@ -59,4 +60,4 @@ class Annealed(AbstractCurvature):
         return self.then.cost(gradient)
 
     def at(self, step):
-        return dataclasses.replace(self, step=jnp.asarray(step))
+        return dataclasses.replace(self, then=self.then.at(step), step=jnp.asarray(step))
