@@ -93,6 +93,11 @@ def wide(x: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), x)
 
 
+def like(x: PyTree, y: PyTree) -> PyTree:
+    """The same numbers in the types of y."""
+    return jax.tree.map(lambda a, b: a.astype(b.dtype), x, y)
+
+
 def dot(x: PyTree, y: PyTree) -> Array:
     """The inner product over all leaves, in at least single precision."""
     products = jax.tree.map(lambda a, b: jnp.sum(a * b), wide(x), wide(y))

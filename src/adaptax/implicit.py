@@ -1,6 +1,5 @@
 """Implicit MAML: the meta-gradient at a stationary point of the proximal inner problem."""
 
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -29,7 +28,7 @@ class Implicit(AbstractMethod):
 
     Arguments:
         inner: the inner loop, with `proximal` above 0.
-        iterations: of conjugate gradients, at least 1 (default 10).
+        iterations: of conjugate gradients at most, at least 1 (default 10).
         samples: sample sizes S, D, T of a resampling problem.
 
     Errors: `InputError` without a proximal term, or with learned step sizes, which get no derivative from it.
@@ -65,9 +64,9 @@ class Implicit(AbstractMethod):
         return self.inner.gradients.stochastic
 
     def cost(self):
-        """One product a conjugate gradient, and one for the rows of what does not adapt."""
+        """One product a conjugate gradient (fewer if they converge), one for their start, one for what does not adapt."""
         gradient = self.inner.gradients.cost()
-        return gradient.times(self.inner.steps + 1).plus(Cost(hessian_vector_products=self.iterations + 1))
+        return gradient.times(self.inner.steps + 1).plus(Cost(hessian_vector_products=self.iterations + 2))
 
     def one_task(self, problem, params, task, key) -> tuple[Array, PyTree, Info]:
         inner, samples, given = self.inner, self.samples, params
@@ -90,35 +89,14 @@ class Implicit(AbstractMethod):
         def product(u):
             return jax.jvp(lambda w: jax.grad(curved, argnums=(0, 1))(w, split.frozen, inner.steps), (final,), (u,))[1]
 
-        u = conjugate_gradients(lambda u: _tree.shift(product(u)[0], strength, u), g, self.iterations)
+        def damped(u):
+            return _tree.wide(_tree.shift(product(_tree.like(u, g))[0], strength, _tree.like(u, g)))
+
+        # Until nothing is left but rounding. (lineax's conjugate gradients give NaN from about 1e5 parameters on in single
+        # precision: they take a direction of curvature below 100 times precision times size for a breakdown.)
+        wide = _tree.wide(g)
+        precision = float(jnp.finfo(jnp.result_type(*jax.tree.leaves(wide))).eps)
+        u = jax.scipy.sparse.linalg.cg(damped, wide, tol=precision, maxiter=self.iterations)[0]
+        u = _tree.like(u, g)
         v, v_rest = _tree.scale(strength, u), _tree.subtract(g_rest, product(u)[1])
         return value, inner.pull_back(given, eqx.combine(v, v_rest)), Info(rates.mean(), losses, value)
-
-
-def conjugate_gradients(product: Callable[[PyTree], PyTree], b: PyTree, iterations: int) -> PyTree:
-    r"""x with $Ax \approx b$ for a positive definite map, after a fixed number of steps from 0, in at least single precision.
-
-    The number does not depend on the task, so the cost is known. Steps after the residual has vanished, or along a
-    direction in which the map is not positive, change nothing: the result is finite.
-
-    Arguments:
-        product: $u \mapsto Au$.
-        b: the right-hand side.
-        iterations: how many steps, each of one product.
-
-    Source: Hestenes, Stiefel (1952), Methods of conjugate gradients for solving linear systems.
-    """
-    narrow = lambda tree: jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), tree, b)  # noqa: E731
-    safe = lambda a, b: jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)  # noqa: E731
-
-    def iterate(_, carry):
-        x, r, p, length = carry
-        image = _tree.wide(product(narrow(p)))
-        step = safe(length, _tree.dot(p, image))
-        r = _tree.shift(r, -step, image)
-        new = _tree.dot(r, r)
-        return _tree.shift(x, step, p), r, _tree.shift(r, safe(new, length), p), new
-
-    start = _tree.wide(b)
-    carry = (_tree.zeros_like(start), start, start, _tree.dot(start, start))
-    return narrow(jax.lax.fori_loop(0, iterations, iterate, carry)[0])
