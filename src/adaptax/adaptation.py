@@ -41,10 +41,10 @@ def adapt(
     r"""Adapt to one task by N gradient steps; differentiable, with the reverse recursion as its derivative rule.
 
     Reverse-mode derivatives by the parameters, by learned step sizes, by the proximal strength, and by the floating-point
-    arrays of the task and the problem are exact, also through an inner optimiser and a proximal term, and their memory
-    does not grow with the graphs of N steps. (With `ax.gradients.Smoothed` the rule is the recursion with exact Hessian-vector products.) Forward
-    mode, such as `jax.jvp` of a program that calls `adapt`, is refused by JAX. A step size from a rule counts
-    as a constant.
+    arrays of the task and the problem are exact, also through an inner optimiser and a proximal term, and their memory does
+    not grow with the graphs of N steps. (With `ax.gradients.Smoothed` the rule is the recursion with exact Hessian-vector
+    products.) Forward mode, such as `jax.jvp` of a program that calls `adapt`, is refused by JAX. A step size from a rule
+    counts as a constant.
 
     Arguments:
         problem: the problem; `sample_task` is not used.
