@@ -55,6 +55,7 @@ def check_smoothing(strategy: Any) -> None:
     # Transformations put placeholders of other types into pytrees.
     if delta is None or isinstance(delta, Tracer) or not isinstance(delta, _GIVEN):
         return
-    number = isinstance(delta, _NUMBERS) and not isinstance(delta, bool) and jnp.ndim(delta) == 0
-    if not (number and 0 < delta < float("inf")):
+    number = isinstance(delta, _NUMBERS) and not isinstance(delta, bool) and np.ndim(delta) == 0
+    value: Any = delta
+    if not (number and 0 < value < float("inf")):
         raise InputError(f"{name}(delta={delta!r}) must be a positive number, or None to have it chosen.")

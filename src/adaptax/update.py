@@ -95,7 +95,7 @@ def check_optimizer(optimizer: Any) -> None:
         w, g = jnp.zeros(2), jnp.array([0.0, 1.0])
         try:
             memory = optimizer.init(w)
-            slope = jax.grad(lambda g: jnp.sum(optimizer.update(g, memory, w)[0]))(g)
+            slope = jax.grad(lambda g: jnp.sum(jnp.asarray(optimizer.update(g, memory, w)[0])))(g)
         except Exception:  # it is made for a structure of its own and cannot be tried on a vector
             return
         if not np.all(np.isfinite(slope)):
