@@ -1,0 +1,184 @@
+"""The figures and the page of a training experiment, from its CSV alone: every number and statement is computed here."""
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from adaptax.reproduce.files import Row, distinct, pick, read_rows
+from adaptax.reproduce.methods import CALLS, EXACT, FIRST_ORDER, GGS, IN_LOSSES, UNCORRECTED, calls_in_words, priced, strategies
+from adaptax.reproduce.training import Experiment
+from adaptax.report.learning import by_seed, draw_learning
+from adaptax.report.tables import markdown
+
+# A method differs from exact if its loss does by this factor and by three standard errors over seeds.
+_BARELY = 0.01
+
+
+class Outcome(NamedTuple):
+    """One method at one setting: losses at the end by seed, their ratio to exact's seed by seed, calls to reach a level."""
+
+    method: str
+    final: np.ndarray
+    ratio: float
+    error: float
+    reached: int | None
+
+    @property
+    def finite(self) -> bool:
+        return bool(np.all(np.isfinite(self.final)))
+
+    @property
+    def differs(self) -> bool:
+        far = abs(math.log(self.ratio)) if self.finite and self.ratio > 0 else math.inf
+        return far > math.log1p(_BARELY) and far > 3 * self.error
+
+    def words(self) -> str:
+        """The ratio to exact with its standard error."""
+        return f"{self.ratio:.3g} (± {100 * self.error:.2g} %)" if math.isfinite(self.ratio) else "not finite"
+
+
+def publish(out: Path, name: str, what: Experiment, title: str, about: str) -> None:
+    """Draw NAME.png and NAME.svg and write README.md from NAME.csv in a folder.
+
+    Arguments:
+        out, name: the folder, and what its CSV is called.
+        what: the experiment, for its constants.
+        title, about: the page's first lines.
+    """
+    rows = read_rows(out / f"{name}.csv")
+    training = pick(rows, part="training")
+    draw_learning(out, name, training, what.inner_steps)
+    seeds, steps = len(distinct(training, "seed")), max(row["meta_step"] for row in training)
+    parts = [
+        f"# {title}",
+        f"Written by `adaptax reproduce {name} --seeds {seeds} --steps {steps}` from [{name}.csv]({name}.csv).",
+        about,
+        f"![Held-out loss against meta-steps and oracle calls]({name}.png)",
+        f"Lines: median over {seeds} seeds; bands: from the smallest to the largest seed. A seed's initial parameters and "
+        f"tasks are the same for all methods. The loss is that of {what.held_out} held-out tasks after {what.inner_steps} inner "
+        "steps, the same tasks always.",
+        _prices(what),
+    ]
+    if errors := pick(rows, part="gradient error"):
+        parts.append(_gradient_errors(errors, what))
+    for alpha, outer in dict.fromkeys((row["alpha"], row["outer_stepsize"]) for row in training):
+        parts.append(_setting(pick(training, alpha=alpha, outer_stepsize=outer), alpha, outer, what))
+    (out / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _prices(what: Experiment) -> str:
+    rows = []
+    for name, strategy in strategies(what.samples, what.delta).items():
+        cost = what.method(strategy, 1.0).cost()
+        rows.append([name, calls_in_words(cost), str(priced(cost, CALLS)), str(priced(cost, IN_LOSSES))])
+    loss, gradient, product = IN_LOSSES
+    return (
+        "## What a meta-gradient costs\n\n"
+        "*Oracle calls* count a loss, a gradient and a Hessian-vector product as one call each, as the theory does. *In "
+        f"evaluations of the loss*, a gradient is taken for {gradient // loss} and a Hessian-vector product for "
+        f"{product // gradient} gradients, about what differentiation takes. Per task and meta-step (Q = {what.samples}, "
+        f"δ = {what.delta:g}):\n\n" + markdown(["method", "calls", "oracle calls", "in evaluations of the loss"], rows)
+    )
+
+
+def outcomes(rows: list[Row]) -> tuple[list[Outcome], float]:
+    """What became of each method at one setting, and the level that is to be reached: exact's median at half time."""
+    runs = {method: by_seed(pick(rows, method=method), "calls") for method in distinct(rows, "method")}
+    exact = runs[EXACT][1]
+    level = float(np.median(exact[len(exact) // 2]))
+    result = []
+    for method, (calls, losses) in runs.items():
+        with np.errstate(all="ignore"):
+            logs = np.log(losses[-1] / exact[-1])
+        error = float(np.std(logs, ddof=1) / math.sqrt(len(logs))) if np.all(np.isfinite(logs)) else math.inf
+        below = np.flatnonzero(np.median(losses, axis=1) <= level)
+        reached = int(calls[below[0]]) if len(below) else None
+        result.append(Outcome(method, losses[-1], float(np.exp(np.mean(logs))), error, reached))
+    return result, level
+
+
+def _setting(rows: list[Row], alpha: float, outer: float, what: Experiment) -> str:
+    found, level = outcomes(rows)
+    start = float(np.median(by_seed(rows if len(distinct(rows, "method")) == 1 else pick(rows, method=EXACT))[1][0]))
+    table = []
+    for one in found:
+        final = f"{np.median(one.final):.4g} [{np.min(one.final):.4g}, {np.max(one.final):.4g}]" if one.finite else "not finite"
+        ratio = "1" if one.method == EXACT else one.words()
+        table.append([one.method, final, ratio, "not reached" if one.reached is None else f"{one.reached:,}"])
+    header = ["method", "held-out loss at the end: median [range]", "ratio to exact, same seed", f"calls until {level:.3g}"]
+    sentences = [f"Before training the loss is {start:.4g} (median over seeds)."]
+    others = [one for one in found if one.method != EXACT]
+    same = [one.method for one in others if not one.differs]
+    if same:
+        spread = max((abs(one.ratio - 1) for one in others if not one.differs and one.finite), default=0.0)
+        sentences.append(
+            f"Not told apart from exact (within {100 * _BARELY:.0f} % or three standard errors over seeds): {', '.join(same)}; "
+            f"their losses at the end are within {100 * spread:.2g} % of exact's in the mean over seeds."
+        )
+    for one in (one for one in others if one.differs):
+        if not one.finite:
+            broken = int(np.sum(~np.isfinite(one.final)))
+            sentences.append(f"{_capital(one.method)}: the loss is not finite for {broken} of {len(one.final)} seeds.")
+            continue
+        side = "above" if one.ratio > 1 else "below"
+        sentences.append(f"{_capital(one.method)} ends {_percent(one.ratio)} {side} exact in the mean over seeds.")
+        worse = int(np.sum(one.final >= start))
+        if worse:
+            sentences.append(f"For {worse} of its {len(one.final)} seeds the loss ends no lower than the {start:.4g} before training.")
+    reached = [one for one in found if one.reached is not None]
+    if reached:
+        first = min(reached, key=lambda one: one.reached or 0)
+        sentences.append(
+            f"The level that exact has half-way, {level:.3g}, is reached with the fewest oracle calls by {first.method} "
+            f"({first.reached:,})."
+        )
+    shown = f"{alpha:g}" + (" (the paper's)" if alpha == what.settings[0].alpha else "")
+    head = f"## α = {shown}, outer step {outer:g}"
+    return f"{head}\n\n{markdown(header, table)}\n\n{' '.join(sentences)}"
+
+
+def _gradient_errors(rows: list[Row], what: Experiment) -> str:
+    alphas, methods = distinct(rows, "alpha"), distinct(rows, "method")
+    cells: dict[tuple[str, float], tuple[float, float | None]] = {}
+    for row in rows:
+        runs = pick(rows, method=row["method"], alpha=row["alpha"])
+        predicted = [r["predicted"] for r in runs if "predicted" in r]
+        value = float(np.median([r["value"] for r in runs]))
+        cells[row["method"], row["alpha"]] = value, float(np.median(predicted)) if predicted else None
+    body = []
+    for method in methods:
+        line = [method]
+        for alpha in alphas:
+            value, predicted = cells[method, alpha]
+            line.append(f"{value:.2g}" + ("" if predicted is None else f" ({predicted:.2g})"))
+        body.append(line)
+    sentences = [
+        "Relative errors of the meta-gradients against exact ones at the initial parameters, scaled to their mean square "
+        "norm: median over tasks, then over seeds. In brackets, the root mean square error that section 7 of the theory "
+        "gives to first order in α: the bias of the product N times, its noise in N independent factors.",
+    ]
+    alpha = alphas[0]
+    ggs, first, uncorrected = (cells[m, alpha][0] for m in (GGS, FIRST_ORDER, UNCORRECTED))
+    if ggs < first < uncorrected:
+        sentences.append(
+            f"At α = {alpha:g} GGS errs by {ggs:.2g}, leaving the Hessian out by {first:.2g}, and the uncorrected zeroth-order "
+            f"form by {uncorrected:.2g}: it is worse than using no Hessian at all."
+        )
+    ratios = [(m, cells[m, alpha][0] / p) for m in methods if (p := cells[m, alpha][1])]
+    sentences.append(
+        f"Measured over predicted at α = {alpha:g}: "
+        + ", ".join(f"{m} {ratio:.2f}" for m, ratio in ratios)
+        + ". The prediction is a root mean square over directions, of an error with heavy tails, and is compared with a median."
+    )
+    header = ["method", *(f"α = {alpha:g}" for alpha in alphas)]
+    return f"## Errors of the meta-gradients at w_0\n\n{markdown(header, body)}\n\n{' '.join(sentences)}"
+
+
+def _percent(ratio: float) -> str:
+    return f"a factor {ratio:.3g}" if ratio > 2 else f"{100 * abs(ratio - 1):.2g} %"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
