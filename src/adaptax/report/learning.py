@@ -33,7 +33,7 @@ def draw_learning(folder: Path, name: str, rows: Rows, steps: int) -> None:
     settings = list(dict.fromkeys((row["alpha"], row["outer_stepsize"]) for row in rows))
     methods = list(dict.fromkeys(row["method"] for row in rows))
     figure, axes = grid(len(settings), len(AXES), height=2.7, sharey="row")
-    for line, (alpha, outer) in zip(axes, settings, strict=True):
+    for row, (line, (alpha, outer)) in enumerate(zip(axes, settings, strict=True)):
         for ax, (axis, label) in zip(line, AXES, strict=True):
             for i, method in enumerate(methods):
                 run = [r for r in rows if (r["method"], r["alpha"], r["outer_stepsize"]) == (method, alpha, outer)]
@@ -46,7 +46,7 @@ def draw_learning(folder: Path, name: str, rows: Rows, steps: int) -> None:
             ax.set_yscale("log")
             if axis != "meta_step":
                 ax.set_xscale("log")
-            if line is axes[-1]:
+            if row == len(settings) - 1:
                 ax.set_xlabel(label, fontsize=9)
             ax.set_title(f"α = {alpha:g}, outer step {outer:g}", fontsize=9)
         line[0].set_ylabel(f"held-out loss after {steps} steps", fontsize=9)

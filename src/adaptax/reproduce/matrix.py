@@ -19,7 +19,7 @@ _ABOUT = (
     "The loss is ¼‖ww^T − yy^T‖² for w in 20 dimensions; a task is a support vector y and a target vector y' "
     "([theory](../../theory.md), section 10.1). Three inner steps, 10 tasks a meta-step, gradient descent outside."
 )
-DIM, ERROR_TASKS, _PARTS = 20, 400, 40
+DIM, ERROR_TASKS, _PARTS = 20, 400, 25
 
 
 def experiment(steps: int) -> Experiment:

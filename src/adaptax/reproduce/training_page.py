@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from adaptax.report.learning import by_seed, draw_learning
+from adaptax.report.tables import markdown
 from adaptax.reproduce.files import Row, distinct, pick, read_rows
 from adaptax.reproduce.methods import CALLS, EXACT, FIRST_ORDER, GGS, IN_LOSSES, UNCORRECTED, calls_in_words, priced, strategies
 from adaptax.reproduce.training import Experiment
-from adaptax.report.learning import by_seed, draw_learning
-from adaptax.report.tables import markdown
 
-# A method differs from exact if its loss does by this factor and by three standard errors over seeds.
+# A method is taken to do as exact does if the ratio of the losses is within this of 1, to two standard errors over seeds, and
+# to differ if it is farther off by three.
 _BARELY = 0.01
 
 
@@ -30,9 +31,17 @@ class Outcome(NamedTuple):
         return bool(np.all(np.isfinite(self.final)))
 
     @property
+    def far(self) -> float:
+        """How far the ratio is from 1."""
+        return abs(math.log(self.ratio)) if self.finite and self.ratio > 0 else math.inf
+
+    @property
+    def same(self) -> bool:
+        return self.far + 2 * self.error <= math.log1p(_BARELY)
+
+    @property
     def differs(self) -> bool:
-        far = abs(math.log(self.ratio)) if self.finite and self.ratio > 0 else math.inf
-        return far > math.log1p(_BARELY) and far > 3 * self.error
+        return not self.finite or (self.far > 3 * self.error and not self.same)
 
     def words(self) -> str:
         """The ratio to exact with its standard error."""
@@ -57,9 +66,12 @@ def publish(out: Path, name: str, what: Experiment, title: str, about: str) -> N
         about,
         f"![Held-out loss against meta-steps and oracle calls]({name}.png)",
         f"Lines: median over {seeds} seeds; bands: from the smallest to the largest seed. A seed's initial parameters and "
-        f"tasks are the same for all methods. The loss is that of {what.held_out} held-out tasks after {what.inner_steps} inner "
-        "steps, the same tasks always.",
+        f"tasks are the same for all methods. The loss is that of {what.held_out} held-out tasks after {what.inner_steps} "
+        "inner steps, the same tasks always.",
         _prices(what),
+        "All methods have the same outer step size, not each its best one. Where the Hessian is positive definite, the factors "
+        "I − αH shorten the gradient, so that a method that leaves them out moves farther in a step; with Adam outside the "
+        "length plays hardly any part.",
     ]
     if errors := pick(rows, part="gradient error"):
         parts.append(_gradient_errors(errors, what))
@@ -101,22 +113,21 @@ def outcomes(rows: list[Row]) -> tuple[list[Outcome], float]:
 
 def _setting(rows: list[Row], alpha: float, outer: float, what: Experiment) -> str:
     found, level = outcomes(rows)
-    start = float(np.median(by_seed(rows if len(distinct(rows, "method")) == 1 else pick(rows, method=EXACT))[1][0]))
+    starts = by_seed(pick(rows, method=EXACT))[1][0]
     table = []
     for one in found:
         final = f"{np.median(one.final):.4g} [{np.min(one.final):.4g}, {np.max(one.final):.4g}]" if one.finite else "not finite"
         ratio = "1" if one.method == EXACT else one.words()
         table.append([one.method, final, ratio, "not reached" if one.reached is None else f"{one.reached:,}"])
     header = ["method", "held-out loss at the end: median [range]", "ratio to exact, same seed", f"calls until {level:.3g}"]
-    sentences = [f"Before training the loss is {start:.4g} (median over seeds)."]
+    sentences = [f"Before training the loss is {np.median(starts):.4g} (median over seeds)."]
     others = [one for one in found if one.method != EXACT]
-    same = [one.method for one in others if not one.differs]
-    if same:
-        spread = max((abs(one.ratio - 1) for one in others if not one.differs and one.finite), default=0.0)
-        sentences.append(
-            f"Not told apart from exact (within {100 * _BARELY:.0f} % or three standard errors over seeds): {', '.join(same)}; "
-            f"their losses at the end are within {100 * spread:.2g} % of exact's in the mean over seeds."
-        )
+    if same := [one for one in others if one.same]:
+        spread = max(abs(one.ratio - 1) for one in same)
+        sentences.append(f"As exact, within {100 * spread:.1g} %: {', '.join(one.method for one in same)}.")
+    if unclear := [one for one in others if not one.same and not one.differs]:
+        names = ", ".join(f"{one.method} ({one.words()})" for one in unclear)
+        sentences.append(f"Too scattered over seeds to tell from exact by three standard errors: {names}.")
     for one in (one for one in others if one.differs):
         if not one.finite:
             broken = int(np.sum(~np.isfinite(one.final)))
@@ -124,9 +135,9 @@ def _setting(rows: list[Row], alpha: float, outer: float, what: Experiment) -> s
             continue
         side = "above" if one.ratio > 1 else "below"
         sentences.append(f"{_capital(one.method)} ends {_percent(one.ratio)} {side} exact in the mean over seeds.")
-        worse = int(np.sum(one.final >= start))
-        if worse:
-            sentences.append(f"For {worse} of its {len(one.final)} seeds the loss ends no lower than the {start:.4g} before training.")
+    for one in others:
+        if one.finite and (worse := int(np.sum(one.final >= starts))):
+            sentences.append(f"{_capital(one.method)}: {worse} of {len(one.final)} seeds end no lower than they began.")
     reached = [one for one in found if one.reached is not None]
     if reached:
         first = min(reached, key=lambda one: one.reached or 0)
@@ -157,7 +168,8 @@ def _gradient_errors(rows: list[Row], what: Experiment) -> str:
     sentences = [
         "Relative errors of the meta-gradients against exact ones at the initial parameters, scaled to their mean square "
         "norm: median over tasks, then over seeds. In brackets, the root mean square error that section 7 of the theory "
-        "gives to first order in α: the bias of the product N times, its noise in N independent factors.",
+        "gives to first order in α, with the Hessian at w_0 in all factors: the bias of the product N times, its noise in N "
+        "independent factors.",
     ]
     alpha = alphas[0]
     ggs, first, uncorrected = (cells[m, alpha][0] for m in (GGS, FIRST_ORDER, UNCORRECTED))
@@ -170,7 +182,8 @@ def _gradient_errors(rows: list[Row], what: Experiment) -> str:
     sentences.append(
         f"Measured over predicted at α = {alpha:g}: "
         + ", ".join(f"{m} {ratio:.2f}" for m, ratio in ratios)
-        + ". The prediction is a root mean square over directions, of an error with heavy tails, and is compared with a median."
+        + ". The first order in α overestimates what N factors do where they shrink, the Hessian changes along the path, and "
+        "the prediction for random directions is a root mean square, of an error with heavy tails, set beside a median."
     )
     header = ["method", *(f"α = {alpha:g}" for alpha in alphas)]
     return f"## Errors of the meta-gradients at w_0\n\n{markdown(header, body)}\n\n{' '.join(sentences)}"
