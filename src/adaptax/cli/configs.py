@@ -157,7 +157,7 @@ class HessianEstimators:
 
     out: Path = Path("reproduced/hessian-estimators")
     """Folder for the CSV, the figures and README.md."""
-    repeats: int = 400
+    repeats: int = 200
     """Independent products behind every number."""
     seed: int = 0
     """Decides the losses, the points and all directions."""

@@ -37,8 +37,8 @@ def family(samples: int, delta: Any) -> dict[str, AbstractCurvature]:
     return {
         FIRST_ORDER: c.FirstOrder(),
         FINITE_DIFFERENCE: c.FiniteDifference(delta=delta),
-        GGS: c.GaussianSmoothing(samples=samples, delta=delta),
-        ANTITHETIC: c.GaussianSmoothing(samples=samples, delta=delta, antithetic=True),
+        GGS: c.GaussianSmoothing(samples=samples, delta=delta),  # type: ignore[call-arg]
+        ANTITHETIC: c.GaussianSmoothing(samples=samples, delta=delta, antithetic=True),  # type: ignore[call-arg]
         UNCORRECTED: c.ZerothOrder(samples=samples, delta=delta, stein=False),
         STEIN: c.ZerothOrder(samples=samples, delta=delta),
     }
@@ -46,7 +46,7 @@ def family(samples: int, delta: Any) -> dict[str, AbstractCurvature]:
 
 def hessian_estimators(
     out: Path,
-    repeats: int = 400,
+    repeats: int = 200,
     seed: int = 0,
     say: Say = print,
     *,

@@ -181,4 +181,5 @@ def _slope(rows: list[Row], column: str) -> float:
     pairs = [(math.log(row[column]), math.log(row["value"])) for row in rows if row["value"] > 0]
     if len(pairs) < 2:
         return math.nan
-    return float(np.polyfit(*np.array(pairs).T, 1)[0])
+    x, y = np.array(pairs).T
+    return float(np.polyfit(x, y, 1)[0])

@@ -41,7 +41,7 @@ def strategies(samples: int, delta: float) -> dict[str, AbstractCurvature]:
         EXACT: c.Exact(),
         FIRST_ORDER: c.FirstOrder(),
         FINITE_DIFFERENCE: c.FiniteDifference(delta=delta),
-        GGS: c.GaussianSmoothing(samples=samples, delta=delta),
+        GGS: c.GaussianSmoothing(samples=samples, delta=delta),  # type: ignore[call-arg]
         UNCORRECTED: c.ZerothOrder(samples=samples, delta=delta, stein=False),
         STEIN: c.ZerothOrder(samples=samples, delta=delta),
     }
