@@ -2,14 +2,16 @@
 
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array
 
 import adaptax as ax
 from adaptax.reproduce import predictions as predict
 from adaptax.reproduce.files import Row, Say, write_rows
-from adaptax.reproduce.methods import EXACT, FIRST_ORDER, GGS, STEIN, UNCORRECTED, strategies
+from adaptax.reproduce.methods import EXACT, FIRST_ORDER, GGS, NAMES, STEIN, UNCORRECTED, strategies
 from adaptax.reproduce.training import COLUMNS, Experiment, Setting, check_sizes, initial_key, train_all
 from adaptax.reproduce.training_page import publish
 
@@ -77,27 +79,33 @@ def gradient_errors(what: Experiment, setting: Setting, seed: int, tasks: int) -
     w = w * jnp.sqrt(2 * DIM / (DIM + 1)) / jnp.linalg.norm(w)
     task_key, key = jax.random.split(jax.random.fold_in(jax.random.key(seed), 2**31))
     batch, keys = jax.vmap(what.problem.sample_task)(jax.random.split(task_key, tasks)), jax.random.split(key, tasks)
-    known = strategies(what.samples, what.delta)
-
-    def gradients(name):
-        method = what.method(known[name], setting.alpha)
-        return jax.vmap(lambda task, key: method(what.problem, w, task, key)[1])(batch, keys)
-
-    exact = gradients(EXACT)
-    length = jnp.linalg.norm(exact, axis=1)
-    expected = jax.vmap(lambda task: _predicted(what, setting.alpha, w, task))(batch)
+    found, expected = _errors(what, jnp.asarray(setting.alpha), w, batch, keys)
     rows = []
-    for name in known:
-        error = jnp.linalg.norm(gradients(name) - exact, axis=1) / length
+    for name in NAMES:
         row = {"part": "gradient error", "alpha": setting.alpha, "outer_stepsize": setting.outer, "method": name, "seed": seed}
-        row["value"] = float(jnp.median(error))
+        rows.append(row | {"value": float(found[name])})
         if name in expected:
-            row["predicted"] = float(jnp.median(expected[name] / length))
-        rows.append(row)
+            rows[-1]["predicted"] = float(expected[name])
     return rows
 
 
-def _predicted(what: Experiment, alpha: float, w: jax.Array, task: ax.Task) -> dict[str, jax.Array]:
+@eqx.filter_jit
+def _errors(what: Experiment, alpha: Array, w: Array, tasks: ax.Task, keys: Array) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Median relative errors by method, and what is predicted of them."""
+    known = strategies(what.samples, what.delta)
+
+    def gradients(name):
+        method = what.method(known[name], alpha)
+        return jax.vmap(lambda task, key: method(what.problem, w, task, key)[1])(tasks, keys)
+
+    exact = gradients(EXACT)
+    length = jnp.linalg.norm(exact, axis=1)
+    found = {name: jnp.median(jnp.linalg.norm(gradients(name) - exact, axis=1) / length) for name in known}
+    expected = jax.vmap(lambda task: _predicted(what, alpha, w, task))(tasks)
+    return found, {name: jnp.median(error / length) for name, error in expected.items()}
+
+
+def _predicted(what: Experiment, alpha: Array, w: Array, task: ax.Task) -> dict[str, Array]:
     loss, steps, q = what.problem.loss, what.inner_steps, what.samples
     h = jax.hessian(loss)(w, task.support)
     v = jax.grad(loss)(ax.adapt(what.problem, w, task, ax.Inner(steps, alpha)).params, task.target)

@@ -56,7 +56,7 @@ class Experiment:
     delta: float = 1e-2
     held_out: int = 500
 
-    def method(self, curvature: Any, alpha: float) -> ax.MetaGradient:
+    def method(self, curvature: Any, alpha: float | Array) -> ax.MetaGradient:
         """The meta-gradient with this strategy."""
         return ax.MetaGradient(ax.Inner(self.inner_steps, alpha), curvature)
 
