@@ -75,7 +75,8 @@ def test_statements_follow_the_data():
     assert found[GGS].same and not found[GGS].differs
     assert found[FIRST_ORDER].differs and found[FIRST_ORDER].ratio == pytest.approx(2)
     assert not found[STEIN].same and not found[STEIN].differs
-    assert found[UNCORRECTED].differs and not found[UNCORRECTED].finite and found[UNCORRECTED].words() == "not finite"
+    assert found[UNCORRECTED].differs and not found[UNCORRECTED].finite and found[UNCORRECTED].words() == "not to be had"
+    assert found[UNCORRECTED].end() == "1 [1, 1]; 1 of 2 not finite"
 
 
 def test_sinusoid_with_one_method(monkeypatch):

@@ -12,28 +12,39 @@ Rows = Sequence[Mapping[str, Any]]
 _MARKERS = "osD^vPX"
 
 
-def draw_directions(folder: Path, name: str, rows: Rows) -> None:
+def draw_directions(folder: Path, name: str, rows: Rows, floors: Mapping[str, float]) -> None:
     """Root mean square error over Q: measured marks with two standard errors, predicted lines.
 
     Arguments:
         folder, name: where NAME.png and NAME.svg go.
         rows: of the part "directions" and the measure "rms".
+        floors: by loss, the error that the uncorrected zeroth-order form tends to.
     """
     losses, estimators = _distinct(rows, "loss"), _distinct(rows, "estimator")
     figure, axes = grid(1, len(losses), width=4.6, height=3.6)
     largest = max(row["samples"] for row in rows)
     for ax, loss in zip(axes[0], losses, strict=True):
+        low, high = [1.0], [1.0]
         for i, estimator in enumerate(estimators):
             run = [row for row in rows if row["loss"] == loss and row["estimator"] == estimator]
             q, value, error, predicted = (np.array([row[k] for row in run], float) for k in _NUMBERS)
+            style = {"color": COLOURS[i], "linestyle": DASHES[i]}
             if len(run) == 1:
-                ax.plot([1, largest], [value[0]] * 2, color=COLOURS[i], linestyle=DASHES[i], linewidth=1.3, label=estimator)
+                # Those without directions: lines, which may lie far below.
+                ax.plot([1, largest], [value[0]] * 2, linewidth=1.3, label=estimator, **style)
+                if value[0] < 1e-3:
+                    text = f"{estimator}: {value[0]:.0e}, below"
+                    ax.text(0.02, 0.02, text, transform=ax.transAxes, fontsize=8, color=COLOURS[i])
                 continue
-            ax.plot(q, predicted, color=COLOURS[i], linestyle=DASHES[i], linewidth=1.1, alpha=0.8)
-            style = {"color": COLOURS[i], "marker": _MARKERS[i], "markersize": 4.5, "linestyle": "none", "elinewidth": 1}
-            ax.errorbar(q, value, 2 * error, capsize=2, label=f"{estimator} (line: predicted)", **style)
+            low, high = [*low, *value], [*high, *value]
+            ax.plot(q, predicted, linewidth=1.1, **style)
+            hollow = {"markerfacecolor": "white", "markersize": 8} if estimator == "GGS" else {"markersize": 4}
+            marks = {"color": COLOURS[i], "marker": _MARKERS[i], "linestyle": "none", "elinewidth": 1, **hollow}
+            ax.errorbar(q, value, 2 * error, capsize=2, label=f"{estimator} (line: predicted)", **marks)
+        ax.axhline(floors[loss], color="#888888", linewidth=2.5, alpha=0.45, zorder=1, label="½ |tr H| ‖v‖")
         ax.set_xscale("log")
         ax.set_yscale("log")
+        ax.set_ylim(min(low) / 3, max(high) * 2)
         ax.set_xlabel("directions Q", fontsize=9)
         ax.set_title(loss, fontsize=10)
     axes[0, 0].set_ylabel("relative error of Hv (root mean square)", fontsize=9)

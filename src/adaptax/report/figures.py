@@ -19,7 +19,7 @@ def grid(rows: int, columns: int, width: float = 3.7, height: float = 2.9, **opt
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     for ax in axes.flat:
         ax.spines[["top", "right"]].set_visible(False)
-        ax.tick_params(labelsize=8)
+        ax.tick_params(which="both", labelsize=8)
         ax.grid(True, which="major", color="#e6e6e6", linewidth=0.6)
         ax.set_axisbelow(True)
     return figure, axes

@@ -20,7 +20,20 @@ from adaptax.reproduce.losses import Place
 from adaptax.reproduce.methods import CALLS, FINITE_DIFFERENCE, FIRST_ORDER, GGS, IN_LOSSES, STEIN, UNCORRECTED, priced
 from adaptax.training.step import check_count
 
-COLUMNS = ("part", "loss", "estimator", "samples", "delta", "calls", "in_losses", "measure", "value", "error", "predicted")
+COLUMNS = (
+    "part",
+    "loss",
+    "estimator",
+    "samples",
+    "delta",
+    "repeats",
+    "calls",
+    "in_losses",
+    "measure",
+    "value",
+    "error",
+    "predicted",
+)
 ANTITHETIC = "GGS, antithetic"
 NAME = "hessian-estimators"
 
@@ -105,7 +118,7 @@ def over_samples(place: Place, samples: tuple[int, ...], repeats: int, seed: int
             count = repeats if strategy.stochastic else 1
             cost = strategy.cost(Cost(gradients=1))
             row = {
-                "part": "directions", "loss": place.name, "estimator": name, "samples": q, "delta": DELTA,
+                "part": "directions", "loss": place.name, "estimator": name, "samples": q, "delta": DELTA, "repeats": count,
                 "calls": priced(cost, CALLS), "in_losses": priced(cost, IN_LOSSES),
             }  # fmt: skip
             errors = np.asarray(_products(local, strategy, place.v, _keys(seed, q, count)) - place.hv)
@@ -168,7 +181,7 @@ def over_radii(place: Place, deltas: tuple[float, ...], repeats: int, seed: int)
         for delta in (*deltas, None):
             strategy = family(RADIUS_SAMPLES, None if delta is None else jnp.asarray(delta))[name]
             difference = _products(local, strategy, place.v, keys) - limit
-            row = {"part": "radius", "loss": place.name, "estimator": name, "samples": RADIUS_SAMPLES}
+            row = {"part": "radius", "loss": place.name, "estimator": name, "samples": RADIUS_SAMPLES, "repeats": len(keys)}
             row |= {"measure": "default" if delta is None else "width error"}
             row["value"] = float(jnp.sqrt(jnp.mean(jnp.sum(difference**2, axis=1)))) / length
             if delta is not None:

@@ -18,18 +18,19 @@ def publish(out: Path, name: str) -> None:
     """Draw the figures and write README.md from NAME.csv in a folder."""
     rows = read_rows(out / f"{name}.csv")
     directions, radius = pick(rows, part="directions"), pick(rows, part="radius")
-    draw_directions(out, "directions", pick(directions, measure="rms"))
+    losses, repeats = distinct(directions, "loss"), max(row["repeats"] for row in directions)
+    draw_directions(out, "directions", pick(directions, measure="rms"), {loss: _floor(rows, loss) for loss in losses})
     draw_radii(out, "radius", pick(radius, measure="width error"))
     parts = [
         "# Estimators of Hessian-vector products",
-        f"Written by `adaptax reproduce {name}` from [{name}.csv]({name}.csv).",
+        f"Written by `adaptax reproduce {name} --repeats {repeats}` from [{name}.csv]({name}.csv).",
         "Each estimator of Hv ([theory](../../theory.md), section 7) beside the exact product, in double precision: on a "
         "quadratic with known eigenvalues, and on small networks that fit one sinusoid, where v is the target's gradient. "
-        "‖v‖ = 1.",
+        f"‖v‖ = 1. Every number is over {repeats} independent products; errors are relative to ‖Hv‖.",
         _constants(pick(rows, part="loss")),
         "## Over the number of directions",
         "![Relative error over Q](directions.png)",
-        *(_over_samples(rows, loss) for loss in distinct(directions, "loss")),
+        *(_over_samples(rows, loss) for loss in losses),
         "## Over the radius",
         "![Error over the radius](radius.png)",
         _over_radii(radius),
@@ -49,8 +50,7 @@ def _constants(rows: list[Row]) -> str:
 
 
 def _over_samples(rows: list[Row], loss: str) -> str:
-    constants = {row["measure"]: row["value"] for row in pick(rows, part="loss", loss=loss)}
-    rows = pick(rows, part="directions", loss=loss)
+    every, rows = rows, pick(rows, part="directions", loss=loss)
     estimators = [e for e in distinct(rows, "estimator") if pick(rows, estimator=e, measure="variance")]
     q = max(row["samples"] for row in rows)
     body, away, slopes = [], [], []
@@ -69,7 +69,7 @@ def _over_samples(rows: list[Row], loss: str) -> str:
             slopes.append((estimator, _slope(points, "samples")))
     header = [f"at Q = {q}", "relative error", "predicted", "variance, measured / predicted", "bias along v (predicted)",
               "squared bias beyond the predicted one / noise"]  # fmt: skip
-    text = [f"### {loss}", markdown(header, body), _floor(rows, constants, q)]
+    text = [f"### {loss}", markdown(header, body), _levels_off(rows, _floor(every, loss), q)]
     if slopes:
         text.append(
             "Slopes of the root mean square error in Q: " + "; ".join(f"{e} {s:.3f}" for e, s in slopes) + " (−1/2 is due)."
@@ -84,9 +84,14 @@ def _over_samples(rows: list[Row], loss: str) -> str:
     return "\n\n".join(text)
 
 
-def _floor(rows: list[Row], constants: dict[str, float], q: int) -> str:
-    """Whether the uncorrected form levels off at half the trace."""
-    floor = abs(constants["trace"]) / 2 / constants["product"]
+def _floor(rows: list[Row], loss: str) -> float:
+    """The relative error that the uncorrected form tends to: half the trace."""
+    constants = {row["measure"]: row["value"] for row in pick(rows, part="loss", loss=loss)}
+    return abs(constants["trace"]) / 2 / constants["product"]
+
+
+def _levels_off(rows: list[Row], floor: float, q: int) -> str:
+    """Whether it has."""
     row = pick(rows, estimator=UNCORRECTED, samples=q, measure="rms")[0]
     others = [r for r in pick(rows, samples=q, measure="rms") if r["estimator"] != UNCORRECTED and r["error"] > 0]
     lower = [r["estimator"] for r in others if r["value"] < row["value"]]

@@ -45,7 +45,18 @@ class Outcome(NamedTuple):
 
     def words(self) -> str:
         """The ratio to exact with its standard error."""
-        return f"{self.ratio:.3g} (± {100 * self.error:.2g} %)" if math.isfinite(self.ratio) else "not finite"
+        if not math.isfinite(self.error):
+            return "not to be had"
+        percent = 100 * self.error
+        return f"{self.ratio:.3g} (± {percent:.0f} %)" if percent >= 10 else f"{self.ratio:.3g} (± {percent:.2g} %)"
+
+    def end(self) -> str:
+        """The losses at the end: median and range of those that are finite, and how many are not."""
+        finite = self.final[np.isfinite(self.final)]
+        if not len(finite):
+            return "not finite"
+        text = f"{np.median(finite):.4g} [{np.min(finite):.4g}, {np.max(finite):.4g}]"
+        return text if self.finite else f"{text}; {len(self.final) - len(finite)} of {len(self.final)} not finite"
 
 
 def publish(out: Path, name: str, what: Experiment, title: str, about: str) -> None:
@@ -99,15 +110,19 @@ def outcomes(rows: list[Row]) -> tuple[list[Outcome], float]:
     """What became of each method at one setting, and the level that is to be reached: exact's median at half time."""
     runs = {method: by_seed(pick(rows, method=method), "calls") for method in distinct(rows, "method")}
     exact = runs[EXACT][1]
-    level = float(np.median(exact[len(exact) // 2]))
+    exact_losses = np.where(np.isfinite(exact), exact, np.inf)
+    # Exact may not learn at all.
+    level = float(np.median(exact_losses[len(exact) // 2]))
+    level = level if level < np.median(exact_losses[0]) else -math.inf
     result = []
     for method, (calls, losses) in runs.items():
-        with np.errstate(all="ignore"):
-            logs = np.log(losses[-1] / exact[-1])
-        error = float(np.std(logs, ddof=1) / math.sqrt(len(logs))) if np.all(np.isfinite(logs)) else math.inf
+        pairs = np.isfinite(losses[-1]) & np.isfinite(exact[-1])
+        logs = np.log(losses[-1][pairs] / exact[-1][pairs])
+        ratio = float(np.exp(np.mean(logs))) if len(logs) else math.nan
+        error = float(np.std(logs, ddof=1) / math.sqrt(len(logs))) if len(logs) > 1 else math.inf
         below = np.flatnonzero(np.median(losses, axis=1) <= level)
         reached = int(calls[below[0]]) if len(below) else None
-        result.append(Outcome(method, losses[-1], float(np.exp(np.mean(logs))), error, reached))
+        result.append(Outcome(method, losses[-1], ratio, error, reached))
     return result, level
 
 
@@ -116,12 +131,21 @@ def _setting(rows: list[Row], alpha: float, outer: float, what: Experiment) -> s
     starts = by_seed(pick(rows, method=EXACT))[1][0]
     table = []
     for one in found:
-        final = f"{np.median(one.final):.4g} [{np.min(one.final):.4g}, {np.max(one.final):.4g}]" if one.finite else "not finite"
         ratio = "1" if one.method == EXACT else one.words()
-        table.append([one.method, final, ratio, "not reached" if one.reached is None else f"{one.reached:,}"])
+        table.append([one.method, one.end(), ratio, "not reached" if one.reached is None else f"{one.reached:,}"])
+    known = math.isfinite(level)
     header = ["method", "held-out loss at the end: median [range]", "ratio to exact, same seed", f"calls until {level:.3g}"]
+    if not known:
+        header, table = header[:-1], [line[:-1] for line in table]
     sentences = [f"Before training the loss is {np.median(starts):.4g} (median over seeds)."]
     others = [one for one in found if one.method != EXACT]
+    if lost := int(np.sum(~np.isfinite(starts))):
+        sentences.append(
+            f"For {lost} of {len(starts)} seeds it is not finite: the inner steps diverge at the initial parameters. The "
+            "figures at this setting say what becomes of a step size that is too large, not which method is better."
+        )
+    if not known:
+        sentences.append("Exact is not below its first loss half-way: there is no level to compare calls by.")
     if same := [one for one in others if one.same]:
         spread = max(abs(one.ratio - 1) for one in same)
         sentences.append(f"As exact, within {100 * spread:.1g} %: {', '.join(one.method for one in same)}.")
@@ -130,8 +154,6 @@ def _setting(rows: list[Row], alpha: float, outer: float, what: Experiment) -> s
         sentences.append(f"Too scattered over seeds to tell from exact by three standard errors: {names}.")
     for one in (one for one in others if one.differs):
         if not one.finite:
-            broken = int(np.sum(~np.isfinite(one.final)))
-            sentences.append(f"{_capital(one.method)}: the loss is not finite for {broken} of {len(one.final)} seeds.")
             continue
         side = "above" if one.ratio > 1 else "below"
         sentences.append(f"{_capital(one.method)} ends {_percent(one.ratio)} {side} exact in the mean over seeds.")
