@@ -153,6 +153,62 @@ class Demo:
     """Decides the whole demonstration."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class HessianEstimators:
+    """Bias and variance of each estimator of Hessian-vector products, over directions and radii."""
+
+    experiment: ClassVar[str] = "hessian-estimators"
+
+    out: Path = Path("reproduced/hessian-estimators")
+    """Folder for the CSV, the figures and README.md."""
+    repeats: int = 200
+    """Independent products behind every number."""
+    seed: int = 0
+    """Decides the losses, the points and all directions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixExperiment:
+    """Rank-one matrix factorisation, meta-trained with every method."""
+
+    experiment: ClassVar[str] = "matrix"
+
+    out: Path = Path("reproduced/matrix")
+    """Folder for the CSV, the figures and README.md."""
+    seeds: int = 5
+    """Runs of each method; the bands are over them."""
+    steps: int = 2000
+    """Meta-steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinusoidExperiment:
+    """Regression of sinusoids, meta-trained with every method."""
+
+    experiment: ClassVar[str] = "sinusoid"
+
+    out: Path = Path("reproduced/sinusoid")
+    """Folder for the CSV, the figures and README.md."""
+    seeds: int = 5
+    """Runs of each method; the bands are over them."""
+    steps: int = 3000
+    """Meta-steps."""
+
+
+Experiment = (
+    Annotated[HessianEstimators, tyro.conf.subcommand("hessian-estimators")]
+    | Annotated[MatrixExperiment, tyro.conf.subcommand("matrix")]
+    | Annotated[SinusoidExperiment, tyro.conf.subcommand("sinusoid")]
+)
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Run a reference experiment: adaptax reproduce hessian-estimators|matrix|sinusoid."""
+
+    experiment: tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[Experiment]]
+
+
 Task = (
     Annotated[Sinusoid, tyro.conf.subcommand("sinusoid")]
     | Annotated[Matrix, tyro.conf.subcommand("matrix")]
@@ -171,6 +227,8 @@ Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
 )
 
 TASKS: dict[str, type[Training]] = {kind.task: kind for kind in (Sinusoid, Matrix, Images)}
+EXPERIMENTS: dict[str, type] = {kind.experiment: kind for kind in (HessianEstimators, MatrixExperiment, SinusoidExperiment)}

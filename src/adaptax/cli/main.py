@@ -67,6 +67,10 @@ def _run(arguments: list[str]) -> int:
         from adaptax.cli.demo import demo
 
         return demo(command)
+    if isinstance(command, configs.Reproduce):
+        from adaptax.cli.reproduce import reproduce
+
+        return reproduce(command.experiment)
     from adaptax.cli.train import complete, train
     from adaptax.training.loop import Diverged
 
