@@ -65,6 +65,7 @@ def hessian_estimators(
     *,
     samples: tuple[int, ...] = SAMPLES,
     deltas: tuple[float, ...] = DELTAS,
+    kinds: tuple[str, ...] = (losses.QUADRATIC, losses.TANH, losses.RELU),
 ) -> None:
     r"""Measure every estimator of Hv against the exact product, on a quadratic and on small networks.
 
@@ -75,6 +76,7 @@ def hessian_estimators(
         say: told how far it is (default: printed).
         samples: the numbers of directions Q, increasing.
         deltas: the radii $\delta$, increasing.
+        kinds: the losses; a ReLU network has kinks, so nothing is predicted of its directions.
 
     Errors: `InputError` for fewer than 10 repeats.
 
@@ -88,7 +90,8 @@ def hessian_estimators(
     out.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     with jax.enable_x64(True), jax.threefry_partitionable(False):
-        for place in (losses.quadratic(seed), losses.network(losses.TANH, seed), losses.network(losses.RELU, seed)):
+        for kind in kinds:
+            place = losses.quadratic(seed) if kind == losses.QUADRATIC else losses.network(kind, seed)
             rows += constants(place)
             if place.name != losses.RELU:
                 rows += over_samples(place, samples, repeats, seed)
