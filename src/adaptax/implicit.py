@@ -55,9 +55,9 @@ class Implicit(AbstractMethod):
             raise InputError("Implicit needs the strength of the proximal term: make it ax.Inner(..., proximal=1.0).")
         if isinstance(inner.stepsize, Learned):
             raise InputError("Implicit gives no derivative by step sizes: use a number or a rule, or ax.MetaGradient.")
-        if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
+        if isinstance(iterations, bool) or not hasattr(iterations, "__index__") or iterations < 1:
             raise InputError(f"Implicit(iterations={iterations!r}) must be a whole number of at least 1.")
-        self.inner, self.iterations, self.samples = inner, iterations, samples
+        self.inner, self.iterations, self.samples = inner, int(iterations), samples
 
     @property
     def stochastic(self):

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from adaptax import _tree
+from adaptax._tree import first_line
 from adaptax.errors import InputError
 from adaptax.stepsize.rates import multiply
 
@@ -96,6 +97,11 @@ def check_optimizer(optimizer: Any) -> None:
         try:
             memory = optimizer.init(w)
             slope = jax.grad(lambda g: jnp.sum(jnp.asarray(optimizer.update(g, memory, w)[0])))(g)
+        except TypeError as error:
+            if "missing" not in str(error):
+                return
+            text = f"The inner optimiser asks for more than gradients ({first_line(error)})"
+            raise InputError(f"{text}: line searches and their kin cannot be used inside.") from error
         except Exception:  # it is made for a structure of its own and cannot be tried on a vector
             return
         if not np.all(np.isfinite(slope)):

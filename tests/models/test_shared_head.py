@@ -81,3 +81,15 @@ def test_refuses_networks_with_several_outputs():
         ax.models.shared_head(5)(ax.models.mlp((2, 4, 5), key=jax.random.key(0)))
     with pytest.raises(ax.InputError, match="one output of a network"):
         ax.models.shared_head(5)(jnp.ones(3))
+
+
+def test_learned_rates_have_the_shapes_of_what_is_spread():
+    model = ax.models.mlp((2, 4, 1), key=jax.random.key(0))
+    batch = (jnp.ones((3, 2)), jnp.arange(3))
+    loss = lambda model, batch: -jnp.mean(jnp.diag(jax.nn.log_softmax(model(batch[0]))))  # noqa: E731
+    problem = ax.FiniteSum(loss, lambda key: ax.Task(batch, batch))
+    inner = ax.Inner(2, ax.stepsize.Learned(0.1, per="parameter"), start=ax.models.shared_head(3))
+    state, history = ax.train(problem, model, ax.MetaGradient(inner), steps=2, tasks_per_step=1)
+    assert state.params.params.layers[-1].weight.shape == (4, 1)
+    assert state.params.stepsize.layers[-1].weight.shape == (4, 3)
+    assert np.all(np.isfinite(history["loss"]))

@@ -68,7 +68,7 @@ class Step(eqx.Module):
         """
         inner, rule = self.method.inner, self.method.inner.stepsize
         if isinstance(rule, Learned) and not isinstance(params, Meta):
-            params = Meta(params, rule.start(params, inner.steps))
+            params = Meta(params, rule.start(inner.initial(params), inner.steps))
         params = _tree.as_parameters(params)
         key = jax.random.key(seed)
         estimate = None
