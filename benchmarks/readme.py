@@ -114,7 +114,7 @@ def strategies() -> str:
     if result is None:
         return ""
     text = (
-        f"One meta-gradient, N = {result['inner_steps']}: oracle calls for one task; median time of a batch on one core "
+        f"One meta-gradient, N = {result['inner_steps']}: oracle calls for one task; median time of a batch on one device "
         f"({result['machine']['cpu']}), in brackets the ratio to the exact one. Sinusoids: MLP 1-40-40-1, 25 tasks; images: "
         "Conv4-64, 28×28, 8 tasks, 5-way 1-shot, 5 queries (`benchmarks/strategies.py`)."
     )

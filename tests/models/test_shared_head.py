@@ -5,19 +5,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import images, relative
+from helpers import cross_entropy, no_tasks, relative
 
 import adaptax as ax
 
 WAYS = 3
 
 
+def network(outputs):
+    """A network with one hidden layer."""
+    return ax.models.mlp((2, 6, outputs), key=jax.random.key(1), activation=jnp.tanh)
+
+
 @pytest.fixture
 def shared(x64):
     """A problem of three classes, a network with one output, a task, and the inner loop that spreads the output."""
-    problem, _, task = images(ways=WAYS)
-    model = ax.models.conv4(1, key=jax.random.key(1), channels=8, image=(16, 16, 1))
-    return problem, model, task, ax.Inner(2, 0.2, start=ax.models.shared_head(WAYS))
+    labels = jnp.tile(jnp.arange(WAYS), 2)
+    support, target = jax.random.normal(jax.random.key(2), (2, 2 * WAYS, 2))
+    task = ax.Task((support, labels), (target, labels))
+    return ax.FiniteSum(cross_entropy, no_tasks), network(1), task, ax.Inner(2, 0.2, start=ax.models.shared_head(WAYS))
 
 
 def test_the_derivative_is_that_of_backpropagation_and_of_a_network_with_equal_heads(shared):
@@ -30,11 +36,9 @@ def test_the_derivative_is_that_of_backpropagation_and_of_a_network_with_equal_h
     spread = inner.initial(model)
     other_value, other, _ = ax.MetaGradient(ax.Inner(2, 0.2))(problem, spread, task)
     assert abs(value - other_value) < 1e-12
-    summed = eqx.tree_at(
-        lambda m: (m.head.weight, m.head.bias),
-        other,
-        (other.head.weight.sum(1, keepdims=True), other.head.bias.sum(keepdims=True)),
-    )
+    last = other.layers[-1]
+    sums = last.weight.sum(1, keepdims=True), last.bias.sum(keepdims=True)
+    summed = eqx.tree_at(lambda m: (m.layers[-1].weight, m.layers[-1].bias), other, sums)
     assert relative(grad, summed) < 1e-10
 
 
@@ -48,7 +52,7 @@ def test_the_numbering_of_the_classes_does_not_matter(shared):
     assert relative(same[1], other[1]) < 1e-10
     # With a vector for each class it does.
     plain = ax.MetaGradient(ax.Inner(2, 0.2))
-    model = ax.models.conv4(WAYS, key=jax.random.key(1), channels=8, image=(16, 16, 1))
+    model = network(WAYS)
     assert abs(plain(problem, model, task)[0] - plain(problem, model, renumbered)[0]) > 1e-4
 
 
@@ -57,7 +61,7 @@ def test_training_and_evaluation_keep_one_output(shared):
     tasks = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), task)
     problem = ax.FiniteSum(problem.loss, lambda key: task)
     state, history = ax.train(problem, model, ax.MetaGradient(inner), steps=3, tasks_per_step=2)
-    assert state.params.head.weight.shape == (8, 1)
+    assert state.params.layers[-1].weight.shape == (6, 1)
     assert np.all(np.isfinite(history["loss"]))
     curve = ax.evaluate(problem, model, inner, [0, 2], tasks)
     # All outputs are equal before adaptation.
