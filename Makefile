@@ -29,6 +29,8 @@ bench: $(VENV)/.installed-test .venv-bench/.installed
 	$(BIN)/python benchmarks/in_flight.py
 	$(BIN)/python benchmarks/peers.py
 	$(BIN)/python benchmarks/blowup.py
+	$(BIN)/python benchmarks/memory_method.py
+	$(BIN)/python benchmarks/strategies.py
 	$(BIN)/python benchmarks/readme.py
 
 bench-env: .venv-bench/.installed

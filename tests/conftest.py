@@ -19,6 +19,14 @@ def x64():
         yield
 
 
+@pytest.fixture
+def quick_compilation():
+    """For programs that take longer to compile than to run."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of real data: $ADAPTAX_DATA, or `shared/data` beside the repository."""

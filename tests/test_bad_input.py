@@ -5,10 +5,13 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from helpers import no_tasks
 
 import adaptax as ax
+from adaptax.curvature import Annealed, FiniteDifference, FirstOrder, GaussianSmoothing, ZerothOrder
+from adaptax.gradients import Smoothed
 from adaptax.stepsize import Edge, Guaranteed, Learned
 
 W = jnp.zeros(2)
@@ -34,6 +37,7 @@ NOISY = ax.Resampling(loss, no_tasks, draw)
 TASK = ax.Task(jnp.ones(2), jnp.ones(2))
 TASKS = ax.Task(jnp.ones((3, 2)), jnp.ones((3, 2)))
 INNER = ax.Inner(2, 0.1)
+PULLED = ax.Inner(2, 0.1, proximal=1.0)
 METHOD = ax.MetaGradient(INNER)
 LEARNED = ax.MetaGradient(ax.Inner(2, Learned(0.1)))
 RULE = ax.MetaGradient(ax.Inner(2, Edge()))
@@ -53,6 +57,7 @@ def adapting(adapt, params=W):
 
 CASES = {
     # sizes and numbers
+    "line search inside": (lambda: ax.Inner(2, optimizer=optax.lbfgs()), "more than gradients.*cannot be used inside"),
     "negative steps": (lambda: ax.Inner(-1), "steps=-1.*at least 0"),
     "fractional steps": (lambda: ax.Inner(2.5), "steps=2.5.*whole number"),
     "boolean steps": (lambda: ax.Inner(True), "steps=True.*whole number"),
@@ -81,6 +86,47 @@ CASES = {
     "learned nothing": (lambda: Learned({}), "holds no step size"),
     "learned text": (lambda: Learned("a"), "a number or a pytree of numbers"),
     "learned per": (lambda: Learned(0.1, per="layer"), '"scalar", "leaf" or "parameter"'),
+    "proximal negative": (lambda: ax.Inner(2, 0.1, proximal=-1.0), "proximal=-1.0.*at least 0"),
+    "proximal nan": (lambda: ax.Inner(2, 0.1, proximal=float("nan")), "proximal=nan.*at least 0"),
+    "proximal text": (lambda: ax.Inner(2, 0.1, proximal="1"), "proximal='1'.*finite number"),
+    "proximal boolean": (lambda: ax.Inner(2, 0.1, proximal=True), "proximal=True.*finite number"),
+    "proximal of leaves": (lambda: ax.Inner(2, 0.1, proximal=jnp.ones(2)), "proximal=.*finite number"),
+    "no optimiser": (lambda: ax.Inner(2, optimizer="adam"), "an optax transformation such as.*not str"),
+    "optimiser function": (lambda: ax.Inner(2, optimizer=optax.adam), "an optax transformation such as.*not function"),
+    "Adam without eps_root": (lambda: ax.Inner(2, optimizer=optax.adam(0.1)), "no finite derivative.*eps_root=1e-8"),
+    "AdamW without eps_root": (lambda: ax.Inner(2, optimizer=optax.adamw(0.1)), "no finite derivative.*eps_root=1e-8"),
+    "gradients class": (lambda: ax.Inner(2, gradients=Smoothed), r"such as ax.gradients.AutoDiff\(\)"),
+    "gradients curvature": (lambda: ax.Inner(2, gradients=FirstOrder()), r"such as ax.gradients.AutoDiff\(\)"),
+    "smoothed with a rule": (lambda: ax.Inner(2, Edge(), gradients=Smoothed()), "Edge measures.*give a number"),
+    "smoothed with differences": (lambda: ax.Inner(2, Edge(differences=True), gradients=Smoothed()), "give a number"),
+    "start number": (lambda: ax.Inner(2, start=1.0), r"start=.*must be a function, not float"),
+    "width zero": (lambda: FiniteDifference(delta=0.0), r"FiniteDifference\(delta=0.0\) must be a positive number"),
+    "width negative": (lambda: GaussianSmoothing(delta=-1.0), "delta=-1.0.*positive number"),
+    "width nan": (lambda: ZerothOrder(delta=float("nan")), "delta=nan.*positive number"),
+    "width infinite": (lambda: Smoothed(delta=jnp.inf), "delta=inf.*positive number"),
+    "width text": (lambda: Smoothed(delta="auto"), "delta='auto'.*positive number"),
+    "width boolean": (lambda: ZerothOrder(delta=True), "delta=True.*positive number"),
+    "width of another library": (lambda: FiniteDifference(delta=np.float32(-1)), "delta=.*positive number"),
+    "widths": (lambda: GaussianSmoothing(delta=jnp.ones(2)), "delta=.*positive number"),
+    "no directions": (lambda: GaussianSmoothing(samples=0), r"GaussianSmoothing\(samples=0\).*at least 1"),
+    "half a direction": (lambda: ZerothOrder(samples=2.5), "samples=2.5.*whole number"),
+    "boolean directions": (lambda: Smoothed(samples=True), "samples=True.*whole number"),
+    "annealed negative": (lambda: Annealed(-1), "first_order_steps=-1.*at least 0"),
+    "annealed boolean": (lambda: Annealed(True), "first_order_steps=True.*whole number"),
+    "annealed into nothing": (lambda: Annealed(2, then=None), r"then=.*such as ax.curvature.Exact\(\)"),
+    "multi-step zero": (lambda: ax.MultiStep(0), "anneal=0.*at least 1"),
+    "multi-step fraction": (lambda: ax.MultiStep(0.5), "anneal=0.5.*whole number"),
+    "multi-step boolean": (lambda: method(multi_step=True), r"must be ax.MultiStep\(anneal\)"),
+    "implicit without a strength": (lambda: ax.Implicit(INNER), r"ax.Inner\(..., proximal=1.0\)"),
+    "implicit of strength zero": (lambda: ax.Implicit(ax.Inner(2, 0.1, proximal=0)), r"ax.Inner\(..., proximal=1.0\)"),
+    "implicit learned": (lambda: ax.Implicit(ax.Inner(2, Learned(0.1), proximal=1.0)), "no derivative by step sizes"),
+    "implicit iterations": (lambda: ax.Implicit(PULLED, iterations=0), "iterations=0.*at least 1"),
+    "implicit number": (lambda: ax.Implicit(1.0), r"Implicit needs ax.Inner\(steps, stepsize\) first, not float"),
+    "implicit samples": (lambda: ax.Implicit(PULLED, samples=3), r"ax.Samples\("),
+    "reptile learned": (lambda: ax.Reptile(ax.Inner(2, Learned(0.1))), "no derivative by step sizes"),
+    "reptile number": (lambda: ax.Reptile(1), r"Reptile needs ax.Inner\(steps, stepsize\) first, not int"),
+    "backprop of estimates": (lambda: ax.MetaGradient(ax.Inner(2, gradients=Smoothed()), mode="backprop"), "backprop"),
+    "backprop annealed": (lambda: method(curvature=Annealed(2), mode="backprop"), "backprop"),
     # names of options
     "mode": (lambda: method(mode="forward"), '"recursion" or "backprop"'),
     "store": (lambda: method(store="none"), '"iterates".*"sqrt"'),
@@ -125,6 +171,10 @@ CASES = {
     "keys for one task": (lambda: METHOD(NOISY, W, W, jax.random.split(KEY, 2)), "one key such as"),
     "seed for a key": (lambda: ax.adapt(NOISY, W, W, INNER, 0), r"one key such as jax.random.key\(0\), not int"),
     "no key": (lambda: METHOD(NOISY, W, W), r"pass a key, such as jax.random.key\(0\)"),
+    "no key for directions": (lambda: method(curvature=ZerothOrder())(FINITE, W, TASK), "draws directions: pass a key"),
+    "no keys for directions": (lambda: method(curvature=ZerothOrder()).batch(FINITE, W, TASKS), "directions: pass a key"),
+    "no key for gradients": (lambda: ax.Reptile(ax.Inner(2, gradients=Smoothed()))(FINITE, W, TASK), "directions: pass a key"),
+    "no key for gradients of adapt": (lambda: ax.adapt(FINITE, W, TASK, ax.Inner(2, gradients=Smoothed())), "pass a key"),
     "no keys": (lambda: METHOD.batch(NOISY, W, TASKS.support), "pass a key"),
     "no key of adapt": (lambda: ax.adapt(NOISY, W, W, INNER), "pass a key"),
     "no keys of resolve": (lambda: RULE.inner.resolve(NOISY, W, TASKS.support), "pass a key"),

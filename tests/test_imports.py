@@ -12,9 +12,9 @@ SOURCE = ROOT / "src" / "adaptax"
 FILES = sorted(SOURCE.rglob("*.py"))
 CORE = {
     "_tree", "problem", "errors", "objective", "recursion", "batching", "inner", "adaptation", "metagrad", "stepsize",
-    "curvature",
+    "curvature", "gradients", "cost", "smoothing", "update", "method", "implicit", "reptile",
 }  # fmt: skip
-OUTSIDE_THE_CORE = {"training", "tasks", "models", "cli", "report", "theory", "measure"}
+OUTSIDE_THE_CORE = {"training", "tasks", "models", "cli", "report", "theory", "measure", "reproduce"}
 
 
 def name_of(path):
@@ -87,6 +87,17 @@ def test_nothing_imports_the_command_line():
     for path in FILES:
         if name_of(path)[:1] != ("cli",):
             assert "cli" not in inner_imports(path), path
+
+
+def test_only_the_command_line_runs_experiments():
+    for path in FILES:
+        if name_of(path)[:1] not in (("reproduce",), ("cli",)):
+            assert "reproduce" not in inner_imports(path), path
+
+
+def test_reports_draw_what_is_there():
+    for path in files_of("report"):
+        assert inner_imports(path) <= {"report", "errors"}, path
 
 
 def test_every_module_has_its_place():

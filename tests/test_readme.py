@@ -1,4 +1,4 @@
-"""The README's program runs, and its tables are those of the saved results."""
+"""The README's program runs, and the tables of the documents are those of the saved results."""
 
 import importlib.util
 import re
@@ -22,13 +22,14 @@ def test_the_first_program_runs_as_it_stands(capsys):
     assert len(program.group(1).strip().splitlines()) <= 17
 
 
-@pytest.mark.parametrize("section", ["demo", "results"])
+@pytest.mark.parametrize("section", ["demo", "results", "strategies", "memory-method"])
 def test_the_tables_are_those_of_the_saved_results(section, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
     spec = importlib.util.spec_from_file_location("readme", ROOT / "benchmarks" / "readme.py")
     assert spec is not None and spec.loader is not None
     readme = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(readme)
-    text = (ROOT / "README.md").read_text()
-    assert readme.section(text, section) == readme.SECTIONS[section]().strip()
+    document, write = readme.SECTIONS[section]
+    text = (ROOT / document).read_text()
+    assert readme.section(text, section) == write().strip()
     assert "|" in readme.section(text, section)

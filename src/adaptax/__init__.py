@@ -10,13 +10,19 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "Adapted": "adaptation",
+    "Cost": "cost",
     "Curve": "training.evaluate",
     "FiniteSum": "problem",
+    "Implicit": "implicit",
     "Info": "inner",
     "Inner": "inner",
     "InputError": "errors",
+    "Memory": "training.memory",
     "Meta": "stepsize",
     "MetaGradient": "metagrad",
+    "MultiStep": "metagrad",
+    "Pool": "problem",
+    "Reptile": "reptile",
     "Resampling": "problem",
     "Samples": "problem",
     "State": "training.step",
@@ -26,17 +32,23 @@ _NAMES = {
     "make_step": "training.step",
     "train": "training.loop",
 }
-_PACKAGES = ("curvature", "errors", "models", "stepsize", "tasks", "training")
+_PACKAGES = ("curvature", "errors", "gradients", "models", "stepsize", "tasks", "training")
 
 __all__ = [
     "Adapted",
+    "Cost",
     "Curve",
     "FiniteSum",
+    "Implicit",
     "Info",
     "Inner",
     "InputError",
+    "Memory",
     "Meta",
     "MetaGradient",
+    "MultiStep",
+    "Pool",
+    "Reptile",
     "Resampling",
     "Samples",
     "State",
@@ -45,6 +57,7 @@ __all__ = [
     "curvature",
     "errors",
     "evaluate",
+    "gradients",
     "make_step",
     "models",
     "stepsize",
@@ -54,15 +67,19 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from adaptax import curvature, errors, models, stepsize, tasks, training
+    from adaptax import curvature, errors, gradients, models, stepsize, tasks, training
     from adaptax.adaptation import Adapted, adapt
+    from adaptax.cost import Cost
     from adaptax.errors import InputError
+    from adaptax.implicit import Implicit
     from adaptax.inner import Info, Inner
-    from adaptax.metagrad import MetaGradient
-    from adaptax.problem import FiniteSum, Resampling, Samples, Task
+    from adaptax.metagrad import MetaGradient, MultiStep
+    from adaptax.problem import FiniteSum, Pool, Resampling, Samples, Task
+    from adaptax.reptile import Reptile
     from adaptax.stepsize import Meta
     from adaptax.training.evaluate import Curve, evaluate
     from adaptax.training.loop import train
+    from adaptax.training.memory import Memory
     from adaptax.training.step import State, make_step
 
 

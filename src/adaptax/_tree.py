@@ -83,6 +83,35 @@ def scale(factor: Array | float, x: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.asarray(factor, leaf.dtype) * leaf, x)
 
 
+def shift(x: PyTree, width: Array | float, u: PyTree) -> PyTree:
+    """x + width u, in the types of x."""
+    return jax.tree.map(lambda a, b: a + jnp.asarray(width, a.dtype) * b, x, u)
+
+
+def wide(x: PyTree) -> PyTree:
+    """The same numbers in at least single precision."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), x)
+
+
+def like(x: PyTree, y: PyTree) -> PyTree:
+    """The same numbers in the types of y."""
+    return jax.tree.map(lambda a, b: a.astype(b.dtype), x, y)
+
+
+def dot(x: PyTree, y: PyTree) -> Array:
+    """The inner product over all leaves, in at least single precision."""
+    products = jax.tree.map(lambda a, b: jnp.sum(a * b), wide(x), wide(y))
+    return sum(jax.tree.leaves(products), start=jnp.zeros(()))
+
+
+def normal_like(key: Array, x: PyTree) -> PyTree:
+    """Independent standard normal numbers in the shapes and types of the leaves."""
+    leaves, treedef = jax.tree.flatten(x)
+    keys = jax.random.split(key, max(len(leaves), 1))
+    draws = [jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=False)]
+    return jax.tree.unflatten(treedef, draws)
+
+
 def constant(x: PyTree) -> PyTree:
     """The same tree with the derivatives of its floating-point leaves cut."""
     return jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if is_floating(leaf) else leaf, x)
@@ -94,12 +123,14 @@ def zeros_like(x: PyTree) -> PyTree:
 
 def norm(x: PyTree) -> Array:
     """Euclidean norm over all leaves, in at least single precision, safe from overflow of the squares."""
-    leaves = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in jax.tree.leaves(x) if leaf.size]
+    leaves = [leaf for leaf in jax.tree.leaves(wide(x)) if leaf.size]
     if not leaves:
         return jnp.zeros(())
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in leaves]))
     unit = jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
-    return unit * jnp.sqrt(sum(jnp.sum((leaf / unit) ** 2) for leaf in leaves))
+    total = jnp.asarray(sum(jnp.sum((leaf / unit) ** 2) for leaf in leaves))
+    # The derivative at zero is zero and not NaN.
+    return unit * jnp.where(total > 0, jnp.sqrt(jnp.where(total > 0, total, 1)), total)
 
 
 def all_finite(x: PyTree) -> Array:

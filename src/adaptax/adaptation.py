@@ -10,13 +10,14 @@ from jaxtyping import Array, Key, PyTree
 from adaptax import _tree
 from adaptax.curvature.exact import Exact
 from adaptax.errors import InputError
+from adaptax.gradients import AutoDiff
 from adaptax.inner import Info, Inner
-from adaptax.objective import STEP, check_key, check_problem, products, require_keys, step_loss
+from adaptax.objective import STEP, check_key, check_problem, factors, require_keys, step_loss
 from adaptax.problem import AbstractProblem, Samples
 from adaptax.recursion import check_store, forward, reverse
-from adaptax.stepsize.learned import Meta
 from adaptax.stepsize.rates import Rates
 from adaptax.stepsize.rules import AbstractRule
+from adaptax.update import Update
 
 
 class Adapted(NamedTuple):
@@ -39,17 +40,18 @@ def adapt(
 ) -> Adapted:
     r"""Adapt to one task by N gradient steps; differentiable, with the reverse recursion as its derivative rule.
 
-    Reverse-mode derivatives by the parameters, by learned step sizes, and by the floating-point arrays of the task and
-    the problem are exact, and their memory does not grow with the graphs of N steps. (Forward mode, such as `jax.jvp`
-    of a program that calls `adapt`, is refused by JAX, as for every `jax.custom_vjp`.) A step size from a rule counts
-    as a constant.
+    Reverse-mode derivatives by the parameters, by learned step sizes, by the proximal strength, and by the floating-point
+    arrays of the task and the problem are exact, also through an inner optimiser, and their memory does not grow with the
+    graphs of N steps. (With `ax.gradients.Smoothed` the rule is the recursion with exact Hessian-vector products.) Forward
+    mode, such as `jax.jvp` of a program that calls `adapt`, is refused by JAX. A step size from a rule counts as a
+    constant.
 
     Arguments:
         problem: the problem; `sample_task` is not used.
         params: parameters w_0, or `ax.Meta` for learned step sizes.
         task: one task (a `Task` with a support set for `FiniteSum`).
         inner: the inner loop; a rule that is not resolved is estimated on this task.
-        key: for a resampling problem.
+        key: for a resampling problem, and for gradients that draw directions.
         samples: sample sizes of a resampling problem; only `step` is used.
         store: "iterates" or "sqrt", as in `ax.MetaGradient`.
 
@@ -71,7 +73,7 @@ def adapt(
         raise InputError(f"adapt needs ax.Inner(steps, stepsize) fourth, not {type(inner).__name__}.")
     if not isinstance(samples, Samples):
         raise InputError("samples= must be ax.Samples(step, curvature, target).")
-    require_keys(problem, key)
+    require_keys(problem, key, inner.gradients.stochastic)
     check_store(store)
     return _adapt(problem, params, task, inner, key, samples, store)
 
@@ -83,9 +85,8 @@ def _is_variable(leaf):
 @eqx.filter_jit
 def _adapt(problem, params, task, inner, key, samples, store):
     check_key(key)
-    plain_params = params.params if isinstance(params, Meta) else params
     inner.check_meta(params)
-    check_problem(problem, plain_params, task, samples, target=False)
+    check_problem(problem, inner.initial(params), task, samples, target=False)
     if isinstance(inner.stepsize, AbstractRule):
         batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], task)
         inner = inner.resolve(problem, params, batch, None if key is None else key[None], samples=samples)
@@ -102,30 +103,32 @@ def _adapt(problem, params, task, inner, key, samples, store):
     converted = eqx.filter_closure_convert(loss_of, split.adapting, given, jnp.zeros((), int))
     closed, others = eqx.partition(converted, _is_variable)
     rest = (given, closed)
-    arrays, static = eqx.partition(others, eqx.is_array)
+    arrays, static = eqx.partition((others, inner, key), eqx.is_array)
 
-    def loss_with(arrays):
-        return lambda w, rest, j: eqx.combine(rest[1], arrays, static)(w, rest[0], j)
+    def parts(arrays, proximal):
+        loss, inner, key = eqx.combine(arrays, static)
+        step = lambda w, rest, j: eqx.combine(rest[1], loss)(w, rest[0], j)  # noqa: E731
+        return step, inner.descent(step, key)._replace(update=Update(inner.optimizer, proximal))
 
+    # Whatever the steps use is an argument: a derivative rule may not close over values of the program around it.
     @jax.custom_vjp
-    def descend(w, rest, rates, arrays):
-        path = forward(loss_with(arrays), w, rest, rates, inner.steps, store)
+    def descend(w, rest, rates, proximal, arrays):
+        path = forward(parts(arrays, proximal)[1], w, rest, rates, inner.steps, store)
         return path.final, path.losses
 
-    def descend_forward(w, rest, rates, arrays):
-        path = forward(loss_with(arrays), w, rest, rates, inner.steps, store)
-        return (path.final, path.losses), (path, rest, rates, arrays)
+    def descend_forward(w, rest, rates, proximal, arrays):
+        path = forward(parts(arrays, proximal)[1], w, rest, rates, inner.steps, store)
+        return (path.final, path.losses), (path, rest, rates, proximal, arrays)
 
     def descend_reverse(residuals, bars):
-        path, rest, rates, arrays = residuals
-        loss = loss_with(arrays)
+        path, rest, rates, proximal, arrays = residuals
+        loss, descent = parts(arrays, proximal)
         cotangent = (bars[0], _tree.zeros_like(rest))
-        v, v_rest, rates_bar = reverse(
-            products(Exact(), loss, None), path, rest, rates, cotangent, loss=loss, losses_bar=bars[1]
-        )
-        return v, v_rest, Rates(rates_bar, rates.per_step), None
+        exact = factors(Exact(), AutoDiff(), loss, None)
+        found = reverse(*exact, descent, path, rest, rates, cotangent, losses_bar=bars[1])
+        return found.w, found.rest, Rates(found.rates, rates.per_step), found.proximal, None
 
     descend.defvjp(descend_forward, descend_reverse)
-    final, losses = descend(split.adapting, rest, rates, arrays)
+    final, losses = descend(split.adapting, rest, rates, inner.proximal, arrays)
     adapted = eqx.combine(final, split.frozen, split.static)
     return Adapted(adapted, losses, Info(jax.lax.stop_gradient(rates.mean()), losses))

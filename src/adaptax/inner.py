@@ -12,15 +12,20 @@ from jaxtyping import Array, Key, PyTree
 from adaptax import _tree
 from adaptax.batching import check_batch, in_flight_for, map_tasks
 from adaptax.errors import InputError
-from adaptax.objective import RULE, STEP, check_key, check_problem, first, plain, require_keys, step_loss
-from adaptax.problem import AbstractProblem, Samples
+from adaptax.gradients import AbstractGradient, AutoDiff
+from adaptax.objective import GRADIENT, RULE, STEP, check_key, check_problem, first, fold, plain, require_keys, step_loss
+from adaptax.problem import AbstractProblem, Samples, as_callable
+from adaptax.recursion import Descent, StepLoss
 from adaptax.stepsize.estimate import along_path
 from adaptax.stepsize.learned import Learned, Meta
 from adaptax.stepsize.rates import Rates, Schedule, check_rates
 from adaptax.stepsize.rules import AbstractRule, Estimate
+from adaptax.update import Update, check_optimizer
 
 # Products spent at w_0 when nothing is known yet.
 _COLD_START = 12
+_UNSET: Any = object()
+_AUTODIFF = AutoDiff()
 
 
 class Info(eqx.Module):
@@ -46,18 +51,29 @@ class Split(NamedTuple):
 
 
 class Inner(eqx.Module):
-    r"""The inner loop $w_{j+1} = w_j - \alpha_j\nabla l(w_j)$, j = 0..N-1.
+    r"""The inner loop $w_{j+1} = w_j - \alpha_j\nabla l(w_j)$, j = 0..N-1, or that of any optax optimiser.
 
     Arguments:
         steps: N, at least 0 (default 10).
-        stepsize: $\alpha$ (default 0.01): a positive number or array of shape () or (N,); a function from the Python
-            integer j to a number; a rule (`ax.stepsize.Edge`, `ax.stepsize.Guaranteed`), estimated on the tasks at hand
-            wherever it has not been resolved; or `ax.stepsize.Learned`.
+        stepsize: $\alpha$ (default 0.01, with an optimiser 1): a positive number or array of shape () or (N,); a function
+            from the Python integer j to a number; a rule (`ax.stepsize.Edge`, `ax.stepsize.Guaranteed`), estimated on the
+            tasks at hand wherever it has not been resolved; or `ax.stepsize.Learned`.
         adapt: which leaves adapt (default: all that are floating-point): a prefix pytree of booleans, or a predicate on
             paths such as `lambda path: path.startswith("head")`, where a path joins the keys with dots. The other
             leaves stay fixed inside and still receive their full meta-gradient.
+        optimizer: an optax optimiser with its own learning rate, for instance `optax.sgd(0.01, momentum=0.9)` or
+            `optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.01))`. The step is then $w_{j+1} = w_j + \alpha_j u_j$
+            with its update $u_j$; its memory starts afresh for every task, and the meta-gradient goes through it exactly.
+        gradients: how gradients are formed, in the inner steps and at the end of the path (default
+            `ax.gradients.AutoDiff()`; `ax.gradients.Smoothed()` needs values of the loss alone).
+        proximal: $\lambda \ge 0$ adds $\lambda(w_j - w_0)$ to every gradient: the inner loss becomes
+            $l(w) + \tfrac\lambda2\|w - w_0\|^2$ (the losses reported stay those of l).
+        start: a differentiable function from the outer problem's parameters to w_0 (default: w_0 is these parameters),
+            such as `ax.models.shared_head(ways)`.
 
-    Errors: `InputError` for N < 0, a step size that is not positive and finite, or `adapt` that selects nothing.
+    Errors: `InputError` for N < 0, a step size that is not positive and finite, `adapt` that selects nothing, or an
+    optimiser that is none or has no finite derivative where a parameter's gradient is zero (such as `optax.adam`
+        without `eps_root`).
 
     Example:
         >>> import adaptax as ax
@@ -70,13 +86,57 @@ class Inner(eqx.Module):
     steps: int = eqx.field(static=True)
     stepsize: Any
     adapt: Any = eqx.field(static=True)
+    optimizer: Any = eqx.field(static=True)
+    gradients: AbstractGradient
+    proximal: Array | None
+    start: Any
 
-    def __init__(self, steps=10, stepsize: Any = 0.01, adapt=None):
+    def __init__(
+        self, steps=10, stepsize: Any = _UNSET, adapt=None, *, optimizer=None, gradients=_AUTODIFF, proximal=None, start=None,
+    ):  # fmt: skip
         if isinstance(steps, bool) or not hasattr(steps, "__index__") or steps < 0:
             raise InputError(f"Inner(steps={steps!r}) must be a whole number of at least 0.")
         self.steps = int(steps)
-        self.stepsize = _as_stepsize(stepsize)
+        default = 0.01 if optimizer is None else 1.0
+        self.stepsize = _as_stepsize(default if stepsize is _UNSET else stepsize)
         self.adapt = adapt if adapt is None or _tree.is_predicate(adapt) else _tree.Mask(adapt)
+        if not isinstance(gradients, AbstractGradient):
+            raise InputError("Inner(gradients=...) must be a strategy such as ax.gradients.AutoDiff().")
+        if isinstance(self.stepsize, AbstractRule) and not isinstance(gradients, AutoDiff):
+            raise InputError(
+                f"{type(self.stepsize).__name__} measures curvature by differentiation, which "
+                f"{type(gradients).__name__} does without: give a number for stepsize."
+            )
+        check_optimizer(optimizer)
+        self.optimizer, self.gradients = optimizer, gradients
+        self.proximal = None if proximal is None else _as_proximal(proximal)
+        self.start = None if start is None else as_callable(start, "Inner(start=...)")
+
+    @property
+    def update(self) -> Update:
+        """What a step makes of a gradient."""
+        return Update(self.optimizer, self.proximal)
+
+    def descent(self, loss: StepLoss, key: Key[Array, ""] | None) -> Descent:
+        """One inner step on this loss; `key` is the task's."""
+
+        def value_and_gradient(w, rest, j):
+            return self.gradients.value_and_gradient(lambda w: loss(w, rest, j), w, fold(key, GRADIENT, j))
+
+        return Descent(value_and_gradient, self.update)
+
+    def initial(self, params: PyTree) -> PyTree:
+        """w_0, out of the outer problem's parameters."""
+        params = params.params if isinstance(params, Meta) else params
+        return params if self.start is None else self.start(_tree.as_parameters(params))
+
+    def pull_back(self, params: PyTree, bar: PyTree) -> PyTree:
+        """The derivative by the outer problem's (plain) parameters, from that by w_0."""
+        if self.start is None:
+            return bar
+        floats, others = eqx.partition(_tree.as_parameters(params), _tree.is_floating)
+        start = lambda floats: eqx.filter(self.start(eqx.combine(floats, others)), _tree.is_floating)  # noqa: E731
+        return jax.vjp(start, floats)[1](bar)[0]
 
     def split(self, params: PyTree) -> Split:
         """The leaves that adapt, the other floating-point leaves, and everything else."""
@@ -85,7 +145,7 @@ class Inner(eqx.Module):
         return Split(adapting, *eqx.partition(others, _tree.is_floating))
 
     def unpack(self, params: PyTree, steps: int | None = None) -> tuple[PyTree, Rates]:
-        """Plain parameters and the step sizes of N (or `steps`) steps, out of the outer problem's parameters."""
+        """w_0 and the step sizes of N (or `steps`) steps, out of the outer problem's parameters."""
         self.check_meta(params)
         stepsize = self.stepsize
         if isinstance(stepsize, AbstractRule):
@@ -93,11 +153,11 @@ class Inner(eqx.Module):
         if isinstance(stepsize, Learned):
             as_rate = lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf, float))  # noqa: E731
             rates = Rates(jax.tree.map(as_rate, params.stepsize), per_step=stepsize.per_step)
-            params = params.params
         elif isinstance(stepsize, Schedule):
             rates = stepsize.rates(self.steps if steps is None else steps)
         else:
             rates = Rates(stepsize, per_step=stepsize.ndim == 1)
+        params = self.initial(params)
         check_rates(rates, self.split(params).adapting)
         return params, rates
 
@@ -111,10 +171,7 @@ class Inner(eqx.Module):
 
     def first_estimate(self, params: PyTree) -> Estimate:
         """Nothing known: curvature 0 and a fixed pseudo-random direction."""
-        leaves, treedef = jax.tree.flatten(self.split(params).adapting)
-        keys = jax.random.split(jax.random.key(0), len(leaves))
-        draws = [jax.random.normal(key, leaf.shape, leaf.dtype) for key, leaf in zip(keys, leaves, strict=True)]
-        return Estimate(jnp.zeros(()), jax.tree.unflatten(treedef, draws))
+        return Estimate(jnp.zeros(()), _tree.normal_like(jax.random.key(0), self.split(self.initial(params)).adapting))
 
     def refresh(
         self,
@@ -129,20 +186,14 @@ class Inner(eqx.Module):
         cold: bool = False,
     ) -> Estimate:
         """The estimate after one more measurement on a batch of tasks."""
+        params = self.initial(params)
         split = self.split(params)
 
         def one(inputs):
             task, key = inputs
-            loss = step_loss(
-                plain(problem, task, split.static),
-                None if key is None else jax.random.fold_in(key, RULE),
-                STEP,
-                samples.step,
-            )
-            value, direction = along_path(
-                loss, split.adapting, split.frozen, rule, self.steps, estimate, _COLD_START if cold else 0
-            )
-            return value, direction
+            loss = step_loss(plain(problem, task, split.static), fold(key, RULE), STEP, samples.step)
+            warmup = _COLD_START if cold else 0
+            return along_path(loss, split.adapting, split.frozen, rule, self.steps, estimate, warmup, self.update)
 
         values, directions = map_tasks(one, (tasks, keys), in_flight_for(problem, params, tasks, keys, samples, None))
         worst = jnp.argmax(jnp.where(jnp.isfinite(values), values, -1))
@@ -196,11 +247,19 @@ def _resolve(inner, problem, params, tasks, keys, samples):
     inner.check_meta(params)
     check_batch(tasks, keys)
     check_key(first(keys))
-    check_problem(problem, params, first(tasks), samples, target=False)
+    check_problem(problem, inner.initial(params), first(tasks), samples, target=False)
     # A step size from a rule counts as a constant: nothing of the measurement is differentiated.
     rule, problem, params, tasks = _tree.constant((inner.stepsize, problem, params, tasks))
     estimate = inner.refresh(rule, inner.first_estimate(params), problem, params, tasks, keys, samples=samples, cold=True)
     return rule.alpha(estimate.curvature, inner.steps)
+
+
+def _as_proximal(value: Any) -> Array:
+    if isinstance(value, Tracer | jax.Array | np.generic | np.ndarray | int | float) and not isinstance(value, bool):
+        number = jnp.asarray(value, jnp.result_type(float))
+        if number.ndim == 0 and (isinstance(number, Tracer) or 0 <= float(number) < float("inf")):
+            return number
+    raise InputError(f"Inner(proximal={value!r}) must be a finite number of at least 0.")
 
 
 def _as_stepsize(stepsize: Any) -> Any:

@@ -1,41 +1,68 @@
-"""The meta-gradient of one task and of a batch of tasks."""
+"""The nested meta-gradient: multi-step MAML and its variants."""
 
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array
 
 from adaptax import _tree
-from adaptax.batching import check_batch, check_in_flight, grouped, in_flight_for
 from adaptax.curvature import AbstractCurvature, Exact
 from adaptax.errors import InputError
+from adaptax.gradients import AutoDiff
 from adaptax.inner import Info, Inner
-from adaptax.objective import (
-    CURVATURE,
-    STEP,
-    TARGET,
-    check_key,
-    check_problem,
-    first,
-    plain,
-    products,
-    require_keys,
-    step_loss,
-)
-from adaptax.problem import AbstractProblem, Samples
-from adaptax.recursion import check_store, forward, reverse
+from adaptax.method import AbstractMethod, check_parts
+from adaptax.objective import CURVATURE, LAST, STEP, TARGET, factors, fold, plain, step_loss
+from adaptax.problem import Samples
+from adaptax.recursion import check_store, forward, recomputed_steps, reverse
 from adaptax.stepsize.learned import Learned, Meta
 from adaptax.stepsize.rates import Rates
-from adaptax.stepsize.rules import AbstractRule
 
 
-class MetaGradient(eqx.Module):
+class MultiStep(eqx.Module):
+    r"""Weights $c_1..c_N$ of an outer loss at every inner step, $\sum_{j=1}^N c_j\,l_T(w_j)$, moved to the last one.
+
+    At meta-step k the weight of each earlier step is $\frac1N\max(0, 1 - k/\text{anneal})$, and the last one has the rest.
+    Outside `ax.train` and `ax.make_step` the weights are those of meta-step 0; `method.at(step)` gives another's.
+
+    Arguments:
+        anneal: meta-steps until only the last step counts (default None: all steps count alike throughout).
+
+    Errors: `InputError` if anneal is not a positive whole number.
+
+    Example:
+        >>> import adaptax as ax
+        >>> [round(float(c), 2) for c in ax.MultiStep(anneal=100).at(50).weights(4)]
+        [0.12, 0.12, 0.12, 0.62]
+
+    Source: Antoniou et al. (2019), MAML++, arXiv 1810.09502.
+    """
+
+    anneal: int | None = eqx.field(static=True, default=None)
+    step: Any = eqx.field(default=0, kw_only=True)
+
+    def __check_init__(self):
+        if self.anneal is not None and (not isinstance(self.anneal, int) or isinstance(self.anneal, bool) or self.anneal < 1):
+            raise InputError(f"MultiStep(anneal={self.anneal!r}) must be a whole number of at least 1, or None.")
+
+    def at(self, step: Any) -> "MultiStep":
+        """The weights at a meta-step."""
+        return MultiStep(self.anneal, step=jnp.asarray(step))
+
+    def weights(self, steps: int) -> Array:
+        """c_1..c_N."""
+        left = 1.0 if self.anneal is None else jnp.maximum(1 - jnp.asarray(self.step) / self.anneal, 0)
+        early = jnp.full((max(steps - 1, 0),), 1 / max(steps, 1)) * left
+        return jnp.concatenate([early, (1 - jnp.sum(early))[None]])
+
+
+class MetaGradient(AbstractMethod):
     r"""The nested meta-gradient $\nabla\mathcal L_i(w) = \prod_{j=0}^{N-1}(I - \alpha\nabla^2 l_i(w_j))\,\nabla l_i(w_N)$.
 
     One reverse recursion: $v \leftarrow \nabla l_T(w_N)$, then $v \leftarrow v - \alpha\hat H_j v$ for j = N-1 ... 0.
-    Only the iterates are kept, so memory does not grow with the computation graphs of N steps.
+    Only the iterates are kept, so memory does not grow with the computation graphs of N steps. Inner optimisers,
+    proximal terms and losses at earlier steps are carried by the same recursion.
 
     Arguments:
         inner: the inner loop (`method.inner`).
@@ -47,6 +74,8 @@ class MetaGradient(eqx.Module):
         independent_curvature: whether Hessian factors draw samples of their own (default): an estimate of the gradient
             of the exact-path objective, unbiased given the path. False reuses the step's samples: the gradient of the
             sampled path, as backpropagation gives. Without effect on finite-sum problems, which draw nothing.
+        multi_step: `ax.MultiStep(anneal)`: an outer loss at every inner step (default: at the last). The value reported
+            stays the target loss at w_N.
 
     Errors: `InputError` for an unknown mode or store, and for "backprop" of a resampling problem with independent
     curvature, which backpropagation cannot have.
@@ -68,6 +97,7 @@ class MetaGradient(eqx.Module):
     store: str = eqx.field(static=True)
     samples: Samples
     independent_curvature: bool = eqx.field(static=True)
+    multi_step: MultiStep | None
 
     def __init__(
         self,
@@ -78,188 +108,100 @@ class MetaGradient(eqx.Module):
         store: str = "iterates",
         samples: Samples = Samples(),  # noqa: B008
         independent_curvature: bool = True,
+        multi_step: MultiStep | None = None,
     ):
-        if not isinstance(inner, Inner):
-            raise InputError(f"MetaGradient needs ax.Inner(steps, stepsize) first, not {type(inner).__name__}.")
+        check_parts("MetaGradient", inner, samples)
         if not isinstance(curvature, AbstractCurvature):
             raise InputError("curvature= must be a strategy such as ax.curvature.Exact().")
         if mode not in ("recursion", "backprop"):
             raise InputError(f'mode={mode!r} must be "recursion" or "backprop".')
-        if mode == "backprop" and not isinstance(curvature, Exact):
-            raise InputError('mode="backprop" differentiates exactly: use curvature=ax.curvature.Exact() or mode="recursion".')
-        if not isinstance(samples, Samples):
-            raise InputError("samples= must be ax.Samples(step, curvature, target).")
+        if mode == "backprop" and not (isinstance(curvature, Exact) and isinstance(inner.gradients, AutoDiff)):
+            raise InputError(
+                'mode="backprop" differentiates exactly: use curvature=ax.curvature.Exact() and gradients that are '
+                'differentiated, or mode="recursion".'
+            )
+        if multi_step is not None and not isinstance(multi_step, MultiStep):
+            raise InputError("multi_step= must be ax.MultiStep(anneal).")
         check_store(store)
         self.inner, self.curvature, self.mode, self.store = inner, curvature, mode, store
-        self.samples, self.independent_curvature = samples, bool(independent_curvature)
+        self.samples, self.independent_curvature, self.multi_step = samples, bool(independent_curvature), multi_step
 
-    def __call__(
-        self, problem: AbstractProblem, params: PyTree, task: PyTree, key: Key[Array, ""] | None = None
-    ) -> tuple[Array, PyTree, Info]:
-        """The target loss at w_N, the meta-gradient and `Info` of one task.
+    @property
+    def stochastic(self):
+        return self.curvature.stochastic or self.inner.gradients.stochastic
 
-        Arguments:
-            problem: the problem.
-            params: parameters w, any pytree; leaves that are not floating-point pass through and are None in the
-                gradient. With learned step sizes, `ax.Meta(params, stepsize)`.
-            task: one task.
-            key: needed where anything is drawn.
-        """
-        self._check(problem, key)
-        return _single(self, problem, params, task, key)
+    def at(self, step):
+        multi_step = None if self.multi_step is None else self.multi_step.at(step)
+        return MetaGradient(
+            self.inner, self.curvature.at(step), mode=self.mode, store=self.store, samples=self.samples,
+            independent_curvature=self.independent_curvature, multi_step=multi_step,
+        )  # fmt: skip
 
-    def batch(
-        self,
-        problem: AbstractProblem,
-        params: PyTree,
-        tasks: PyTree,
-        keys: Key[Array, " B"] | None = None,
-        in_flight: int | None = None,
-    ) -> tuple[Array, PyTree, Info]:
-        """The mean value, the mean meta-gradient, and each task's `Info`, over a batch of tasks.
+    def cost(self):
+        steps, gradient = self.inner.steps, self.inner.gradients.cost()
+        by_rates = isinstance(self.inner.stepsize, Learned)
+        gradients = steps + (steps if self.multi_step is not None and steps else 1)
+        if self.mode == "recursion":
+            again = not self.inner.update.linear or (by_rates and not self.curvature.gives_gradient)
+            gradients += recomputed_steps(steps, self.store) + (steps if again else 0)
+        return gradient.times(gradients).plus(self.curvature.cost(gradient).times(steps))
 
-        Arguments:
-            problem, params: as for one task.
-            tasks: one pytree whose every leaf has a leading axis B.
-            keys: B keys, needed where anything is drawn.
-            in_flight: how many tasks are held at a time (default: decided from the shapes; all for small models, one
-                for large ones).
-        """
-        self._check(problem, keys)
-        return _batch(self, problem, params, tasks, keys, check_in_flight(in_flight))
-
-    def with_inner(self, inner: Inner) -> "MetaGradient":
-        """The same method with another inner loop, such as a resolved one."""
-        return eqx.tree_at(lambda method: method.inner, self, inner)
-
-    def _check(self, problem: AbstractProblem, key: Any) -> None:
-        if not isinstance(problem, AbstractProblem):
-            raise InputError(f"The problem must be ax.FiniteSum or ax.Resampling, not {type(problem).__name__}.")
-        require_keys(problem, key, self.curvature.stochastic)
+    def check(self, problem, key):
+        super().check(problem, key)
         if self.mode == "backprop" and problem.stochastic and self.independent_curvature:
             raise InputError('mode="backprop" reuses the step samples: pass independent_curvature=False with it.')
 
+    def one_task(self, problem, params, task, key):
+        inner, samples, given = self.inner, self.samples, params
+        learned = isinstance(inner.stepsize, Learned)
+        params, rates = inner.unpack(params)
+        split = inner.split(params)
+        rebuild = plain(problem, task, split.static)
+        loss = step_loss(rebuild, key, STEP, samples.step)
+        descent = inner.descent(loss, key)
+        # c_1..c_{N-1}, and the last weight.
+        weights = None if self.multi_step is None or not inner.steps else self.multi_step.weights(inner.steps)
 
-@eqx.filter_jit
-def _single(method, problem, params, task, key):
-    check_key(key)
-    if isinstance(method.inner.stepsize, AbstractRule):
-        tasks = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], task)
-        inner = method.inner.resolve(problem, params, tasks, None if key is None else key[None], samples=method.samples)
-        method = method.with_inner(inner)
-    plain_params = params.params if isinstance(params, Meta) else params
-    check_problem(problem, plain_params, task, method.samples, target=True)
-    return one_task(method, problem, params, task, key)
+        def target(w, frozen, j):
+            _, _, params = rebuild(w, frozen)
+            # Losses at earlier steps draw samples of their own.
+            fresh = fold(key, TARGET) if j is None else fold(key, TARGET, j)
+            return problem.target_loss(params, problem.target_batch(task, params, fresh, samples.target))
 
+        if self.mode == "backprop":
 
-@eqx.filter_jit
-def _batch(method, problem, params, tasks, keys, in_flight):
-    count = check_batch(tasks, keys)
-    check_key(first(keys))
-    rule = method.inner.stepsize
-    if isinstance(rule, AbstractRule):
-        few = jax.tree.map(lambda leaf: leaf[: rule.tasks], (tasks, keys))
-        method = method.with_inner(method.inner.resolve(problem, params, *few, samples=method.samples))
-    value, grad, infos = weighted_sum(method, problem, params, tasks, keys, jnp.ones(count), in_flight)
-    return (value / count).astype(jnp.result_type(infos.value)), mean_like(grad, params, count), infos
+            def through(w, frozen, tree):
+                path = forward(descent, w, frozen, Rates(tree, rates.per_step), inner.steps, "iterates")
+                value = last = target(path.final, frozen, None)
+                if weights is not None:
+                    early = jax.tree.map(lambda leaf: leaf[1:], path.iterates[0])
+                    at = jax.vmap(lambda w, j: target(w, frozen, j))(early, jnp.arange(1, inner.steps))
+                    value = jnp.sum(weights[:-1] * at) + weights[-1] * last
+                return value, (last, path.losses)
 
+            (_, (value, losses)), (v, v_frozen, rates_bar) = jax.value_and_grad(through, argnums=(0, 1, 2), has_aux=True)(
+                split.adapting, split.frozen, rates.tree
+            )
+        else:
+            path = forward(descent, split.adapting, split.frozen, rates, inner.steps, self.store)
+            losses = path.losses
 
-def weighted_sum(
-    method: MetaGradient,
-    problem: AbstractProblem,
-    params: PyTree,
-    tasks: PyTree,
-    keys: Any,
-    weights: Array,
-    in_flight: int | None,
-) -> tuple[Array, PyTree, Info]:
-    """Weighted sums of values and meta-gradients (in at least single precision), and each task's info.
+            def by_both(w, frozen, j):
+                use = fold(key, LAST) if j is None else fold(key, LAST, j)
+                return inner.gradients.value_and_gradient(lambda x: target(x[0], x[1], j), (w, frozen), use)
 
-    A task of weight zero adds exactly nothing, whatever it computes.
-    """
-    plain_params = params.params if isinstance(params, Meta) else params
-    check_problem(problem, plain_params, first(tasks), method.samples, target=True)
-    size = in_flight_for(problem, plain_params, tasks, keys, method.samples, in_flight)
-
-    def one(inputs):
-        task, key, weight = inputs
-        value, grad, info = one_task(method, problem, params, task, key)
-        wide = lambda x: jnp.where(weight > 0, weight.astype(_wide(x)) * x.astype(_wide(x)), 0)  # noqa: E731
-        return jax.tree.map(wide, (value, grad)), info
-
-    def group(inputs):
-        sums, infos = jax.vmap(one)(inputs)
-        return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), sums), infos
-
-    inputs = (tasks, keys, weights)
-    count = weights.shape[0]
-    if size == count:
-        (value, grad), infos = group(inputs)
-        return value, grad, infos
-    inputs = (*grouped((tasks, keys), size), grouped(jnp.pad(weights, (0, -count % size)), size))
-
-    def add(total, inputs):
-        flat = jax.tree.map(lambda leaf: leaf[0], inputs) if size == 1 else inputs
-        sums, infos = one(flat) if size == 1 else group(flat)
-        return _tree.add(total, sums), infos
-
-    shapes = jax.eval_shape(lambda x: add_shapes(one, x), inputs)
-    (value, grad), infos = jax.lax.scan(add, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), inputs)
-    if size > 1:
-        infos = jax.tree.map(lambda leaf: leaf.reshape((-1, *leaf.shape[2:])), infos)
-    return value, grad, jax.tree.map(lambda leaf: leaf[:count], infos)
-
-
-def add_shapes(one, inputs):
-    return one(jax.tree.map(lambda leaf: leaf[0, 0], inputs))[0]
-
-
-def mean_like(total: PyTree, params: PyTree, count: Array | int) -> PyTree:
-    """A summed gradient over `count`, in the parameters' own types."""
-    return jax.tree.map(
-        lambda g, p: None if g is None else (g / count).astype(jnp.result_type(p)),
-        total,
-        params,
-        is_leaf=lambda x: x is None,
-    )
-
-
-def _wide(x: Array):
-    return jnp.promote_types(x.dtype, jnp.float32)
-
-
-def one_task(
-    method: MetaGradient, problem: AbstractProblem, params: PyTree, task: PyTree, key: Any
-) -> tuple[Array, PyTree, Info]:
-    """The meta-gradient of one task, for a resolved inner loop."""
-    inner, samples = method.inner, method.samples
-    learned = isinstance(inner.stepsize, Learned)
-    params, rates = inner.unpack(params)
-    split = inner.split(params)
-    rebuild = plain(problem, task, split.static)
-    loss = step_loss(rebuild, key, STEP, samples.step)
-
-    def target(w, frozen):
-        _, _, params = rebuild(w, frozen)
-        fresh = None if key is None else jax.random.fold_in(key, TARGET)
-        return problem.target_loss(params, problem.target_batch(task, params, fresh, samples.target))
-
-    if method.mode == "backprop":
-
-        def through(w, frozen, tree):
-            path = forward(loss, w, frozen, Rates(tree, rates.per_step), inner.steps, "iterates")
-            return target(path.final, frozen), path.losses
-
-        (value, losses), (v, v_frozen, rates_bar) = jax.value_and_grad(through, argnums=(0, 1, 2), has_aux=True)(
-            split.adapting, split.frozen, rates.tree
-        )
-    else:
-        path = forward(loss, split.adapting, split.frozen, rates, inner.steps, method.store)
-        losses = path.losses
-        value, cotangent = jax.value_and_grad(target, argnums=(0, 1))(path.final, split.frozen)
-        purpose, size = (CURVATURE, samples.curvature) if method.independent_curvature else (STEP, samples.step)
-        product = products(method.curvature, step_loss(rebuild, key, purpose, size), key)
-        v, v_frozen, rates_bar = reverse(product, path, split.frozen, rates, cotangent, loss=loss)
-    grad = eqx.combine(v, v_frozen)
-    info = Info(rates.mean(), losses, value)
-    return value, Meta(grad, rates_bar) if learned else grad, info
+            value, cotangent = by_both(path.final, split.frozen, None)
+            targets = None
+            if weights is not None:
+                cotangent = _tree.scale(weights[-1], cotangent)
+                early = jnp.concatenate([jnp.zeros((1,)), weights[:-1]])
+                targets = early, lambda w, frozen, j: by_both(w, frozen, j)[1]
+            purpose, size = (CURVATURE, samples.curvature) if self.independent_curvature else (STEP, samples.step)
+            product, gradient = factors(self.curvature, inner.gradients, step_loss(rebuild, key, purpose, size), key)
+            v, v_frozen, rates_bar, _ = reverse(
+                product, gradient, descent, path, split.frozen, rates, cotangent, by_rates=learned, targets=targets
+            )
+        plain_given = given.params if learned else given
+        grad = inner.pull_back(plain_given, eqx.combine(v, v_frozen))
+        info = Info(rates.mean(), losses, value)
+        return value, Meta(grad, rates_bar) if learned else grad, info

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
 from adaptax._tree import describe, first_line
-from adaptax.curvature.base import AbstractCurvature
+from adaptax.curvature.base import AbstractCurvature, Local
 from adaptax.errors import InputError
+from adaptax.gradients import AbstractGradient
 from adaptax.problem import AbstractProblem, Samples, check_not_empty, check_scalar
-from adaptax.recursion import Product, StepLoss
+from adaptax.recursion import Gradient, Product, StepLoss
 
 # What a task's key is folded with, so that every use has samples of its own.
-STEP, CURVATURE, TARGET, DIRECTION, RULE = range(5)
+STEP, CURVATURE, TARGET, DIRECTION, RULE, GRADIENT, FACTOR, LAST = range(8)
 
 # rebuild(w, rest) -> (problem, task, params)
 Rebuild = Callable[[PyTree, PyTree], tuple[AbstractProblem, PyTree, PyTree]]
@@ -26,13 +27,21 @@ def plain(problem: AbstractProblem, task: PyTree, static: PyTree) -> Rebuild:
     return lambda w, frozen: (problem, task, eqx.combine(w, frozen, static))
 
 
+def fold(key: Key[Array, ""] | None, *numbers: Any) -> Key[Array, ""] | None:
+    """The key of one use: `key` folded with each number in turn."""
+    if key is None:
+        return None
+    for number in numbers:
+        key = jax.random.fold_in(key, number)
+    return key
+
+
 def step_loss(rebuild: Rebuild, key: Key[Array, ""] | None, purpose: int, size: int) -> StepLoss:
     """The loss of step j on the samples of that purpose and step."""
 
     def loss(w, rest, j):
         problem, task, params = rebuild(w, rest)
-        fresh = None if key is None else jax.random.fold_in(jax.random.fold_in(key, purpose), j)
-        return problem.loss(params, problem.step_batch(task, params, fresh, size))
+        return problem.loss(params, problem.step_batch(task, params, fold(key, purpose, j), size))
 
     return loss
 
@@ -44,7 +53,7 @@ def first(tasks: PyTree) -> PyTree:
 
 def require_keys(problem: AbstractProblem, key: Any, stochastic: bool = False) -> None:
     if key is None and (problem.stochastic or stochastic):
-        what = "This problem draws fresh samples" if problem.stochastic else "This curvature strategy draws directions"
+        what = "This problem draws fresh samples" if problem.stochastic else "This strategy draws directions"
         raise InputError(f"{what}: pass a key, such as jax.random.key(0) (one for each task of a batch).")
 
 
@@ -88,11 +97,15 @@ def check_problem(problem: AbstractProblem, params: PyTree, task: PyTree, sample
         check_scalar(problem.target_loss, params, query, "target_loss", "target set")
 
 
-def products(curvature: AbstractCurvature, loss: StepLoss, key: Key[Array, ""] | None) -> Product:
-    """The product function of the reverse recursion for a curvature strategy."""
+def factors(
+    curvature: AbstractCurvature, gradients: AbstractGradient, loss: StepLoss, key: Key[Array, ""] | None
+) -> tuple[Product, Gradient]:
+    """What the reverse recursion asks of a curvature strategy: products, and gradients at the same points."""
+
+    def local(w, rest, j):
+        return Local(lambda w, rest: loss(w, rest, j), w, rest, gradients, fold(key, FACTOR, j))
 
     def product(w, rest, u, j):
-        fresh = None if key is None else jax.random.fold_in(jax.random.fold_in(key, DIRECTION), j)
-        return curvature.product(lambda w: jax.grad(loss, argnums=(0, 1))(w, rest, j), w, u, fresh)
+        return curvature.product(local(w, rest, j), u, fold(key, DIRECTION, j))
 
-    return product
+    return product, lambda w, rest, j: local(w, rest, j).gradient(w)

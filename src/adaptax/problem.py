@@ -1,4 +1,4 @@
-"""What is learned: tasks and the two kinds of problem, finite-sum and resampling."""
+"""What is learned: tasks, pools of them, and the two kinds of problem, finite-sum and resampling."""
 
 from collections.abc import Callable
 from typing import ClassVar
@@ -63,6 +63,48 @@ class Samples(eqx.Module):
                 raise InputError(f"Samples({name}={size!r}) must be a whole number of at least 1.")
 
 
+class Pool(eqx.Module):
+    r"""Finitely many tasks $1..n$, indexed; as `sample_task` it draws one uniformly, so $E_i$ is the mean over the pool.
+
+    Arguments:
+        tasks: one pytree of tasks, whose every leaf has a leading axis n (kept as arrays).
+
+    `pool(key)` is a task, `pool.index(key)` the index i that this key draws, `len(pool)` is n.
+
+    Errors: `InputError` if the leaves have no common leading axis of at least one task.
+
+    Example:
+        >>> import adaptax as ax, jax, jax.numpy as jnp
+        >>> centres = jnp.arange(6.0).reshape(3, 2)
+        >>> pool = ax.Pool(ax.Task(centres, centres))
+        >>> key = jax.random.key(0)
+        >>> len(pool), bool(jnp.all(pool(key).support == centres[pool.index(key)]))
+        (3, True)
+
+    Source: docs/theory.md, section 3.1.
+    """
+
+    tasks: PyTree
+
+    def __init__(self, tasks: PyTree):
+        lengths = {getattr(leaf, "shape", ())[:1] for leaf in jax.tree.leaves(tasks)}
+        if len(lengths) != 1 or lengths <= {(), (0,)}:
+            found = describe(tasks)
+            raise InputError(f"Every leaf of ax.Pool(tasks) needs one leading axis over the same tasks, but found {found}.")
+        self.tasks = jax.tree.map(jnp.asarray, tasks)
+
+    def __len__(self) -> int:
+        return jax.tree.leaves(self.tasks)[0].shape[0]
+
+    def index(self, key: Key[Array, ""]) -> Array:
+        """Which task this key draws."""
+        return jax.random.randint(key, (), 0, len(self))
+
+    def __call__(self, key: Key[Array, ""]) -> PyTree:
+        index = self.index(key)
+        return jax.tree.map(lambda leaf: leaf[index], self.tasks)
+
+
 def as_callable(function: Callable, name: str) -> Callable:
     """A callable that is a pytree: modules with arrays as they are, plain functions as a static leaf."""
     if not callable(function):
@@ -102,7 +144,8 @@ class FiniteSum(AbstractProblem):
 
     Arguments:
         loss: `loss(params, batch) -> scalar`, the inner loss, called with `task.support`.
-        sample_task: `sample_task(key) -> Task`, one task; traceable, since tasks are sampled on the device.
+        sample_task: `sample_task(key) -> Task`, one task; traceable, since tasks are sampled on the device. For finitely
+            many tasks, `ax.Pool(tasks)`.
         target_loss: another outer loss, called with `task.target` (default: `loss`).
         metrics: `metrics(params, batch) -> dict of scalars`, reported by `ax.evaluate`, never differentiated.
 
@@ -147,7 +190,7 @@ class Resampling(AbstractProblem):
 
     Arguments:
         loss: `loss(params, batch) -> scalar`.
-        sample_task: `sample_task(key) -> task`, any pytree.
+        sample_task: `sample_task(key) -> task`, any pytree; or `ax.Pool(tasks)`.
         draw: `draw(task, params, key, size) -> batch`, `size` samples, fresh for every key; `size` is a static integer.
         target_loss: another outer loss (default: `loss`).
         metrics: `metrics(params, batch) -> dict of scalars`, never differentiated.

@@ -45,6 +45,17 @@ def test_the_convolutional_network(train, run, zips, tmp_path):
     assert json.loads(run("evaluate", tmp_path / "run", "--format", "json").out) == saved
 
 
+@pytest.mark.slow
+def test_one_class_vector_for_all(train, run, zips, tmp_path):
+    result = train("images", "--head", "shared", "--data", zips[0], "--test-data", zips[1], "--out", tmp_path / "run")
+    assert result.code == 0
+    saved = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    check(saved)
+    # Before adaptation all classes are alike, and each is right once in five.
+    assert saved["scores"]["accuracy"]["mean"][0] == pytest.approx(0.2)
+    assert json.loads(run("evaluate", tmp_path / "run", "--format", "json").out) == saved
+
+
 def test_images(finished):
     folder = finished["images"]
     result = json.loads((folder / "evaluation.json").read_text())

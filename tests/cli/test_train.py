@@ -105,3 +105,15 @@ def test_progress_on_a_terminal(train, monkeypatch):
     result = train("matrix")
     assert result.code == 0 and "matrix" in result.out
     assert "6/6" in result.err and re.search(r"loss [\d.]+, step size 0\.01, [\d,]+ tasks/s, 0:00 left", result.err)
+
+
+def test_curvature_strategies(train, run, finished, tmp_path):
+    exact = (finished["matrix"] / "evaluation.txt").read_text()
+    for name in ("first-order", "zeroth-order"):
+        result = train("matrix", "--curvature", name, "--out", tmp_path / name)
+        assert result.code == 0 and result.out != exact
+        assert json.loads((tmp_path / name / "config.json").read_text())["curvature"] == name
+    # The estimator belongs to the run: it is refused to go on with another.
+    again = train("matrix", "--curvature", "ggs", "--out", tmp_path / "first-order")
+    assert "curvature is 'first-order' there and 'ggs' here" in again.sentence
+    assert "curvature" in train("matrix", "--curvature", "second-order").sentence

@@ -14,6 +14,13 @@ from adaptax.training.step import Step
 
 # Meta-steps fold small numbers into the seed's key; the initial parameters come from one that no run reaches.
 _INITIAL = 2**32 - 1
+_CURVATURES = {
+    "exact": ax.curvature.Exact,
+    "first-order": ax.curvature.FirstOrder,
+    "finite-difference": ax.curvature.FiniteDifference,
+    "ggs": ax.curvature.GaussianSmoothing,
+    "zeroth-order": ax.curvature.ZerothOrder,
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,9 @@ class Built:
 
 def build(config: Training) -> Built:
     """Build everything that is trained with and judged on; `InputError` if something cannot be."""
-    method = ax.MetaGradient(ax.Inner(config.inner_steps, parse_stepsize(config.stepsize)))
+    start = ax.models.shared_head(config.ways) if isinstance(config, Images) and config.head == "shared" else None
+    inner = ax.Inner(config.inner_steps, parse_stepsize(config.stepsize), start=start)
+    method = ax.MetaGradient(inner, _CURVATURES[config.curvature]())
     optimizer = _optimizer(config.optimizer, config.learning_rate)
     key = initial_key(config.seed)
     if isinstance(config, Images):
@@ -90,5 +99,6 @@ def _images(config: Images, method: ax.MetaGradient, optimizer: optax.GradientTr
         judged_on = f"{len(test.names)} characters of {', '.join(test.alphabets)}"
     # As they were drawn: neither turned nor distorted.
     held_out = ax.tasks.few_shot(test, *sizes, rotations=False)
-    params = ax.models.conv4(config.ways, key=key, channels=config.channels)
+    outputs = 1 if config.head == "shared" else config.ways
+    params = ax.models.conv4(outputs, key=key, channels=config.channels)
     return Built(problem, params, method, optimizer, held_out, judged_on, left_out)

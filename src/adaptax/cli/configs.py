@@ -22,6 +22,8 @@ class Training:
     """N, gradient steps of the inner loop."""
     stepsize: StepSize = "edge"
     """Inner step size: a number, or a rule that measures curvature (edge:1.5 for another safety factor)."""
+    curvature: Literal["exact", "first-order", "finite-difference", "ggs", "zeroth-order"] = "exact"
+    """How Hessian-vector products are formed; ggs and zeroth-order draw 10 directions."""
     steps: int = 10_000
     """K, meta-steps from the beginning of the run."""
     tasks_per_step: int = 25
@@ -103,6 +105,8 @@ class Images(Training):
     """Target images of each class."""
     channels: int = 32
     """Channels of the network's blocks."""
+    head: Literal["per-class", "shared"] = "per-class"
+    """Whether the inner steps begin with a class vector for each class, or with one for all."""
     rotations: bool = True
     """Train on each class turned by 90, 180 and 270 degrees as three more classes."""
     distort: bool = True
@@ -149,6 +153,62 @@ class Demo:
     """Decides the whole demonstration."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class HessianEstimators:
+    """Bias and variance of each estimator of Hessian-vector products, over directions and radii."""
+
+    experiment: ClassVar[str] = "hessian-estimators"
+
+    out: Path = Path("reproduced/hessian-estimators")
+    """Folder for the CSV, the figures and README.md."""
+    repeats: int = 200
+    """Independent products behind every number."""
+    seed: int = 0
+    """Decides the losses, the points and all directions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixExperiment:
+    """Rank-one matrix factorisation, meta-trained with every method."""
+
+    experiment: ClassVar[str] = "matrix"
+
+    out: Path = Path("reproduced/matrix")
+    """Folder for the CSV, the figures and README.md."""
+    seeds: int = 5
+    """Runs of each method; the bands are over them."""
+    steps: int = 2000
+    """Meta-steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinusoidExperiment:
+    """Regression of sinusoids, meta-trained with every method."""
+
+    experiment: ClassVar[str] = "sinusoid"
+
+    out: Path = Path("reproduced/sinusoid")
+    """Folder for the CSV, the figures and README.md."""
+    seeds: int = 5
+    """Runs of each method; the bands are over them."""
+    steps: int = 3000
+    """Meta-steps."""
+
+
+Experiment = (
+    Annotated[HessianEstimators, tyro.conf.subcommand("hessian-estimators")]
+    | Annotated[MatrixExperiment, tyro.conf.subcommand("matrix")]
+    | Annotated[SinusoidExperiment, tyro.conf.subcommand("sinusoid")]
+)
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Run a reference experiment: adaptax reproduce hessian-estimators|matrix|sinusoid."""
+
+    experiment: tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[Experiment]]
+
+
 Task = (
     Annotated[Sinusoid, tyro.conf.subcommand("sinusoid")]
     | Annotated[Matrix, tyro.conf.subcommand("matrix")]
@@ -167,6 +227,8 @@ Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
 )
 
 TASKS: dict[str, type[Training]] = {kind.task: kind for kind in (Sinusoid, Matrix, Images)}
+EXPERIMENTS: dict[str, type] = {kind.experiment: kind for kind in (HessianEstimators, MatrixExperiment, SinusoidExperiment)}

@@ -37,8 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        goes_on = any(argument.startswith("--out") for argument in arguments) and arguments[0] == "train"
-        remedy = "the same command goes on from the last checkpoint" if goes_on else "with --out DIR a run can go on later"
+        remedy = "give the same command to begin anew"
+        if arguments[:1] == ["train"]:
+            kept = any(argument.startswith("--out") for argument in arguments)
+            remedy = "the same command goes on from the last checkpoint" if kept else "with --out DIR a run can go on later"
         print(f"Interrupted: {remedy}.", file=sys.stderr)
         return 130
     except BrokenPipeError:
@@ -67,6 +69,10 @@ def _run(arguments: list[str]) -> int:
         from adaptax.cli.demo import demo
 
         return demo(command)
+    if isinstance(command, configs.Reproduce):
+        from adaptax.cli.reproduce import reproduce
+
+        return reproduce(command.experiment)
     from adaptax.cli.train import complete, train
     from adaptax.training.loop import Diverged
 

@@ -9,10 +9,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
-from adaptax.cli.configs import TASKS, Demo, Evaluate
+from adaptax.cli.configs import EXPERIMENTS, TASKS, Demo, Evaluate
 from adaptax.errors import InputError
 
-_COMMANDS: dict[str, type | None] = {"train": None, "evaluate": Evaluate, "demo": Demo}
+_COMMANDS: dict[str, type | None] = {"train": None, "evaluate": Evaluate, "demo": Demo, "reproduce": None}
+# What a command that is none of its own takes first, and what it is called.
+_NEXT: dict[str, tuple[str, dict[str, Any]]] = {"train": ("task", TASKS), "reproduce": ("experiment", EXPERIMENTS)}
 
 
 def parse(kind: Any, arguments: list[str], whole: list[str], **options: Any) -> Any:
@@ -45,18 +47,17 @@ def complaint(arguments: list[str]) -> str | None:
         >>> complaint(["train", "sinusoid", "--steps", "many"])
         '--steps many cannot be used: make it a whole number.'
     """
-    prog, kinds = "adaptax", _COMMANDS
-    for what in ("command", "task"):
+    prog, what, kinds = "adaptax", "command", _COMMANDS
+    while True:
         if not arguments or arguments[0].startswith("-"):
-            return f"{prog} needs a {what} first: {prog} {'|'.join(kinds)}."
+            return f"{prog} needs {'an' if what == 'experiment' else 'a'} {what} first: {prog} {'|'.join(kinds)}."
         name, *arguments = arguments
         if name not in kinds:
             return f"There is no {what} {name!r}: {_remedy(name, kinds, f'use {prog} ' + '|'.join(kinds) + '.')}"
         prog, kind = f"{prog} {name}", kinds[name]
         if kind is not None:
             return _complaint(prog, kind, arguments)
-        kinds = TASKS
-    return None
+        what, kinds = _NEXT[name]
 
 
 def _complaint(prog: str, kind: type, arguments: list[str]) -> str | None:

@@ -1,29 +1,69 @@
 """The one interface of all curvature strategies."""
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
+import jax
 from jaxtyping import Array, Key, PyTree
+
+from adaptax.cost import Cost
+from adaptax.gradients import AbstractGradient, AutoDiff
+
+
+class Local(eqx.Module):
+    r"""The loss at one inner step, on that step's fixed samples.
+
+    Arguments:
+        loss: `loss(w, rest) -> scalar`.
+        w: the adapting parameters.
+        rest: what does not adapt; its rows of the Hessian are formed along with those of w.
+        gradients: how gradients are formed (default: by differentiation).
+        key: of the gradients' directions: all gradients at this step use the same.
+    """
+
+    loss: Callable[[PyTree, PyTree], Array]
+    w: PyTree
+    rest: PyTree = None
+    gradients: AbstractGradient = AutoDiff()
+    key: Any = None
+
+    def gradient(self, w: PyTree) -> tuple[PyTree, PyTree]:
+        """The gradient by (w, rest) at another w, by the gradient strategy."""
+        return self.gradients.value_and_gradient(lambda x: self.loss(*x), (w, self.rest), self.key)[1]
+
+    def exact(self, w: PyTree) -> tuple[PyTree, PyTree]:
+        """The gradient by (w, rest) at another w, by differentiation."""
+        return jax.grad(self.loss, argnums=(0, 1))(w, self.rest)
 
 
 class AbstractCurvature(eqx.Module):
     r"""A way to form $\hat H_j v$ in $v \leftarrow v - \hat H_j (A_j v)$.
 
+    `gives_gradient` says whether `product` returns the gradient at w too, at no further cost.
+
     Source: docs/theory.md, sections 1 and 7.
     """
 
-    stochastic: eqx.AbstractClassVar[bool]
+    stochastic: eqx.AbstractVar[bool]
+    gives_gradient: eqx.AbstractVar[bool]
 
     def product(
-        self, gradient: Callable[[PyTree], PyTree], w: PyTree, v: PyTree, key: Key[Array, ""] | None
-    ) -> tuple[PyTree, PyTree]:
-        r"""The gradient at w and $\hat H v$.
+        self, local: Local, v: PyTree, key: Key[Array, ""] | None = None
+    ) -> tuple[tuple[PyTree, PyTree] | None, tuple[PyTree, PyTree]]:
+        r"""The gradient at w (or None) and $\hat H v$, each by (w, rest).
 
         Arguments:
-            gradient: $w \mapsto \nabla l(w)$ on fixed samples; it may have more components than w (derivatives by what
-                does not adapt), and then the product has them too.
-            w: the adapting parameters.
+            local: the loss and the point.
             v: a direction, like w.
             key: for strategies that draw directions; None for the others.
         """
         raise NotImplementedError("abstract")
+
+    def cost(self, gradient: Cost) -> Cost:
+        """What one product takes, if one gradient takes `gradient`."""
+        raise NotImplementedError("abstract")
+
+    def at(self, step: Any) -> "AbstractCurvature":
+        """The strategy at a meta-step; the same one unless it changes in training."""
+        return self

@@ -4,24 +4,31 @@ from typing import ClassVar
 
 import jax
 
+from adaptax.cost import Cost
 from adaptax.curvature.base import AbstractCurvature
 
 
 class Exact(AbstractCurvature):
     r"""$\hat H v = \nabla^2 l(w)\,v$, forward over reverse: the derivative of the gradient along v.
 
-    One product costs about two gradients and holds the graph of one step only.
+    One product costs about two gradients and holds the graph of one step only. The loss is differentiated, also where
+    the inner steps use another gradient strategy.
 
     Example:
-        >>> import adaptax as ax, jax, jax.numpy as jnp
-        >>> gradient = jax.grad(lambda w: jnp.sum(w**4) / 12)
-        >>> ax.curvature.Exact().product(gradient, jnp.array([1.0, 2.0]), jnp.array([1.0, 1.0]), None)[1]
+        >>> import adaptax as ax, jax.numpy as jnp
+        >>> local = ax.curvature.Local(lambda w, rest: jnp.sum(w**4) / 12, jnp.array([1.0, 2.0]))
+        >>> gradient, (product, _) = ax.curvature.Exact().product(local, jnp.array([1.0, 1.0]))
+        >>> product
         Array([1., 4.], dtype=float32)
 
     Source: Pearlmutter (1994), Fast exact multiplication by the Hessian; docs/theory.md, section 1.
     """
 
     stochastic: ClassVar[bool] = False
+    gives_gradient: ClassVar[bool] = True
 
-    def product(self, gradient, w, v, key):
-        return jax.jvp(gradient, (w,), (v,))
+    def product(self, local, v, key=None):
+        return jax.jvp(local.exact, (local.w,), (v,))
+
+    def cost(self, gradient):
+        return Cost(hessian_vector_products=1)

@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 from adaptax._tree import zeros_like
+from adaptax.cost import Cost
 from adaptax.curvature.base import AbstractCurvature
 
 
@@ -12,16 +13,19 @@ class FirstOrder(AbstractCurvature):
     Learned step sizes still receive their derivative, to first order.
 
     Example:
-        >>> import adaptax as ax, jax, jax.numpy as jnp
-        >>> gradient = jax.grad(lambda w: jnp.sum(w**4) / 12)
-        >>> ax.curvature.FirstOrder().product(gradient, jnp.array([1.0]), jnp.array([1.0]), None)[1]
+        >>> import adaptax as ax, jax.numpy as jnp
+        >>> local = ax.curvature.Local(lambda w, rest: jnp.sum(w**4) / 12, jnp.array([1.0]))
+        >>> ax.curvature.FirstOrder().product(local, jnp.array([1.0]))[1][0]
         Array([0.], dtype=float32)
 
     Source: Finn, Abbeel, Levine (2017), section 5.2, arXiv 1703.03400.
     """
 
     stochastic: ClassVar[bool] = False
+    gives_gradient: ClassVar[bool] = False
 
-    def product(self, gradient, w, v, key):
-        g = gradient(w)
-        return g, zeros_like(g)
+    def product(self, local, v, key=None):
+        return None, zeros_like((local.w, local.rest))
+
+    def cost(self, gradient):
+        return Cost()

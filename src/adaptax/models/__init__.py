@@ -2,5 +2,6 @@
 
 from adaptax.models.conv4 import Conv4, conv4
 from adaptax.models.mlp import MLP, mlp
+from adaptax.models.shared_head import shared_head
 
-__all__ = ["MLP", "Conv4", "conv4", "mlp"]
+__all__ = ["MLP", "Conv4", "conv4", "mlp", "shared_head"]

@@ -56,7 +56,7 @@ def draw_adaptation(path: str | os.PathLike, rows: Mapping[str, Sequence[Curves]
             # Room above the curves for the text.
             reach = 1.25 * max(np.abs(task.truth).max(), 1.0)
             ax.set_ylim(-reach, 1.35 * reach)
-            if line is axes[0]:
+            if line[0] is axes[0, 0]:
                 ax.set_title(f"held-out sinusoid {column + 1}", fontsize=10)
         line[0].set_ylabel(name, fontsize=10)
     handles, labels = axes[0, 0].get_legend_handles_labels()

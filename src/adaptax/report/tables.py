@@ -57,3 +57,16 @@ def comparison(result: dict[str, Any]) -> str:
     body = [[str(n), *(interval(row["loss"], i) for row in rows)] for i, n in enumerate(result["steps"])]
     body.append(["step size", *(f"{row['stepsize']:.3g}" for row in rows)])
     return table(header, body)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same as a table in Markdown.
+
+    Example:
+        >>> print(markdown(["steps", "loss"], [["0", "1.25"]]))
+        | steps | loss |
+        | --- | --- |
+        | 0 | 1.25 |
+    """
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

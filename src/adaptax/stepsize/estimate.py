@@ -7,7 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from adaptax import _tree
+from adaptax.curvature.base import Local
+from adaptax.curvature.finite_difference import FiniteDifference
 from adaptax.stepsize.rules import AbstractRule, Estimate
+from adaptax.update import Update
 
 # How much of the gradient is mixed into the start: a direction kept from before may be orthogonal to a new top one.
 _MIX = 0.1
@@ -58,6 +61,7 @@ def along_path(
     steps: int,
     estimate: Estimate,
     warmup: int,
+    update: Update = Update(),  # noqa: B008
 ) -> tuple[Array, PyTree]:
     r"""The largest $\|\nabla^2 l(w_j)\|$ found at w_0..w_{N-1} (at w_0 for N = 0) and the direction found at w_0.
 
@@ -71,24 +75,31 @@ def along_path(
         steps: N.
         estimate: what is known before; its direction is where the iteration starts.
         warmup: products spent at w_0 before the walk.
+        update: what the walk makes of gradients.
     """
 
     def point(w, v, j, iterations):
-        gradient, product = jax.linearize(lambda w: jax.grad(loss)(w, rest, j), w)
+        if rule.differences:
+            local = Local(lambda w, _: loss(w, rest, j), w)
+            gradient = local.gradient(w)[0]
+            product = lambda v: FiniteDifference().product(local, v)[1][0]  # noqa: E731
+        else:
+            gradient, product = jax.linearize(lambda w: jax.grad(loss)(w, rest, j), w)
         start = _tree.add(v, _tree.scale(_MIX, _unit(gradient)))
-        value, v = power_iteration(product, _tree.select(_tree.all_finite(start), start, v), iterations)
+        damped = lambda v: _tree.shift(product(v), update.proximal, v) if update.proximal is not None else product(v)  # noqa: E731
+        value, v = power_iteration(damped, _tree.select(_tree.all_finite(start), start, v), iterations)
         return gradient, jnp.where(jnp.isfinite(value), value, jnp.nan).astype(estimate.curvature.dtype), v
 
     def step(carry, j):
-        w, v, largest = carry
-        gradient, value, v = point(w, v, j, rule.iterations)
+        (at, memory), v, largest = carry
+        gradient, value, v = point(at, v, j, rule.iterations)
         largest = jnp.fmax(largest, value)
         alpha = rule.alpha(jnp.fmax(largest, rule.decay * estimate.curvature), steps)
-        return (_tree.subtract(w, _tree.scale(alpha, gradient)), v, largest), None
+        return (update(at, memory, gradient, w, alpha), v, largest), None
 
     v = estimate.direction
     value = jnp.full_like(estimate.curvature, jnp.nan)
     if warmup:
         _, value, v = point(w, v, jnp.array(0), warmup)
-    (_, last, largest), _ = jax.lax.scan(step, (w, v, value), jnp.arange(max(steps, 1)))
+    (_, last, largest), _ = jax.lax.scan(step, ((w, update.init(w)), v, value), jnp.arange(max(steps, 1)))
     return largest, v if warmup else last

@@ -34,6 +34,7 @@ class AbstractRule(eqx.Module):
     every: eqx.AbstractVar[int]
     iterations: eqx.AbstractVar[int]
     decay: eqx.AbstractVar[float]
+    differences: eqx.AbstractVar[bool]
 
     def __check_init__(self):
         gamma = self.gamma
@@ -75,6 +76,7 @@ class Edge(AbstractRule):
         every: meta-steps between measurements in training (default 10).
         iterations: Hessian-vector products at each point of a path (default 3).
         decay: the most that the estimate may fall at one measurement (default 0.8).
+        differences: form products from differences of gradients, for losses that cannot be differentiated twice.
 
     Errors: `InputError` for values out of range.
 
@@ -91,6 +93,7 @@ class Edge(AbstractRule):
     every: int = eqx.field(static=True, default=10, kw_only=True)
     iterations: int = eqx.field(static=True, default=3, kw_only=True)
     decay: float = eqx.field(static=True, default=0.8, kw_only=True)
+    differences: bool = eqx.field(static=True, default=False, kw_only=True)
 
     def alpha(self, curvature, steps):
         return self.gamma * _inverse(curvature)
@@ -106,7 +109,7 @@ class Guaranteed(AbstractRule):
 
     Arguments:
         gamma: the theorem's constant (default 1/8, which gives $(1+\alpha L)^{2N} \le e^{1/4}$).
-        tasks, every, iterations, decay: as in `Edge`.
+        tasks, every, iterations, decay, differences: as in `Edge`.
 
     Errors: `InputError` for values out of range.
 
@@ -123,6 +126,7 @@ class Guaranteed(AbstractRule):
     every: int = eqx.field(static=True, default=10, kw_only=True)
     iterations: int = eqx.field(static=True, default=3, kw_only=True)
     decay: float = eqx.field(static=True, default=0.8, kw_only=True)
+    differences: bool = eqx.field(static=True, default=False, kw_only=True)
 
     def alpha(self, curvature, steps):
         return self.gamma * _inverse(curvature) / max(steps, 1)

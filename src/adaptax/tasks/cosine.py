@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from adaptax.errors import InputError
-from adaptax.problem import FiniteSum, Resampling, Task
+from adaptax.problem import FiniteSum, Pool, Resampling, Task
 
 Terms = tuple[Float[Array, " dim"], Float[Array, " dim"]]
 
@@ -103,12 +103,12 @@ class Cosine(eqx.Module):
     @property
     def finite_sum(self) -> FiniteSum:
         """The problem with a support and a target loss for each task; parameters are an array of shape (dim,)."""
-        return FiniteSum(self._loss, SampleFromPool(self.tasks))
+        return FiniteSum(self._loss, Pool(self.tasks))
 
     @property
     def resampling(self) -> Resampling:
         """The problem with noisy samples of the target loss; a task is the pair (phases, offsets)."""
-        return Resampling(self._loss, SampleFromPool(self.tasks.target), DrawNoise(*map(float, self.noise)))
+        return Resampling(self._loss, Pool(self.tasks.target), DrawNoise(*map(float, self.noise)))
 
     @property
     def constants(self) -> Constants:
@@ -224,16 +224,6 @@ class CosineLoss(eqx.Module):
             xi, zeta = (a.mean(0) for a in noise)
             loss += xi @ w + zeta * jnp.cos(w).sum()
         return loss
-
-
-class SampleFromPool(eqx.Module):
-    """One of a stacked pool of tasks, uniformly."""
-
-    pool: Task | Terms
-
-    def __call__(self, key: Key[Array, ""]) -> Task | Terms:
-        index = jax.random.randint(key, (), 0, len(jax.tree.leaves(self.pool)[0]))
-        return jax.tree.map(lambda a: a[index], self.pool)
 
 
 class DrawNoise(eqx.Module):

@@ -72,6 +72,11 @@ def device_index(mesh: Mesh | None) -> Any:
     return 0 if mesh is None else jax.lax.axis_index(AXIS)
 
 
+def gather(mesh: Mesh | None, tree: Any) -> Any:
+    """The shares of all devices in one, in their order, along the leading axis."""
+    return tree if mesh is None else jax.lax.all_gather(tree, AXIS, tiled=True)
+
+
 def total(mesh: Mesh | None, tree: Any) -> Any:
     """The sum over devices."""
     return tree if mesh is None else jax.lax.psum(tree, AXIS)

@@ -9,15 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from adaptax import _tree
-from adaptax.batching import in_flight_for, map_tasks
+from adaptax.batching import check_batch, in_flight_for, map_tasks
 from adaptax.errors import InputError
 from adaptax.inner import Inner
-from adaptax.metagrad import check_batch
-from adaptax.objective import STEP, TARGET, check_problem, first, plain, step_loss
+from adaptax.objective import STEP, TARGET, check_problem, first, fold, plain, step_loss
 from adaptax.problem import AbstractProblem, Samples
-from adaptax.stepsize.learned import Meta
-from adaptax.stepsize.rates import multiply
+from adaptax.recursion import stepper
 from adaptax.stepsize.rules import AbstractRule
 from adaptax.training import devices as dev
 from adaptax.training.step import check_count
@@ -115,8 +112,7 @@ def _evaluate(problem, params, inner, batch, key, count, steps, samples, in_flig
     else:
         tasks = jax.tree.map(lambda leaf: jnp.asarray(leaf)[jnp.minimum(indices, count - 1)], batch)
     keys = jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys)
-    plain_params = params.params if isinstance(params, Meta) else params
-    check_problem(problem, plain_params, first(tasks), samples, target=True)
+    check_problem(problem, inner.initial(params), first(tasks), samples, target=True)
     if isinstance(inner.stepsize, AbstractRule):
         few = jax.tree.map(lambda leaf: leaf[: min(inner.stepsize.tasks, count)], (tasks, keys))
         inner = inner.resolve(problem, params, *few, samples=samples)
@@ -124,8 +120,7 @@ def _evaluate(problem, params, inner, batch, key, count, steps, samples, in_flig
     def local(shared, split):
         problem, params, inner = shared
         one = lambda pair: _scores(problem, params, inner, pair[0], pair[1], steps, samples)  # noqa: E731
-        plain_params = params.params if isinstance(params, Meta) else params
-        return (), map_tasks(one, split, in_flight_for(problem, plain_params, split[0], split[1], samples, in_flight))
+        return (), map_tasks(one, split, in_flight_for(problem, inner.initial(params), split[0], split[1], samples, in_flight))
 
     scores = dev.spread(mesh, local, (problem, params, inner), (tasks, keys))[1]
     return jax.tree.map(lambda leaf: leaf[:count], scores)
@@ -142,15 +137,18 @@ def _scores(
     loss = step_loss(rebuild, key, STEP, samples.step)
     stacked = rates.stacked(max(steps[-1], 1))
 
-    def descend(j, w):
-        rate = rates.tree if stacked is None else jax.tree.map(lambda leaf: leaf[j], stacked)
-        return _tree.subtract(w, multiply(rate, jax.grad(loss)(w, split.frozen, j)))
+    descent = inner.descent(loss, key)
+    one = stepper(descent, split.adapting, split.frozen, rates)
+
+    def descend(j, carry):
+        return one(carry, {"j": j, "rate": None if stacked is None else jax.tree.map(lambda leaf: leaf[j], stacked)})[0]
 
     def visit(carry, n):
-        w, taken = carry
-        w = jax.lax.fori_loop(taken, n, descend, w)
-        _, _, adapted = rebuild(w, split.frozen)
-        fresh = jax.random.fold_in(jax.random.fold_in(key, TARGET), n)
-        return (w, n), problem.scores(adapted, problem.target_batch(task, adapted, fresh, samples.target))
+        inside, taken = carry
+        inside = jax.lax.fori_loop(taken, n, descend, inside)
+        _, _, adapted = rebuild(inside[0], split.frozen)
+        fresh = fold(key, TARGET, n)
+        return (inside, n), problem.scores(adapted, problem.target_batch(task, adapted, fresh, samples.target))
 
-    return jax.lax.scan(visit, (split.adapting, jnp.array(0)), jnp.array(steps))[1]
+    start = (split.adapting, descent.update.init(split.adapting))
+    return jax.lax.scan(visit, (start, jnp.array(0)), jnp.array(steps))[1]

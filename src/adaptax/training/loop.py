@@ -1,5 +1,6 @@
 """The host loop around compiled runs of meta-steps: records, checkpoints, evaluates, stops when nothing is finite."""
 
+import dataclasses
 import functools
 import itertools
 import os
@@ -8,18 +9,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from adaptax import _tree
+from adaptax.batching import check_batch
 from adaptax.errors import InputError
-from adaptax.metagrad import MetaGradient, check_batch
+from adaptax.method import AbstractMethod
 from adaptax.problem import AbstractProblem
 from adaptax.training import devices as dev
 from adaptax.training.evaluate import Curve, evaluate
+from adaptax.training.memory import Memory
 from adaptax.training.run import Run
 from adaptax.training.step import RECORDED, State, Step, check_count, make_step, run_chunk
 
@@ -42,7 +43,7 @@ class Diverged(RuntimeError):
 def train(
     problem: AbstractProblem,
     params: PyTree,
-    method: MetaGradient,
+    method: AbstractMethod,
     *,
     optimizer: optax.GradientTransformation | None = None,
     steps: int = 10_000,
@@ -57,6 +58,7 @@ def train(
     callback: Callable[[State, dict[str, np.ndarray]], Any] | None = None,
     max_skipped: int = 10,
     in_flight: int | None = None,
+    memory: Memory | None = None,
     devices: Sequence[Any] | None = None,
     config: dict[str, Any] | None = None,
 ) -> tuple[State, dict[str, np.ndarray]]:
@@ -85,11 +87,12 @@ def train(
         callback: `callback(state, record)` after every compiled run, with the arrays of that run's meta-steps.
         max_skipped: stop after so many meta-steps in a row that were not finite.
         in_flight: how many tasks each device holds at a time (default: decided from the shapes).
+        memory: `ax.Memory(rate)`: the optimiser gets remembered meta-gradients (default None: those of the batch alone).
         devices: to spread tasks over (default: all local devices).
         config: what `config.json` shall say (default: the arguments), compared when a run is resumed.
 
     Returns: the final `State`, and a dict of NumPy arrays of length `steps` (less the step count of a `state` given):
-    loss, grad_norm, stepsize (NaN where not finite), skipped.
+    loss, grad_norm (of the batch's meta-gradient, also with memory), stepsize (NaN where not finite), skipped.
 
     Errors: `InputError` for bad arguments, before anything is computed or written; `Diverged` when training stopped
     because nothing was finite, with the state saved if there is a folder.
@@ -120,11 +123,11 @@ def train(
         raise InputError(f"tasks= must be an iterable of task batches, not {type(tasks).__name__}.")
     run, found, described = None, False, config or {}
     optimizer = _default_optimizer() if optimizer is None else optimizer
-    step = make_step(problem, method, optimizer, tasks_per_step, in_flight=in_flight)
+    step = make_step(problem, method, optimizer, tasks_per_step, in_flight=in_flight, memory=memory)
     step = _on(step, dev.mesh_of(devices, tasks_per_step))
     if out is not None:
         run = Run(out)
-        described = _describe(method, steps, tasks_per_step, seed) if config is None else config
+        described = _describe(method, steps, tasks_per_step, seed, memory) if config is None else config
         found = run.check(described, resume)
     stream, ahead = None, None
     if tasks is not None:
@@ -157,7 +160,7 @@ def _default_optimizer() -> optax.GradientTransformation:
 
 
 def _on(step: Step, mesh) -> Step:
-    return Step(step.problem, step.method, step.optimizer, step.tasks_per_step, step.in_flight, mesh)
+    return dataclasses.replace(step, mesh=mesh)
 
 
 class _Record:
@@ -267,19 +270,21 @@ def _evaluate(step: Step, state: State, run: Run | None, record: _Record, seed: 
     return curve
 
 
-def _describe(method: MetaGradient, steps: int, tasks_per_step: int, seed: int) -> dict[str, Any]:
+def _describe(method: AbstractMethod, steps: int, tasks_per_step: int, seed: int, memory: Memory | None) -> dict[str, Any]:
     """The arguments of a run in a form that can be compared with a saved one."""
-    inner = method.inner
-    text = jax.tree.map(lambda leaf: np.asarray(leaf).tolist() if _tree.is_floating(leaf) else leaf, inner.stepsize)
-    return {
-        "steps": int(steps),
-        "tasks_per_step": int(tasks_per_step),
-        "seed": int(seed),
-        "inner_steps": inner.steps,
-        "stepsize": str(text),
-        "adapt": getattr(inner.adapt, "__qualname__", str(inner.adapt)),
-        "curvature": type(method.curvature).__name__,
-        "independent_curvature": method.independent_curvature,
-        "mode": method.mode,
-        "samples": [method.samples.step, method.samples.curvature, method.samples.target],
-    }
+    described = {"steps": int(steps), "tasks_per_step": int(tasks_per_step), "seed": int(seed), "method": _text(method)}
+    return described if memory is None else {**described, "memory": _text(memory)}
+
+
+def _text(value: Any) -> str:
+    """A method and all its options in words that do not change from one process to another."""
+    if isinstance(value, eqx.Module):
+        fields = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+        return f"{type(value).__name__}({', '.join(f'{name}={_text(entry)}' for name, entry in fields)})"
+    if eqx.is_array(value):
+        return str(np.asarray(value).tolist())
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_text, value))})"
+    if callable(value):
+        return getattr(value, "__qualname__", type(value).__name__)
+    return str(value)

@@ -12,11 +12,12 @@ from jaxtyping import Array, Key, PyTree
 from adaptax import _tree
 from adaptax.errors import InputError
 from adaptax.inner import Inner
-from adaptax.metagrad import MetaGradient, mean_like, weighted_sum
+from adaptax.method import AbstractMethod, mean_like, weighted_sum
 from adaptax.problem import AbstractProblem
 from adaptax.stepsize.learned import Learned, Meta
 from adaptax.stepsize.rules import AbstractRule, Estimate
 from adaptax.training import devices as dev
+from adaptax.training.memory import Memory, Table, recall, rows_of, source
 
 RECORDED = ("loss", "grad_norm", "stepsize", "skipped")
 
@@ -32,6 +33,7 @@ class State(eqx.Module):
         estimate: a rule's curvature estimate, else None.
         key: made from the seed; never changes.
         skipped: how many meta-steps in a row had a gradient that was not finite.
+        memory: what `ax.Memory` remembers, else None.
     """
 
     step: Array
@@ -41,17 +43,19 @@ class State(eqx.Module):
     estimate: Estimate | None
     key: Key[Array, ""]
     skipped: Array
+    memory: Table | None = None
 
 
 class Step(eqx.Module):
     """A pure meta-step, made by `make_step`: `state = step.init(params, seed)`, `state, info = step(state)`."""
 
     problem: AbstractProblem
-    method: MetaGradient
+    method: AbstractMethod
     optimizer: optax.GradientTransformation = eqx.field(static=True)
     tasks_per_step: int = eqx.field(static=True)
     in_flight: int | None = eqx.field(static=True, default=None)
     mesh: Mesh | None = eqx.field(static=True, default=None)
+    memory: Memory | None = None
 
     def init(self, params: PyTree, seed: int = 0, tasks: PyTree = None) -> State:
         """The state before the first meta-step.
@@ -60,18 +64,20 @@ class Step(eqx.Module):
             params: parameters w_0; with learned step sizes they are wrapped into `ax.Meta` unless they are already.
             seed: decides all sampling of the run.
             tasks: a batch to measure a step-size rule's first estimate on (default: the first tasks of the run).
+                With it, `ax.Memory` remembers one gradient, as it must where tasks come from the host.
         """
         inner, rule = self.method.inner, self.method.inner.stepsize
         if isinstance(rule, Learned) and not isinstance(params, Meta):
-            params = Meta(params, rule.start(params, inner.steps))
+            params = Meta(params, rule.start(inner.initial(params), inner.steps))
         params = _tree.as_parameters(params)
         key = jax.random.key(seed)
         estimate = None
         if isinstance(rule, AbstractRule):
             estimate, inner = _first_estimate(self, params, key, tasks)
-        opt_state = self.optimizer.init(eqx.filter(params, _tree.is_floating))
+        floating = eqx.filter(params, _tree.is_floating)
         zero = jnp.zeros((), jnp.int32)
-        return State(zero, params, opt_state, inner, estimate, key, zero)
+        memory = None if self.memory is None else Table.empty(floating, rows_of(self.problem, tasks))
+        return State(zero, params, self.optimizer.init(floating), inner, estimate, key, zero, memory)
 
     def __call__(self, state: State, tasks: PyTree = None) -> tuple[State, dict[str, Array]]:
         """One meta-step.
@@ -80,8 +86,8 @@ class Step(eqx.Module):
             state: from `init` or from the step before.
             tasks: a batch of tasks to use instead of sampling.
 
-        Returns: the new state and a dict of scalars: loss (mean target loss at w_N), grad_norm, stepsize, skipped, and
-        curvature where a step-size rule measures it.
+        Returns: the new state and a dict of scalars: loss (mean target loss at w_N), grad_norm (of the batch's
+        meta-gradient), stepsize, skipped, and curvature where a step-size rule measures it.
         """
         return _one_step(self, state, tasks)
 
@@ -118,23 +124,27 @@ class Step(eqx.Module):
             due = (state.step % rule.every == 0) & (state.step > 0)
             estimate = jax.lax.cond(due, remeasure, lambda estimate: estimate, state.estimate)
             inner = inner.with_stepsize(rule.alpha(estimate.curvature, inner.steps).astype(inner.stepsize.dtype))
-        method = method.with_inner(inner)
+        method = method.with_inner(inner).at(state.step)
 
         size = dev.share(self.mesh, self.tasks_per_step)
         indices = dev.device_index(self.mesh) * size + jnp.arange(size)
         keys = self.keys(state.key, state.step, indices)
         tasks = self.sample(keys) if local is None else local
+        pool = source(self.memory, state.memory, problem, local)
+        drawn = None if pool is None else jax.vmap(lambda key: pool.index(jax.random.fold_in(key, 0)))(keys)
         keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
         weights = jnp.where(indices < self.tasks_per_step, 1.0, 0.0)
 
         def value_and_gradient(params):
-            value, grad, infos = weighted_sum(method, problem, params, tasks, keys, weights, self.in_flight)
+            each = drawn is not None
+            value, grad, infos = weighted_sum(method, problem, params, tasks, keys, weights, self.in_flight, each)
+            infos, grads = infos if each else (infos, None)
             rate = jnp.sum(jnp.where(weights > 0, infos.stepsize, 0))
             value, grad, rate = dev.total(self.mesh, (value, grad, rate))
             count = self.tasks_per_step
-            return value / count, mean_like(grad, params, count), rate / count
+            return value / count, mean_like(grad, params, count), rate / count, grads
 
-        value, grad, rate = value_and_gradient(state.params)
+        value, grad, rate, grads = value_and_gradient(state.params)
         info = {"loss": value, "grad_norm": _tree.norm(grad), "stepsize": rate}
         if estimate is not None:
             info["curvature"] = estimate.curvature
@@ -149,23 +159,24 @@ class Step(eqx.Module):
 
             @objective.defjvp
             def _derivative(primals, tangents):
-                value, grad, _ = value_and_gradient(join(*primals))
+                value, grad = value_and_gradient(join(*primals))[:2]
                 pairs = zip(jax.tree.leaves(grad), jax.tree.leaves(tangents[0]), strict=True)
                 return value, sum((jnp.sum(g * t) for g, t in pairs), start=jnp.zeros(())).astype(value.dtype)
 
             return objective(floats)
 
+        direction, note = recall(self.memory, state.memory, self.mesh, grad, drawn, weights, grads)
         updates, opt_state = optax.with_extra_args_support(self.optimizer).update(
-            grad, state.opt_state, floating, value=value, grad=grad, value_fn=value_fn, info=info
+            direction, state.opt_state, floating, value=value, grad=direction, value_fn=value_fn, info=info
         )
         # Some optimisers compute in a wider type than that of the parameters; the state keeps the types it began with.
         updates, opt_state = jax.tree.map(_as_type, (updates, opt_state), (floating, state.opt_state))
         params = eqx.apply_updates(state.params, updates)
-        good = _tree.all_finite(grad) & _tree.all_finite(updates)
+        good = _tree.all_finite((grad, direction, updates))
         params, opt_state = _tree.select(good, (params, opt_state), (state.params, state.opt_state))
         skipped = jnp.where(good, 0, state.skipped + 1).astype(jnp.int32)
         info["skipped"] = ~good
-        return State(state.step + 1, params, opt_state, inner, estimate, state.key, skipped), info
+        return State(state.step + 1, params, opt_state, inner, estimate, state.key, skipped, note(good)), info
 
     def split(self, tasks: PyTree) -> PyTree:
         """Host tasks made ready to be cut over the devices: filled up with copies of the first, of weight zero."""
@@ -177,26 +188,28 @@ class Step(eqx.Module):
 
 def make_step(
     problem: AbstractProblem,
-    method: MetaGradient,
+    method: AbstractMethod,
     optimizer: optax.GradientTransformation,
     tasks_per_step: int,
     *,
     in_flight: int | None = None,
+    memory: Memory | None = None,
 ) -> Step:
     r"""A meta-step $w \leftarrow w - \beta\,\frac1B\sum_i \hat G_i$ for loops of your own, on the default device.
 
     Arguments:
         problem: the problem; tasks are drawn by its `sample_task`.
         method: the meta-gradient.
-        optimizer: any optax transformation; those that take extra arguments get `value`, `grad`, `value_fn` (the mean
-            target loss of this step's tasks, after adaptation, at other parameters) and `info`.
+        optimizer: any optax transformation; those that take extra arguments get `value`, `grad` (what it is to follow),
+            `value_fn` (the mean target loss of this step's tasks, after adaptation, at other parameters) and `info`.
         tasks_per_step: B, at least 1.
         in_flight: how many tasks are held at a time (default: decided from the shapes).
+        memory: `ax.Memory(rate)`: the optimiser follows remembered meta-gradients (default None: the batch's mean).
 
     Returns: an object with `init(params, seed) -> state`; calling it gives `(state, info)`. It is compiled once and may
     be used inside your own `jax.jit` or `jax.lax.scan`.
 
-    Errors: `InputError` for a batch size below 1 or an optimiser that is not one.
+    Errors: `InputError` for a batch size below 1, or an optimiser or a memory that is not one.
 
     Example:
         >>> import adaptax as ax, jax, jax.numpy as jnp, optax
@@ -210,12 +223,14 @@ def make_step(
     Source: docs/theory.md, sections 2 and 3.
     """
     check_count(tasks_per_step, "tasks_per_step")
-    if not isinstance(method, MetaGradient):
-        raise InputError(f"method must be ax.MetaGradient(inner), not {type(method).__name__}.")
+    if not isinstance(method, AbstractMethod):
+        raise InputError(f"method must be a meta-gradient such as ax.MetaGradient(inner), not {type(method).__name__}.")
     if not isinstance(optimizer, optax.GradientTransformation):
         raise InputError(f"optimizer must be an optax transformation such as optax.adam(1e-3), not {type(optimizer).__name__}.")
-    method._check(problem, "keys are always made")
-    return Step(problem, method, optimizer, int(tasks_per_step), in_flight)
+    if memory is not None and not isinstance(memory, Memory):
+        raise InputError(f"memory must be ax.Memory(rate) or None, not {type(memory).__name__}.")
+    method.check(problem, "keys are always made")
+    return Step(problem, method, optimizer, int(tasks_per_step), in_flight, memory=memory)
 
 
 def _as_type(new: Any, old: Any) -> Any:

@@ -1,0 +1,31 @@
+"""`adaptax reproduce`: the reference experiments, each into a folder of its own."""
+
+import sys
+
+from adaptax.cli import settings
+from adaptax.cli.configs import HessianEstimators, MatrixExperiment, SinusoidExperiment
+
+
+def reproduce(options: HessianEstimators | MatrixExperiment | SinusoidExperiment) -> int:
+    """Check the options, then run; how far it is goes to stderr, and where the page is to stdout."""
+    settings.check_folder(options.out)
+    if isinstance(options, HessianEstimators):
+        settings.check_count("--repeats", options.repeats, 10)
+        settings.check_seed(options.seed)
+        from adaptax.reproduce.estimators import hessian_estimators
+
+        hessian_estimators(options.out, options.repeats, options.seed, _say)
+    else:
+        settings.check_count("--seeds", options.seeds, 2)
+        settings.check_count("--steps", options.steps, 1)
+        from adaptax.reproduce.matrix import matrix
+        from adaptax.reproduce.sinusoid import sinusoid
+
+        run = matrix if isinstance(options, MatrixExperiment) else sinusoid
+        run(options.out, options.seeds, options.steps, _say)
+    print(f"What was found: {options.out / 'README.md'}")
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
