@@ -24,7 +24,8 @@ def temporaries(make, steps, **options):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.parametrize("channels, side", [(16, 16), pytest.param(64, 28, marks=pytest.mark.slow)], ids=["small", "Conv4-64"])
+@pytest.mark.slow
+@pytest.mark.parametrize("channels, side", [(16, 16), (64, 28)], ids=["small", "Conv4-64"])
 def test_convolutions_keep_iterates_only(channels, side):
     make = images(ways=5, channels=channels, side=side, shots=1)
     one, many = temporaries(make, 1), temporaries(make, 64)
@@ -67,7 +68,11 @@ KEPT = {
 }
 
 
-@pytest.mark.parametrize("name", KEPT)
+# The others take long to compile with all optimisations, which the analysis needs.
+QUICK = ("exact", "Adam", "multi-step", "implicit")
+
+
+@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in KEPT])
 def test_memory_is_that_of_iterates_and_optimiser_states(name):
     make, copies = KEPT[name]
     problem, model, task = regression(sizes=(1, 16, 16, 1))

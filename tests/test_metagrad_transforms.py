@@ -9,6 +9,8 @@ from helpers import no_tasks, regression, relative, squared
 
 import adaptax as ax
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 BATCH = 5
 
 
