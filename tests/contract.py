@@ -140,7 +140,9 @@ ROWS = {
     "values uncorrected": Row(gradient(ZerothOrder(samples=2, stein=False)), None),
     "values alone": Row(gradient(ZerothOrder(samples=2), gradients=Smoothed(samples=2)), None),
     # Gradients of values, differenced: two estimators nested.
-    "values antithetic": Row(gradient(GaussianSmoothing(samples=2), gradients=Smoothed(samples=2, antithetic=True)), None),
+    "values antithetic": Row(
+        gradient(GaussianSmoothing(samples=2, delta=0.1), gradients=Smoothed(samples=2, delta=0.1, antithetic=True)), None
+    ),
     "implicit": Row(lambda alpha: ax.Implicit(inner(alpha, proximal=3.0), iterations=4), None),
     "implicit frozen": Row(lambda alpha: ax.Implicit(inner(alpha, proximal=3.0, adapt=only_a), iterations=2), None),
     "reptile": Row(lambda alpha: ax.Reptile(inner(alpha)), None),

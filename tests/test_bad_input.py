@@ -57,6 +57,7 @@ def adapting(adapt, params=W):
 
 CASES = {
     # sizes and numbers
+    "start fails": (lambda: ax.adapt(FINITE, W, TASK, ax.Inner(2, start=fails)), "start=.*wrong units.*take the outer problem"),
     "line search inside": (lambda: ax.Inner(2, optimizer=optax.lbfgs()), "more than gradients.*cannot be used inside"),
     "negative steps": (lambda: ax.Inner(-1), "steps=-1.*at least 0"),
     "fractional steps": (lambda: ax.Inner(2.5), "steps=2.5.*whole number"),

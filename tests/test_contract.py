@@ -2,6 +2,7 @@
 
 import re
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -141,10 +142,11 @@ def test_directions_are_fresh_for_every_step_and_purpose(monkeypatch, name):
     assert len(seen) == FRESH[name] + (3 * 2 * 2 if name == "values antithetic" else 0)
 
 
-DEVICES = ["smoothing momentum", "implicit frozen"]
+# The other rows take long to compile twice.
+DEVICES = ("smoothing momentum", "implicit frozen")
 
 
-@pytest.mark.parametrize("name", DEVICES)
+@pytest.mark.parametrize("name", [name if name in DEVICES else pytest.param(name, marks=pytest.mark.slow) for name in ROWS])
 def test_one_device_and_two_give_the_same_training(x64, name):
     row, (w, _) = ROWS[name], point(0)
     sample = lambda key: ax.Task(*jax.random.normal(key, (2, 3)))  # noqa: E731
@@ -154,5 +156,6 @@ def test_one_device_and_two_give_the_same_training(x64, name):
     (one, first), (two, second) = runs
     for column in ("loss", "grad_norm"):
         np.testing.assert_allclose(first[column], second[column], rtol=1e-7)
-    assert relative([one.params[n] for n in "ab"], [two.params[n] for n in "ab"]) < 1e-7
+    floats = lambda state: eqx.filter(state.params, eqx.is_inexact_array)  # noqa: E731
+    assert relative(floats(one), floats(two)) < 1e-7
     assert not first["skipped"].any()

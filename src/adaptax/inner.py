@@ -128,7 +128,15 @@ class Inner(eqx.Module):
     def initial(self, params: PyTree) -> PyTree:
         """w_0, out of the outer problem's parameters."""
         params = params.params if isinstance(params, Meta) else params
-        return params if self.start is None else self.start(_tree.as_parameters(params))
+        if self.start is None:
+            return params
+        try:
+            return self.start(_tree.as_parameters(params))
+        except InputError:
+            raise
+        except Exception as error:
+            text = f"Inner(start=...) fails ({_tree.first_line(error)}) on parameters of {_tree.describe(params)}"
+            raise InputError(f"{text}: let it take the outer problem's parameters to w_0.") from error
 
     def pull_back(self, params: PyTree, bar: PyTree) -> PyTree:
         """The derivative by the outer problem's (plain) parameters, from that by w_0."""

@@ -43,8 +43,9 @@ class MultiStep(eqx.Module):
     step: Any = eqx.field(default=0, kw_only=True)
 
     def __check_init__(self):
-        if self.anneal is not None and (not isinstance(self.anneal, int) or isinstance(self.anneal, bool) or self.anneal < 1):
-            raise InputError(f"MultiStep(anneal={self.anneal!r}) must be a whole number of at least 1, or None.")
+        anneal = self.anneal
+        if anneal is not None and (isinstance(anneal, bool) or not hasattr(anneal, "__index__") or anneal < 1):
+            raise InputError(f"MultiStep(anneal={anneal!r}) must be a whole number of at least 1, or None.")
 
     def at(self, step: Any) -> "MultiStep":
         """The weights at a meta-step."""

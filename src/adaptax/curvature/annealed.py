@@ -41,7 +41,7 @@ class Annealed(AbstractCurvature):
 
     def __check_init__(self):
         steps = self.first_order_steps
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        if isinstance(steps, bool) or not hasattr(steps, "__index__") or steps < 0:
             raise InputError(f"Annealed(first_order_steps={steps!r}) must be a whole number of at least 0.")
         if not isinstance(self.then, AbstractCurvature):
             raise InputError("Annealed(then=...) must be a strategy such as ax.curvature.Exact().")

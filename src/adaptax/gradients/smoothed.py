@@ -14,7 +14,9 @@ class Smoothed(AbstractGradient):
     r"""$\frac1Q\sum_u \frac{l(x+\delta u) - l(x)}{\delta}\,u$, $u \sim N(0, I)$: nothing is differentiated.
 
     Its mean is the gradient of the smoothed loss $E\,l(x + \delta u)$, and on a linear loss its variance is
-    $(d+1)\|\nabla l\|^2/Q$, d the number of parameters: it needs Q of the order of d to be accurate.
+    $(d+1)\|\nabla l\|^2/Q$, d the number of parameters: it needs Q of the order of d to be accurate. Use it with
+    `ax.curvature.ZerothOrder` or `FirstOrder`; a strategy that takes differences of such gradients divides their rounding
+    errors by its own width once more, so give both widths then.
 
     Arguments:
         samples: Q, fresh directions at every use (default 10).
