@@ -32,7 +32,7 @@ _NAMES = {
     "make_step": "training.step",
     "train": "training.loop",
 }
-_PACKAGES = ("curvature", "errors", "gradients", "models", "stepsize", "tasks", "training")
+_PACKAGES = ("curvature", "errors", "gradients", "models", "stepsize", "tasks", "theory", "training")
 
 __all__ = [
     "Adapted",
@@ -62,12 +62,13 @@ __all__ = [
     "models",
     "stepsize",
     "tasks",
+    "theory",
     "train",
     "training",
 ]
 
 if TYPE_CHECKING:
-    from adaptax import curvature, errors, gradients, models, stepsize, tasks, training
+    from adaptax import curvature, errors, gradients, models, stepsize, tasks, theory, training
     from adaptax.adaptation import Adapted, adapt
     from adaptax.cost import Cost
     from adaptax.errors import InputError

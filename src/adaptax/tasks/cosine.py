@@ -1,7 +1,6 @@
 """A test problem whose constants L, rho, sigma, b, sigma_g and sigma_H are known exactly."""
 
 import math
-from dataclasses import dataclass
 
 import equinox as eqx
 import jax
@@ -11,36 +10,9 @@ from jaxtyping import Array, Float, Key
 
 from adaptax.errors import InputError
 from adaptax.problem import FiniteSum, Pool, Resampling, Task
+from adaptax.theory import Constants
 
 Terms = tuple[Float[Array, " dim"], Float[Array, " dim"]]
-
-
-@dataclass(frozen=True)
-class Constants:
-    r"""Suprema over all w, each attained or approached as closely as one likes.
-
-    Arguments:
-        L: Lipschitz constant of the gradients $\nabla l_i$ (of support and target losses).
-        rho: Lipschitz constant of the Hessians.
-        sigma: $\sup_w (E_i\|\nabla l_i - \nabla l\|^2)^{1/2}$, of the target losses.
-        b: $\sup_w (E_i\|\nabla l_{S_i} - \nabla l_{T_i}\|^2)^{1/2}$; it concerns the finite-sum problem alone.
-        sigma_g: $\sup_w (E\|\nabla l_i(w;\tau) - \nabla l_i(w)\|^2)^{1/2}$; it concerns the resampling problem alone.
-        sigma_H: $\sup_{w, \|u\|=1} (E\|(\nabla^2 l_i(w;\tau) - \nabla^2 l_i(w))u\|^2)^{1/2}$, likewise.
-
-    Example:
-        >>> from adaptax.tasks import cosine
-        >>> cosine(dim=4, largest=1.0, amplitude=0.5).constants.L
-        1.5
-
-    Source: docs/theory.md, sections 4 to 6 and 9.
-    """
-
-    L: float
-    rho: float
-    sigma: float
-    b: float
-    sigma_g: float
-    sigma_H: float
 
 
 class Cosine(eqx.Module):
@@ -112,7 +84,10 @@ class Cosine(eqx.Module):
 
     @property
     def constants(self) -> Constants:
-        """The exact constants, to about twelve digits."""
+        """The exact constants, to about twelve digits: suprema over all w, attained or approached as closely as one likes.
+
+        The gap is not among them, for it depends on w_0: the meta-loss there less `lower_bound` is at least the gap.
+        """
         dim, (s_x, s_z), c = len(self.matrix), self.noise, float(self.amplitude)
         support, target = (_components(*terms, c) for terms in (self._support, self._target))
         # All tasks share A, so the differences of gradients are trigonometric in each coordinate alone.

@@ -1,0 +1,58 @@
+"""What the constants become as N grows."""
+
+import math
+from dataclasses import dataclass
+
+from adaptax.theory.constants import Constants, check_number
+
+
+@dataclass(frozen=True)
+class Limits:
+    r"""Limits under $\alpha = \gamma/(NL)$; made by `limits`.
+
+    Arguments:
+        p, q, C_L, G: limits of these constants.
+        m_N, c_2: limits of $\sqrt N m_N$ and $\sqrt N c_2$.
+        c_3: limit of $N c_3$.
+        moment: limit of $h^N$, for every D.
+    """
+
+    p: float
+    q: float
+    C_L: float
+    G: float
+    m_N: float
+    c_2: float
+    c_3: float
+    moment: float
+
+
+def limits(c: Constants, gamma: float = 1 / 8) -> Limits:
+    r"""The limits of the theorems' constants as $N \to \infty$ under $\alpha = \gamma/(NL)$: all finite.
+
+    So the meta-steps and batch sizes that suffice for an accuracy do not grow with N (those of samples in a step fall as
+    1/N), and cost grows at most linearly in N. With $\alpha$ fixed, $q = (1+\alpha L)^{2N}$ grows exponentially, and beyond
+    `largest_steps(alpha, L)` nothing is known.
+
+    Arguments:
+        c: the constants.
+        gamma: $\gamma$ (default 1/8).
+
+    Example:
+        >>> from adaptax import theory
+        >>> round(theory.limits(theory.Constants(L=1.0, rho=1.0, sigma=1.0), gamma=1 / 8).q, 3)
+        1.284
+
+    Source: docs/theory.md, section 5.
+    """
+    check_number("limits", "gamma", gamma, above=0)
+    p, q = math.exp(gamma), math.exp(2 * gamma)
+    root = math.sqrt(math.expm1(2 * gamma))
+    deviation = math.sqrt(gamma / 2) * root / c.L
+    # Means over t in [0, 1] of sqrt(N) m_{tN}, and of e^(gamma (1 - t)) N m_{tN}^2.
+    mean = (root - math.atan(root)) / (c.L * math.sqrt(2 * gamma))
+    weighted = p * (p + 1 / p - 2) / (2 * c.L**2)
+    c_3 = c.sigma_g**2 * c.rho * (p * (gamma * weighted + deviation**2) / 2 + gamma * p * deviation * mean)
+    slope = c.rho / c.L * q * (p - 1)
+    floor = q * c.L + c.rho / c.L * p * (p - 1) ** 2 * c.b
+    return Limits(p, q, slope, floor, deviation, gamma * c.rho / c.L * q * c.sigma_g * mean, c_3, q)

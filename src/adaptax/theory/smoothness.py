@@ -1,0 +1,163 @@
+r"""How the meta-objective bends, and what the meta-gradient says of the gradients before adaptation.
+
+All of it holds for every w; b = 0 in the resampling case. Functions of `path` alone are pure numbers.
+"""
+
+import math
+from typing import Any
+
+from adaptax.theory.constants import Constants, Expansion
+
+
+def iterate_distance(path: Expansion, j: int) -> Any:
+    r"""$\|\tilde w_j(w) - \tilde w_j(u)\| \le r^j\|w - u\|$: returns $r^j$.
+
+    It bounds $\|\nabla l_i(\tilde w_j)\|/\|\nabla l_i(w)\|$ too.
+
+    Example:
+        >>> from adaptax import theory
+        >>> theory.iterate_distance(theory.Expansion(1.0, 1.0, steps=5), j=3)
+        8.0
+
+    Source: docs/theory.md, section 4 (1, 2).
+    """
+    return path.r**j
+
+
+def jacobian_norm(path: Expansion) -> Any:
+    r"""$\|P_i(w)\| \le p$, with $P_i = \prod_j(I - \alpha\nabla^2 l_i(\tilde w_j))$. Source: docs/theory.md, section 4 (3)."""
+    return path.p
+
+
+def jacobian_lipschitz(path: Expansion, rho: Any) -> Any:
+    r"""$\|P_i(w) - P_i(u)\| \le \frac\rho L r^{N-1}(p-1)\|w - u\|$: the factor [1 / w].
+
+    Source: docs/theory.md, section 4 (4).
+    """
+    return rho / path.L * path.before * path.p_excess
+
+
+def target_gradient(path: Expansion, gradient: float, b_i: float) -> float:
+    r"""$\|\nabla l_{T_i}(\tilde w_N)\| \le p\|\nabla l_{T_i}(w)\| + (p-1)b_i$ [loss / w].
+
+    Arguments:
+        path: the expansion.
+        gradient: $\|\nabla l_{T_i}(w)\|$.
+        b_i: $\|\nabla l_{S_i}(w) - \nabla l_{T_i}(w)\|$ of this task, 0 in the resampling case.
+
+    Source: docs/theory.md, section 4 (5).
+    """
+    return path.p * gradient + path.p_excess * b_i
+
+
+def smoothness_slope(path: Expansion, rho: Any) -> Any:
+    r"""$C_L = \frac\rho L r^{2N-1}(p-1)$ [1 / w]: how fast the smoothness of $\mathcal L$ grows with the mean gradient norm.
+
+    Source: docs/theory.md, section 4 (the paper's $C_L$).
+    """
+    return rho / path.L * path.before * path.p * path.p_excess
+
+
+def smoothness_floor(path: Expansion, rho: Any, b: Any = 0.0) -> Any:
+    r"""$G = qL + C_b b$, $C_b = \frac\rho L r^{N-1}(p-1)^2$ [loss / w²]: what is left of the smoothness where gradients vanish.
+
+    Arguments:
+        path: the expansion.
+        rho: Lipschitz constant of the Hessians.
+        b: the support-target gap, 0 in the resampling case.
+
+    Source: docs/theory.md, section 4.
+    """
+    return path.q * path.L + rho / path.L * path.before * path.p_excess**2 * b
+
+
+def smoothness(path: Expansion, rho: Any, mean_gradient: Any, b: Any = 0.0) -> Any:
+    r"""$L_w = G + C_L\,E_i\|\nabla l_i(w)\|$: $\|\nabla\mathcal L(w) - \nabla\mathcal L(u)\| \le L_w\|w - u\|$ [loss / w²].
+
+    Arguments:
+        path: the expansion.
+        rho: Lipschitz constant of the Hessians.
+        mean_gradient: $E_i\|\nabla l_i(w)\|$ at unadapted parameters; finite-sum: of the target losses.
+        b: the support-target gap, 0 in the resampling case.
+
+    Returns: $L_w$, which is not bounded over w: that is why the outer step must adapt.
+
+    Example:
+        >>> from adaptax import theory
+        >>> theory.smoothness(theory.Expansion(0.1, 1.0, steps=0), rho=1.0, mean_gradient=5.0)
+        1.0
+
+    Source: docs/theory.md, section 4; cf. Ji, Yang, Liang (2022).
+    """
+    return smoothness_floor(path, rho, b) + smoothness_slope(path, rho) * mean_gradient
+
+
+def adaptation_shift(path: Expansion, gradient: float, b_i: float = 0.0) -> float:
+    r"""$\|\nabla\mathcal L_i(w) - \nabla l_i(w)\| \le (q-1)\|\nabla l_i(w)\| + p(p-1)b_i$ [loss / w].
+
+    Arguments:
+        path: the expansion.
+        gradient: $\|\nabla l_i(w)\|$; finite-sum: of the target loss.
+        b_i: the task's support-target gap.
+
+    Source: docs/theory.md, section 5.
+    """
+    return path.q_excess * gradient + path.p * path.p_excess * b_i
+
+
+def task_noise(path: Expansion, c: Constants) -> float:
+    r"""$\sigma_b = \sigma + p(p-1)b$ [loss / w], the noise of sampling tasks. Source: docs/theory.md, section 5."""
+    return c.sigma + path.p * path.p_excess * c.b
+
+
+def mean_gradient(path: Expansion, c: Constants, meta_gradient: float) -> float:
+    r"""$\|E_i\nabla l_i(w)\| \le (\|\nabla\mathcal L(w)\| + s)/(2-q)$, $s = (q-1)\sigma + p(p-1)b$ [loss / w].
+
+    Arguments:
+        path: the expansion; q < 2.
+        c: sigma and b.
+        meta_gradient: $\|\nabla\mathcal L(w)\|$.
+
+    Errors: `InputError` if q is not below 2.
+
+    Source: docs/theory.md, section 5.
+    """
+    path = path.contracted()
+    return (meta_gradient + path.q_excess * c.sigma + path.p * path.p_excess * c.b) / path.margin
+
+
+def gradient_norm(path: Expansion, c: Constants, meta_gradient: float) -> float:
+    r"""$E_i\|\nabla l_i(w)\| \le (\|\nabla\mathcal L(w)\| + \sigma_b)/(2-q)$ [loss / w].
+
+    Arguments and errors: as of `mean_gradient`.
+
+    Source: docs/theory.md, section 5.
+    """
+    path = path.contracted()
+    return (meta_gradient + task_noise(path, c)) / path.margin
+
+
+def task_spread(path: Expansion, c: Constants, meta_gradient: float) -> float:
+    r"""$(E_i\|\nabla\mathcal L_i - \nabla\mathcal L\|^2)^{1/2} \le ((q-1)\|\nabla\mathcal L\| + \sigma_b)/(2-q)$ [loss / w].
+
+    Arguments and errors: as `mean_gradient`.
+
+    Source: docs/theory.md, section 5.
+    """
+    path = path.contracted()
+    return (path.q_excess * meta_gradient + task_noise(path, c)) / path.margin
+
+
+def flow_distance(path: Expansion, gradient: float) -> float:
+    r"""$\|\tilde w_N - \mathrm{flow}_{\alpha N}(w)\| \le \frac{\gamma^2e^\gamma}{2NL}\|\nabla l_i(w)\|$ [w].
+
+    Arguments:
+        path: the expansion; $\gamma = \alpha NL$.
+        gradient: $\|\nabla l_i(w)\|$.
+
+    Returns: how far N steps can be from gradient flow over the same time: O(1/N) under $\alpha = \gamma/(NL)$.
+
+    Source: docs/theory.md, section 5.
+    """
+    gamma = path.alpha * path.steps * path.L
+    return gamma**2 * math.exp(gamma) / (2 * path.steps * path.L) * gradient
