@@ -1,7 +1,8 @@
-"""Inner step sizes: numbers, schedules, rules from measured curvature, and learned ones."""
+"""Step sizes: inner ones (numbers, schedules, rules from measured curvature, learned ones), and the adaptive outer one."""
 
 from adaptax.stepsize.learned import Learned, Meta
+from adaptax.stepsize.outer import AdaptiveOuter
 from adaptax.stepsize.rates import Rates, Schedule
 from adaptax.stepsize.rules import AbstractRule, Edge, Estimate, Guaranteed
 
-__all__ = ["AbstractRule", "Edge", "Estimate", "Guaranteed", "Learned", "Meta", "Rates", "Schedule"]
+__all__ = ["AbstractRule", "AdaptiveOuter", "Edge", "Estimate", "Guaranteed", "Learned", "Meta", "Rates", "Schedule"]
