@@ -300,7 +300,10 @@ def moment_constant(
 
 def _best_theta(room: float, expansion: float, total: float, spread: float) -> float:
     """The theta that makes (total + spread / theta) / (room - expansion theta) least."""
-    if room <= 0 or spread == 0:
+    if room <= 0:
+        # Nothing helps: kappa is refused.
+        return 1.0
+    if spread == 0:
         return 0.0
     if expansion == 0:
         return math.inf

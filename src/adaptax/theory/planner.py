@@ -122,8 +122,8 @@ class Plan:
         half = len(plans) // 2
         x = np.log(2) * np.arange(len(plans))[half:]
         names = [f.name for f in fields(self) if isinstance(getattr(self, f.name), int) and f.name in _MEANING]
-        y = {name: np.log([max(getattr(p, name), 1) for p in plans[half:]]) for name in names}
-        y["oracle_calls"] = np.log([p.oracle_calls for p in plans[half:]])
+        y = {name: np.log([float(max(getattr(p, name), 1)) for p in plans[half:]]) for name in names}
+        y["oracle_calls"] = np.log([float(p.oracle_calls) for p in plans[half:]])
         return {name: float(np.polyfit(x, values, 1)[0]) for name, values in y.items()}
 
 
@@ -165,7 +165,7 @@ def plan(
     """
     if case not in CASES:
         raise InputError(f'plan(case={case!r}) must be "finite-sum" or "resampling".')
-    check_number("plan", "epsilon", epsilon, above=0)
+    check_number("plan", "epsilon", epsilon, above=1e-100)
     check_whole("plan", "steps", steps, 1)
     if constants.gap is None:
         raise InputError("The gap between the first and the least meta-loss is not known: give Constants(gap=...).")
@@ -178,11 +178,11 @@ def plan(
     problem = Search(constants, Expansion(alpha, constants.L, steps).contracted(), case, epsilon, C_beta)
     relaxed, chosen, sizes = problem.relaxed()
     problem = replace(problem, C_beta=chosen)
-    sizes = problem.whole(sizes)
+    sizes = {name: int(size) for name, size in problem.whole(sizes).items()}
     gradients, products = problem.calls(sizes)
-    names = {name: int(sizes[name]) if name in sizes else None for name in ("iterations", *CASES["resampling"])}
+    names = {name: sizes.get(name) for name in ("iterations", *CASES["resampling"])}
     known: Any = {"gamma": float(gamma), "alpha": alpha, "C_beta": float(chosen), "relaxed": relaxed}
     return Plan(
-        constants, float(epsilon), int(steps), case, gradients=int(gradients), hessian_vector_products=int(products),
+        constants, float(epsilon), int(steps), case, gradients=gradients, hessian_vector_products=products,
         free_C_beta=C_beta is None, **names, **known,
     )  # fmt: skip

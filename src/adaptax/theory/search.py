@@ -1,7 +1,9 @@
 """The least number of oracle calls with which a theorem keeps its promise: over real sizes, then over whole ones."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +37,7 @@ class Search:
             return finite_sum_ledger(self.path, self.c, C_beta, sizes, epsilon=self.epsilon)
         return resampling_ledger(self.path, self.c, C_beta, sizes)
 
-    def calls(self, sizes: dict[str, float]) -> tuple[float, float]:
+    def calls(self, sizes: Mapping[str, Any]) -> tuple[Any, Any]:
         """Gradients and Hessian-vector products."""
         n, k, b = self.path.steps, sizes["iterations"], sizes["tasks_per_step"]
         s, d, t, d_l = (sizes.get(f"{name}_samples", 1) for name in ("step", "curvature", "target", "smoothness"))
@@ -77,7 +79,7 @@ class Search:
                 raise InputError("No size suffices for this epsilon in floating-point numbers: raise epsilon.")
         bounds = [(0.0, 230.0)] * len(names) + [(math.log(0.5), 230.0)] * (self.C_beta is None)
         condition = {"type": "ineq", "fun": room}
-        found = minimize(cost, z, method="SLSQP", bounds=bounds, constraints=condition, options={"maxiter": 500, "ftol": 1e-9})
+        found = minimize(cost, z, method="SLSQP", bounds=bounds, constraints=condition, options={"maxiter": 500, "ftol": 1e-12})
         sizes, C_beta = unpack(np.maximum(found.x, [low for low, _ in bounds]))
         if math.isinf(k := self.iterations(sizes, C_beta)):
             # The search may stop a rounding error outside.
