@@ -9,6 +9,7 @@ import tyro
 # Options that may be left out: their help says in words what then happens.
 Number = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
+Name = Annotated[str | None, tyro.conf.arg(metavar="TASK|RUN", help_behavior_hint="")]
 StepSize = Annotated[str, tyro.conf.arg(metavar="NUMBER|edge|guaranteed")]
 
 
@@ -154,6 +155,34 @@ class Demo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The meta-steps, tasks and samples with which the convergence theorem promises an accuracy, at the least cost."""
+
+    epsilon: float = 0.1
+    """Accuracy: the mean of ||gradient of the meta-loss|| at a random iterate is to be at most this."""
+    steps: int = 5
+    """N, gradient steps of the inner loop."""
+    case: Literal["finite-sum", "resampling"] = "finite-sum"
+    """Support and target sets, or fresh samples."""
+    gamma: float = 0.125
+    """Of the inner step size gamma / (N L)."""
+    c_beta: float = 2.0
+    """Of the outer step size 1 / (C_beta L_hat)."""
+    optimise_c_beta: bool = False
+    """Choose C_beta with the sizes."""
+    constants: File = None
+    """JSON or TOML file with L, rho, sigma and gap, and where they count sigma_g, sigma_H, b."""
+    measure: Name = None
+    """Measure the constants on a task (sinusoid, matrix) at its initial parameters, or on a run folder's newest checkpoint."""
+    tasks: int = 64
+    """Tasks to measure on."""
+    seed: int = 0
+    """Of the parameters and tasks that are measured."""
+    format: Literal["table", "json"] = "table"
+    """What to print."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class HessianEstimators:
     """Bias and variance of each estimator of Hessian-vector products, over directions and radii."""
 
@@ -227,6 +256,7 @@ Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
 )
 

@@ -57,6 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     command = parse(configs.Command, arguments, arguments, prog="adaptax", description=_ABOUT)
+    if isinstance(command, configs.Plan):
+        from adaptax.cli.plan import plan
+
+        return plan(command)
     # Only now JAX may be imported.
     from adaptax.cli.devices import use_all_cores
 

@@ -79,19 +79,19 @@ def overlay(config: Config, values: dict[str, Any], where: str) -> Config:
     return dataclasses.replace(config, **changes)
 
 
-def read_file(path: Path) -> dict[str, Any]:
-    """The contents of a JSON or TOML file of options."""
+def read_file(path: Path, name: str = "--config") -> dict[str, Any]:
+    """The contents of a JSON or TOML file that an option names."""
     readers = {".json": json.loads, ".toml": tomllib.loads}
     if path.suffix not in readers:
-        raise InputError(f"--config {path} must be a .json or a .toml file.")
+        raise InputError(f"{name} {path} must be a .json or a .toml file.")
     try:
         values = readers[path.suffix](path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"--config {path} cannot be read ({error.strerror}): give the path of a file.") from error
+        raise InputError(f"{name} {path} cannot be read ({error.strerror}): give the path of a file.") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"--config {path} is not valid {path.suffix[1:].upper()} ({error}): mend it.") from error
+        raise InputError(f"{name} {path} is not valid {path.suffix[1:].upper()} ({error}): mend it.") from error
     if not isinstance(values, dict):
-        raise InputError(f'--config {path} must hold options by name, such as {{"steps": 1000}}.')
+        raise InputError(f'{name} {path} must hold values by name, such as {{"steps": 1000}}.')
     return values
 
 
