@@ -158,16 +158,17 @@ def _measure(problem, params, inner, batch, key, count, samples, effort, in_flig
     zeros = jnp.zeros(count)
     if problem.stochastic:
 
-        def noise(pair, task, key):
+        def noise(final, task, key):
             loss = loss_of_sample(problem, start, inner, task)
-            return at_point(loss, pair, key, effort.draws, effort.changes, size)
+            both = jax.tree.map(lambda a, b: jnp.stack([a, b]), split.adapting, final)
+            at = lambda point: at_point(loss, point, key, effort.draws, effort.changes, size)  # noqa: E731
+            return jax.lax.map(at, both)
 
-        gradients, *first_point = each(lambda task, key: noise(split.adapting, task, key))
-        last = map_tasks(lambda x: noise(*x)[1:], (walked.final, tasks, keys), size)
-        out |= {"sigma_g": [first_point[0], last[0]], "sigma_H": [first_point[1], last[1]], "b": zeros}
+        gradients, of_gradients, of_hessians = map_tasks(lambda x: noise(*x), (walked.final, tasks, keys), size)
+        out |= {"sigma_g": list(of_gradients.T), "sigma_H": list(of_hessians.T), "b": zeros}
         # The mean over M tasks has been estimated, and each task's gradient from `draws` samples.
-        excess = first_point[0] / effort.draws
-        squares = jnp.sum((gradients - jnp.mean(gradients, axis=0)) ** 2, axis=1)
+        excess = of_gradients[:, 0] / effort.draws
+        squares = jnp.sum((gradients[:, 0] - jnp.mean(gradients[:, 0], axis=0)) ** 2, axis=1)
     else:
 
         def both(task):
