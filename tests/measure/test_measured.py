@@ -107,7 +107,7 @@ def test_learned_rates():
 
 @pytest.mark.slow
 def test_convolutional_networks():
-    problem, model, task = images(channels=4, side=8)
+    problem, model, task = images(channels=4)
     found = measure.constants(problem, model, ax.Inner(1, 0.1), tasks=stacked(task, 2), iterations=4)
     assert found.L.value > 0 and found.points_skipped == 0 and found.rho.value > 0
 

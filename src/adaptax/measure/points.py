@@ -127,19 +127,19 @@ def _start(gradient: Array, key: Any) -> Array:
 def _change(product: Callable[[Array, Array], Array], w: Array, move: Array, key: Any, effort: Effort) -> Array:
     r"""The largest $\|(H(w+tu) - H(w))v\|/t$ found, from a random u and from the path's own direction."""
     width = default_radius(w) if effort.radius is None else jnp.asarray(effort.radius, w.dtype)
-    found = []
 
     def random(*numbers):
         own: Any = fold(key, *numbers)
         return jax.random.normal(own, w.shape, w.dtype)
 
-    for k, u in enumerate((random(0), move)):
-        for repeat in range(ROUNDS):
-            step = width * _unit(u)
-            difference = lambda v, step=step: product(w + step, v) - product(w, v)  # noqa: E731
-            low, high, u = extremes(difference, random(1, k, repeat), effort.changes)
-            found.append(jnp.maximum(-low, high) / width)
-    return _largest(jnp.stack(found))
+    def follow(u, number):
+        difference = lambda v: product(w + width * _unit(u), v) - product(w, v)  # noqa: E731
+        low, high, v = extremes(difference, random(1, number), effort.changes)
+        return v, jnp.maximum(-low, high) / width
+
+    # One after another, so that the products are compiled once.
+    directions, numbers = jnp.stack([random(0), move]), jnp.arange(2 * ROUNDS).reshape(2, ROUNDS)
+    return _largest(jax.lax.map(lambda x: jax.lax.scan(follow, x[0], x[1])[1], (directions, numbers)))
 
 
 def _largest(values: Array) -> Array:
