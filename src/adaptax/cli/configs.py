@@ -151,7 +151,7 @@ class Measure:
     epsilon: Real = None
     """Accuracy to show: that the norm of the meta-gradient is at most this (default: bounds only)."""
     tasks: int = 200
-    """Tasks of the bound; the constants are measured on the first of others, 32 at most."""
+    """Tasks of the bound; the constants are measured on others, 32 at most (4 for images)."""
     seed: int = 0
     """Of the tasks, which are never those of training."""
     format: Literal["table", "json"] = "table"
