@@ -42,8 +42,8 @@ def squared_norm(gram: Any, confidence: float = 0.95) -> SquaredNorm:
     corrects for the skewness s of $g_m^\top\bar g_{-m}$ (Hall, 1992); the factor is for the bias of $\hat s$.
     $\mathrm{tr}\Sigma^2$ and $\mu^\top\Sigma\mu$ are estimated without bias from the entries off the diagonal.
 
-    The bounds are no theorem: they cover in the simulations of the library's tests, where the jackknife and the plain
-    $U + z\,\mathrm{s.e.}$ do not.
+    The bounds are no theorem: they cover in the simulations of the library's tests, where the plain
+    $U + 1.64\,\mathrm{s.e.}$ does not.
 
     Arguments:
         gram: $G_{mn} = g_m^\top g_n$, shape (..., M, M), M at least 8.
