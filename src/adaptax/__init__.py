@@ -32,7 +32,7 @@ _NAMES = {
     "make_step": "training.step",
     "train": "training.loop",
 }
-_PACKAGES = ("curvature", "errors", "gradients", "models", "stepsize", "tasks", "theory", "training")
+_PACKAGES = ("curvature", "errors", "gradients", "measure", "models", "stepsize", "tasks", "theory", "training")
 
 __all__ = [
     "Adapted",
@@ -59,6 +59,7 @@ __all__ = [
     "evaluate",
     "gradients",
     "make_step",
+    "measure",
     "models",
     "stepsize",
     "tasks",
@@ -68,7 +69,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from adaptax import curvature, errors, gradients, models, stepsize, tasks, theory, training
+    from adaptax import curvature, errors, gradients, measure, models, stepsize, tasks, theory, training
     from adaptax.adaptation import Adapted, adapt
     from adaptax.cost import Cost
     from adaptax.errors import InputError

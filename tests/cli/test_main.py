@@ -11,9 +11,9 @@ from adaptax.cli.usage import complaint
 
 # Arguments, and what the sentence must say: what is wrong, and what to change.
 COMMANDS = [
-    ("", "needs a command first: adaptax train|evaluate|demo"),
+    ("", "needs a command first: adaptax train|evaluate|measure|demo"),
     ("trian sinusoid", "no command 'trian': did you mean train?"),
-    ("foo", "no command 'foo': use adaptax train|evaluate|demo"),
+    ("foo", "no command 'foo': use adaptax train|evaluate|measure|demo"),
     ("train", "needs a task first: adaptax train sinusoid|matrix|images"),
     ("train --steps 3 sinusoid", "needs a task first"),
     ("train sinusoids", "no task 'sinusoids': did you mean sinusoid?"),

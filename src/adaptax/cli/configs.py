@@ -8,6 +8,7 @@ import tyro
 
 # Options that may be left out: their help says in words what then happens.
 Number = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
+Real = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
 Name = Annotated[str | None, tyro.conf.arg(metavar="TASK|RUN", help_behavior_hint="")]
 StepSize = Annotated[str, tyro.conf.arg(metavar="NUMBER|edge|guaranteed")]
@@ -143,6 +144,22 @@ class Evaluate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Measure:
+    """Measure the theory's constants at the newest checkpoint of a run, and bound the norm of its meta-gradient."""
+
+    run: tyro.conf.Positional[Path]
+    """The run folder."""
+    epsilon: Real = None
+    """Accuracy to show: that the norm of the meta-gradient is at most this (default: bounds only)."""
+    tasks: int = 200
+    """Tasks of the bound; the constants are measured on others, 32 at most (4 for images)."""
+    seed: int = 0
+    """Of the tasks, which are never those of training."""
+    format: Literal["table", "json"] = "table"
+    """What to print."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Demo:
     """Meta-train sinusoids with 10 inner steps in half a minute, beside two baselines, and draw what was learned."""
 
@@ -255,6 +272,7 @@ class Train:
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Measure, tyro.conf.subcommand("measure")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -25,21 +26,31 @@ SEED = 1
 
 def evaluate(options: Evaluate) -> int:
     """Print the evaluation of a run's newest checkpoint."""
-    run = Run(options.run)
-    if not Run.is_run(run.folder):
-        raise InputError(f"There is no run in {options.run}: give the folder that adaptax train --out was given.")
-    saved = run.config()
+    run, saved = open_run(options.run)
     config = _changed(settings.from_saved(saved, str(options.run)), options)
     settings.check_seed(options.seed)
     settings.check_count("--tasks", options.tasks, 2)
     settings.check_count("--steps", options.steps, 0)
-    built = build(config)
-    _check_data(config, saved)
-    state = run.load(_blank(built.step(config.tasks_per_step), built.params))
+    built, state = load(run, saved, config)
     skipped = run.history()["skipped"][: int(state.step)]
     result = judge(config, built, state, sum(skipped), options.seed)
     print(json.dumps(result, indent=2) if options.format == "json" else tables.evaluation(result))
     return 0
+
+
+def open_run(folder: Path) -> tuple[Run, dict[str, Any]]:
+    """The run in a folder, and its saved options."""
+    run = Run(folder)
+    if not Run.is_run(run.folder):
+        raise InputError(f"There is no run in {folder}: give the folder that adaptax train --out was given.")
+    return run, run.config()
+
+
+def load(run: Run, saved: dict[str, Any], config: Training) -> tuple[Built, State]:
+    """What the options stand for, and the newest checkpoint."""
+    built = build(config)
+    _check_data(config, saved)
+    return built, run.load(_blank(built.step(config.tasks_per_step), built.params))
 
 
 def judge(config: Training, built: Built, state: State, skipped: int, seed: int = SEED) -> dict[str, Any]:

@@ -69,6 +69,10 @@ def _run(arguments: list[str]) -> int:
         from adaptax.cli.evaluate import evaluate
 
         return evaluate(command)
+    if isinstance(command, configs.Measure):
+        from adaptax.cli.measure import measure
+
+        return measure(command)
     if isinstance(command, configs.Demo):
         from adaptax.cli.demo import demo
 

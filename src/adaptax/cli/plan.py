@@ -28,9 +28,7 @@ def plan(options: Plan) -> int:
     if options.constants is not None:
         constants, said = read_constants(options.constants), []
     else:
-        from adaptax.cli.measure import constants_of
-
-        constants, said = constants_of(options), [_LOCAL]
+        constants, said = measured(options), [_LOCAL]
     made = theory.plan(
         constants, epsilon=options.epsilon, steps=options.steps, case=options.case, gamma=options.gamma,
         C_beta=None if options.optimise_c_beta else options.c_beta,
@@ -58,8 +56,13 @@ def read_constants(path: Path) -> theory.Constants:
         raise InputError(f"--constants {path}: {error}") from None
 
 
-def measured_task(name: str) -> Any:
-    """The default configuration of a task that needs no data, or None if there is no such task."""
+def measured(options: Plan) -> theory.Constants:
+    """Constants as measured on a task or a run; all losses of these tasks are at least 0, so that the gap is at most the loss."""
+    name = options.measure or ""
+    if name not in TASKS and not Path(name, "config.json").is_file():
+        raise InputError(f"There is no task and no run {name!r}: give sinusoid, matrix, or the folder of a run.")
     if name == "images":
         raise InputError("--measure images has no data to measure on: train first, and give the run folder instead.")
-    return TASKS[name]() if name in TASKS else None
+    from adaptax.cli.measure import for_plan
+
+    return for_plan(options, name)

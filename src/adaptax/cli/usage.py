@@ -9,10 +9,17 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
-from adaptax.cli.configs import EXPERIMENTS, TASKS, Demo, Evaluate, Plan
+from adaptax.cli.configs import EXPERIMENTS, TASKS, Demo, Evaluate, Measure, Plan
 from adaptax.errors import InputError
 
-_COMMANDS: dict[str, type | None] = {"train": None, "evaluate": Evaluate, "demo": Demo, "plan": Plan, "reproduce": None}
+_COMMANDS: dict[str, type | None] = {
+    "train": None,
+    "evaluate": Evaluate,
+    "measure": Measure,
+    "plan": Plan,
+    "demo": Demo,
+    "reproduce": None,
+}
 # What a command that is none of its own takes first, and what it is called.
 _NEXT: dict[str, tuple[str, dict[str, Any]]] = {"train": ("task", TASKS), "reproduce": ("experiment", EXPERIMENTS)}
 

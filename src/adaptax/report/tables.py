@@ -47,6 +47,32 @@ def evaluation(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", table(["inner steps", *names], rows)])
 
 
+def measured(result: dict[str, Any]) -> str:
+    """Measured constants and the certificate, as `adaptax measure` prints them.
+
+    Arguments:
+        result: what `adaptax measure --format json` prints.
+    """
+    number = lambda x: "not finite" if x is None else f"{x:.4g}"  # noqa: E731
+    rows = [[name, number(value), number(error)] for name, (value, error) in result["constants"].items()]
+    norm = f"{number(result['upper'])} at {100 * result['confidence']:g} %"
+    lines = [
+        f"{result['task']} after {result['step']} meta-steps with N = {result['inner_steps']}",
+        f"constants on {result['constants_tasks']} tasks (seed {result['seed']})",
+        "",
+        table(["constant", "value", "standard error"], rows),
+        "",
+        f"alpha = {number(result['alpha'])}, q = (1 + alpha L)^(2N) = {number(result['q'])}; the theorems need q < 2",
+        f"norm of the meta-gradient on {result['tasks']} tasks: at most {norm}, "
+        f"between {number(result['low'])} and {number(result['high'])}",
+        f"verdict: {result['verdict']}",
+        f"limits: {'; '.join(result['limits'])}",
+    ]
+    if result["points_skipped"]:
+        lines.insert(2, f"{result['points_skipped']} Hessians were not finite and were passed over")
+    return "\n".join(lines)
+
+
 def comparison(result: dict[str, Any]) -> str:
     """Several initialisations side by side, as `adaptax demo` prints them.
 

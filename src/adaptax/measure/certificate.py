@@ -1,0 +1,238 @@
+r"""Whether parameters are stationary: an estimate of $\|\nabla\mathcal L(w)\|$ from independent tasks, and bounds."""
+
+import math
+from dataclasses import dataclass
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from adaptax import _tree
+from adaptax.batching import check_in_flight, in_flight_for, map_tasks
+from adaptax.cost import Cost
+from adaptax.errors import InputError
+from adaptax.measure.points import ravel
+from adaptax.measure.squared_norm import SquaredNorm, squared_norm
+from adaptax.method import AbstractMethod
+from adaptax.objective import check_problem, first, fold, require_keys
+from adaptax.problem import AbstractProblem
+from adaptax.stepsize.rules import AbstractRule
+
+# Certifying tasks are not those of training with the same seed, whose meta-steps fold small numbers into its key.
+TASKS = 2**32 - 4
+# Of a rule's own tasks, beyond any index of a task.
+_RULE = 2**32 - 1
+# Bytes of meta-gradients held at a time; beyond, they are formed again.
+_BUDGET = 1 << 28
+
+
+@dataclass(frozen=True)
+class Certificate:
+    r"""What M independent tasks say about $\|\nabla\mathcal L(w)\|$ at one w.
+
+    Arguments:
+        squared_norm: U, the unbiased estimate of $\|\nabla\mathcal L\|^2$ (it may be negative).
+        standard_error: of U.
+        upper: the one-sided upper bound on the norm $\|\nabla\mathcal L\|$, `bias` included.
+        low, high: the two-sided interval of the norm, widened by `bias` at both ends.
+        confidence: of the bound, and of the interval.
+        tasks: M.
+        bias: what was added.
+        epsilon: the accuracy asked for, or None.
+        stationary: whether `upper` is at most epsilon; None if none was asked for.
+        more_tasks: about how many more tasks would show it, if the norm is as estimated; None if none are needed, or
+            if they would not.
+        verdict: the same in words.
+        cost: oracle calls spent, those of a step-size rule left out.
+    """
+
+    squared_norm: float
+    standard_error: float
+    upper: float
+    low: float
+    high: float
+    confidence: float
+    tasks: int
+    bias: float
+    epsilon: float | None
+    stationary: bool | None
+    more_tasks: int | None
+    verdict: str
+    cost: Cost
+
+
+def stationarity(
+    problem: AbstractProblem,
+    params: PyTree,
+    method: AbstractMethod,
+    *,
+    epsilon: float | None = None,
+    tasks: int = 200,
+    seed: int = 0,
+    confidence: float = 0.95,
+    bias: float = 0.0,
+    in_flight: int | None = None,
+) -> Certificate:
+    r"""Bound $\|\nabla\mathcal L(w)\|$ from the meta-gradients of M tasks that had no part in the choice of w.
+
+    The bound is that of `bound_from_gram`: simulated to cover, not proved. It concerns the mean of what `method` yields.
+    For an estimator that is biased, or in the resampling case, where that mean is not $\nabla\mathcal L$ (docs/theory.md,
+    section 6, bounds the difference), give a bound on the norm of the difference as `bias`.
+
+    Meta-gradients are held up to 256 MiB; of larger models they are formed again in blocks, which takes up to M/c times
+    as many of them, c being the number that fits.
+
+    Arguments:
+        problem: the problem.
+        params: parameters w, or `ax.Meta`.
+        method: of the meta-gradient, such as `ax.MetaGradient(state.inner)`; a step-size rule that is not resolved is
+            measured on tasks of its own.
+        epsilon: the accuracy to be shown (default None: bounds only).
+        tasks: M, at least 8 (default 200).
+        seed: of the tasks (default 0); never those of training with the same seed.
+        confidence: of the bound (default 0.95).
+        bias: a bound on the norm of the method's bias (default 0).
+        in_flight: how many tasks are held at a time (default: decided from the shapes).
+
+    Returns: `Certificate`.
+
+    Errors: `InputError` for numbers out of range, or tasks that do not fit the loss.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from adaptax import Inner, MetaGradient, measure
+        >>> from adaptax.tasks import cosine
+        >>> method = MetaGradient(Inner(2, 0.1))
+        >>> found = measure.stationarity(cosine(dim=3).finite_sum, 9 * jnp.ones(3), method, epsilon=0.1, tasks=20)
+        >>> found.verdict
+        'not shown: the norm is estimated at 8.1, which is not below 0.1, so more tasks will not show it'
+
+    Source: docs/theory.md, section 8.
+    """
+    if not isinstance(method, AbstractMethod):
+        raise InputError(f"method must be a method such as ax.MetaGradient(inner), not {type(method).__name__}.")
+    for name, value, least in (("tasks", tasks, 8), ("seed", seed, 0)):
+        if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
+            raise InputError(f"{name}={value!r} must be a whole number of at least {least}.")
+    if epsilon is not None and not 0 < epsilon < math.inf:
+        raise InputError(f"epsilon={epsilon!r} must be positive and finite, or None.")
+    if not 0 <= bias < math.inf:
+        raise InputError(f"bias={bias!r} must be a finite number of at least 0.")
+    if not 0.5 < confidence < 1:
+        raise InputError(f"confidence={confidence!r} must lie between 0.5 and 1.")
+    count, size = int(tasks), check_in_flight(in_flight)
+    key = jax.random.fold_in(jax.random.key(seed), TASKS)
+    method.check(problem, key)
+    method = _resolved(method, problem, params, key)
+    gram, formed = _gram(method, problem, params, key, count, size)
+    if np.isfinite(gram).all():
+        found = squared_norm(gram, confidence)
+    else:
+        found = SquaredNorm(math.nan, math.nan, math.inf, 0.0, math.inf, math.nan, math.nan)
+    upper = math.sqrt(found.upper) + bias
+    low, high = max(math.sqrt(found.low) - bias, 0.0), math.sqrt(found.high) + bias
+    shown = None if epsilon is None else upper <= epsilon
+    more = None if epsilon is None or shown else tasks_needed(found, epsilon - bias, count)
+    return Certificate(
+        float(found.value), float(found.standard_error), upper, low, high, confidence, count, float(bias), epsilon,
+        shown, more, _verdict(found, upper, bias, epsilon, more, confidence), method.cost().times(formed),
+    )  # fmt: skip
+
+
+def tasks_needed(found: SquaredNorm, epsilon: float, count: int) -> int | None:
+    r"""How many more tasks bring the upper bound below $\epsilon^2$, if the truth is as estimated; None if none do.
+
+    $\mathrm{Var}\,U = \frac4M\mu^\top\Sigma\mu + \frac2{M(M-1)}\mathrm{tr}\Sigma^2$, scaled to what the bound adds to U at
+    the present M.
+    """
+    value = max(float(found.value), 0.0)
+    if not epsilon > 0 or not value < epsilon**2:
+        return None
+
+    def error(m: float) -> float:
+        return math.sqrt(4 * float(found.linear) / m + 2 * float(found.degenerate) / (m * (m - 1)))
+
+    added = float(found.upper - found.value)
+    if not math.isfinite(added) or not error(count) > 0:
+        return None
+    scale = added / error(count)
+    low = high = float(count)
+    while value + scale * error(high) > epsilon**2:
+        low, high = high, 2 * high
+        if high > 1e15:
+            return None
+    while high - low > 1e-3 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if value + scale * error(middle) <= epsilon**2 else (middle, high)
+    more = max(high - count, 1.0)
+    digits = 10 ** max(math.floor(math.log10(more)) - 1, 0)
+    return math.ceil(more / digits) * digits
+
+
+def _verdict(found, upper: float, bias: float, epsilon: float | None, more: int | None, confidence: float) -> str:
+    level = f"{100 * confidence:g} %"
+    if not math.isfinite(upper):
+        return "not shown: some meta-gradients are not finite"
+    if epsilon is None:
+        return f"the norm is at most {upper:.2g} at {level}"
+    if upper <= epsilon:
+        return f"stationary to {epsilon:g} at {level}"
+    if more is not None:
+        return f"not shown: the bound is {upper:.2g}, and about {more} more tasks would bring it to {epsilon:g}"
+    estimate = math.sqrt(max(float(found.value), 0)) + bias
+    if estimate >= epsilon:
+        text = f"the norm is estimated at {estimate:.2g}, which is not below {epsilon:g}"
+        return f"not shown: {text}, so more tasks will not show it"
+    return f"not shown: the bound is {upper:.2g}"
+
+
+def _task(problem, key, index):
+    """A task and its key."""
+    own = fold(key, index)
+    return problem.sample_task(fold(own, 0)), fold(own, 1)
+
+
+@eqx.filter_jit
+def _resolved(method, problem, params, key) -> AbstractMethod:
+    rule = method.inner.stepsize
+    if not isinstance(rule, AbstractRule):
+        return method
+    tasks, keys = jax.vmap(lambda i: _task(problem, fold(key, _RULE), i))(jnp.arange(rule.tasks))
+    return method.with_inner(method.inner.resolve(problem, params, tasks, keys, samples=method.samples))
+
+
+@eqx.filter_jit
+def _gradients(method, problem, params, key, indices, in_flight) -> Array:
+    """The meta-gradients of tasks by their indices, one a row."""
+    tasks, keys = jax.vmap(lambda i: _task(problem, key, i))(indices)
+    require_keys(problem, keys)
+    initial = method.inner.initial(params)
+    check_problem(problem, initial, first(tasks), method.samples, target=True)
+
+    def one(pair):
+        return ravel(eqx.filter(method.one_task(problem, params, *pair)[1], _tree.is_floating))
+
+    return map_tasks(one, (tasks, keys), in_flight_for(problem, initial, tasks, keys, method.samples, in_flight))
+
+
+def _gram(method, problem, params, key, count: int, in_flight: int | None) -> tuple[np.ndarray, int]:
+    """The Gram matrix of all meta-gradients, and how many of them were formed."""
+    rows = lambda start, stop: _gradients(method, problem, params, key, jnp.arange(start, stop), in_flight)  # noqa: E731
+    whole = eqx.filter_eval_shape(rows, 0, 1)
+    held = int(np.clip(_BUDGET // max(whole.shape[1] * whole.dtype.itemsize, 1), 2, None))
+    # Two blocks are held at a time unless one is all.
+    block = count if held >= count else held // 2
+    gram, formed = np.empty((count, count)), 0
+    for start in range(0, count, block):
+        a = slice(start, min(start + block, count))
+        left = rows(a.start, a.stop)
+        formed += a.stop - a.start
+        for other in range(start, count, block):
+            b = slice(other, min(other + block, count))
+            right = left if other == start else rows(b.start, b.stop)
+            formed += 0 if other == start else b.stop - b.start
+            gram[a, b] = jnp.matmul(left, right.T, precision="highest")
+            gram[b, a] = gram[a, b].T
+    return gram, formed

@@ -1,0 +1,60 @@
+"""The noise of single samples: of gradients, and of Hessians in their worst direction."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key, PyTree
+
+from adaptax.batching import map_tasks
+from adaptax.inner import Inner
+from adaptax.measure.lanczos import extremes
+from adaptax.measure.points import CHOOSE, DRAW, ravel, unraveller
+from adaptax.objective import fold, plain
+from adaptax.problem import AbstractProblem
+
+
+def loss_of_sample(problem: AbstractProblem, params: PyTree, inner: Inner, task: PyTree) -> Callable:
+    """`loss(w, key)`: the loss at the vector w of adapting parameters, on one sample."""
+    split = inner.split(params)
+    rebuild, unravel = plain(problem, task, split.static), unraveller(split.adapting)
+
+    def loss(w, key):
+        _, task, params = rebuild(unravel(w), split.frozen)
+        return problem.loss(params, problem.step_batch(task, params, key, 1))
+
+    return loss
+
+
+def at_point(
+    loss: Callable, adapting: PyTree, key: Key[Array, ""], draws: int, iterations: int, at_once: int
+) -> tuple[Array, Array, Array]:
+    r"""The mean gradient of a task, and unbiased estimates of $E\|\nabla l(w;\tau) - \nabla l(w)\|^2$ and of
+    $E\|(\nabla^2 l(w;\tau) - \nabla^2 l(w))u\|^2$ for one u.
+
+    u is the top eigenvector of the second moment of one half of the samples, and judged on the other half: its value is
+    below the supremum over u in expectation, where judging on the same samples would exceed it.
+    """
+    w = ravel(adapting)
+    keys: Any = jax.vmap(lambda k: fold(key, DRAW, k))(jnp.arange(draws))
+    over = lambda one, *inputs: map_tasks(lambda x: one(*x), inputs, at_once)  # noqa: E731
+    mean = jnp.mean(over(lambda k: jax.grad(loss)(w, k), keys), axis=0)
+    gradient = jnp.sum(over(lambda k: jnp.sum((jax.grad(loss)(w, k) - mean) ** 2), keys)) / (draws - 1)
+
+    product = lambda k, v: jax.jvp(lambda w: jax.grad(loss)(w, k), (w,), (v,))[1]  # noqa: E731
+    half = draws // 2
+
+    def centred(keys, u):
+        each = over(lambda k: product(k, u), keys)
+        return each - jnp.mean(each, axis=0)
+
+    def second_moment(u):
+        # The mean Hessian drops out of the outer product, for what it is applied to sums to zero.
+        return jnp.sum(over(product, keys[:half], centred(keys[:half], u)), axis=0) / (half - 1)
+
+    choose: Any = fold(key, CHOOSE)
+    start = jax.random.normal(choose, w.shape, w.dtype)
+    u = extremes(second_moment, start, iterations)[2]
+    hessian = jnp.sum(centred(keys[half : 2 * half], u) ** 2) / (half - 1)
+    return mean, gradient, hessian

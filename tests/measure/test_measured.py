@@ -1,0 +1,138 @@
+"""Measured constants: below the exact ones, equal to closed forms where there are some, on any kind of parameters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import images, regression
+
+import adaptax as ax
+from adaptax import measure
+from adaptax.errors import InputError
+from adaptax.measure.lanczos import extremes
+from adaptax.tasks import cosine
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture(scope="module")
+def pool():
+    return cosine(dim=5, tasks=7, largest=1.5, amplitude=0.7, noise=(0.3, 0.4), seed=4)
+
+
+def test_finite_sum_against_dense_matrices_and_closed_forms(pool, x64):
+    w, inner, tasks = jnp.linspace(-2.0, 2.0, 5), ax.Inner(3, 0.2), pool.tasks
+    found = measure.constants(pool.finite_sum, w, inner, tasks=tasks, iterations=20)
+    gradient, hessian = jax.jit(jax.grad(pool.finite_sum.loss)), jax.jit(jax.hessian(pool.finite_sum.loss))
+    norms, highest = [], []
+    for i in range(7):
+        support, target = ((p[i], o[i]) for p, o in (tasks.support, tasks.target))
+        at = w
+        for _ in range(4):
+            eigenvalues = np.linalg.eigvalsh(hessian(at, support))
+            norms += [np.abs(eigenvalues).max(), np.linalg.norm(hessian(at, target), 2)]
+            highest.append(eigenvalues[-1])
+            at = at - 0.2 * gradient(at, support)
+    assert found.L.value == pytest.approx(max(norms), rel=1e-9)
+    assert found.lambda_max.value == pytest.approx(max(highest), rel=1e-9)
+    support, target = (jax.vmap(gradient, (None, 0))(w, terms) for terms in (tasks.support, tasks.target))
+    deviations = jnp.sum((target - target.mean(0)) ** 2, 1)
+    assert found.sigma.value == pytest.approx(float(jnp.sqrt(deviations.sum() / 6)), rel=1e-9)
+    assert found.b.value == pytest.approx(float(jnp.sqrt(jnp.mean(jnp.sum((support - target) ** 2, 1)))), rel=1e-9)
+    exact = pool.constants
+    assert 0.8 * exact.L < found.L.value <= exact.L and 0.8 * exact.rho < found.rho.value <= exact.rho
+    assert found.sigma.value * np.sqrt(6 / 7) <= exact.sigma and found.b.value <= exact.b
+    assert found.sigma_g.value == found.sigma_H.value == found.points_skipped == 0
+    assert all(value.standard_error >= 0 for value in (found.L, found.rho, found.sigma, found.b))
+    # Each point: 2 losses by 5 products, and 2 directions, 2 rounds, 5 differences of two; the gradients are 3 + 8 + 4.
+    assert found.cost == ax.Cost(gradients=7 * 15, hessian_vector_products=7 * 4 * (10 + 40))
+
+
+def test_resampling_against_closed_forms(pool):
+    w = jnp.full(5, 0.4)
+    found = measure.constants(pool.resampling, w, ax.Inner(0, 0.1), tasks=24, iterations=8, draws=48, seed=1)
+    s_x, s_z = pool.noise
+    near = lambda value, exact: abs(value.value - exact) < 4 * value.standard_error  # noqa: E731
+    assert near(found.sigma_g, np.sqrt(5 * s_x**2 + s_z**2 * 5 * np.sin(0.4) ** 2))
+    assert near(found.sigma_H, s_z * np.cos(0.4))
+    assert found.sigma_g.value < pool.constants.sigma_g + 4 * found.sigma_g.standard_error
+    assert found.L.value < pool.constants.L + 4 * s_z / np.sqrt(48)
+    gradients = jax.vmap(jax.grad(pool.finite_sum.loss), (None, 0))(w, pool.tasks.target)
+    assert near(found.sigma, float(jnp.sqrt(jnp.mean(jnp.sum((gradients - gradients.mean(0)) ** 2, 1)))))
+    assert found.b.value == 0
+
+
+def test_rho_where_it_is_attained(pool, x64):
+    # The third derivative of the first support loss is largest along the axes, which no random direction is.
+    w = jnp.pi / 2 - jnp.asarray(pool.support_phases[0])
+    found = measure.constants(pool.finite_sum, w, ax.Inner(3, 0.2), tasks=pool.tasks)
+    assert found.rho.value == pytest.approx(0.7, rel=1e-3) and found.rho.value <= 0.7 * (1 + 1e-6)
+
+
+def test_points_that_are_not_finite_are_passed_over(pool, x64):
+    broken = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), pool.tasks)
+    found = measure.constants(pool.finite_sum, jnp.zeros(5), ax.Inner(3, 0.2), tasks=broken)
+    assert found.points_skipped == 8 and 0 < found.L.value <= pool.constants.L and 0 < found.rho.value <= pool.constants.rho
+    assert np.isnan(found.sigma.value)
+
+
+def stacked(task, count=3):
+    """Tasks that are not all alike: the inputs of each are scaled."""
+    scale = lambda leaf: jnp.stack([leaf * (1 + k) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf for k in range(count)])  # noqa: E731
+    return jax.tree.map(scale, task)
+
+
+@pytest.mark.slow
+def test_networks_with_all_options():
+    problem, model, task = regression()
+    inner = ax.Inner(
+        2, ax.stepsize.Edge(), adapt=lambda path: "1" in path, optimizer=optax.sgd(1.0, momentum=0.5), proximal=0.3,
+        start=lambda model: jax.tree.map(lambda leaf: 2 * leaf if jnp.ndim(leaf) else leaf, model),
+    )  # fmt: skip
+    found = measure.constants(problem, model, inner, tasks=stacked(task), iterations=5)
+    assert found.L.value >= found.lambda_max.value > 0.3 and found.rho.value > 0 and found.sigma.value > 0
+    assert found.points_skipped == 0
+
+
+@pytest.mark.slow
+def test_learned_rates():
+    problem, model, task = regression()
+    learned = ax.stepsize.Learned(0.01)
+    params = ax.Meta(model, learned.start(model, 2))
+    given = measure.constants(problem, model, ax.Inner(2, 0.01), tasks=stacked(task), iterations=4)
+    found = measure.constants(problem, params, ax.Inner(2, learned), tasks=stacked(task), iterations=4)
+    assert found.L.value == pytest.approx(given.L.value, rel=1e-4) and found.sigma.value == pytest.approx(given.sigma.value)
+
+
+@pytest.mark.slow
+def test_convolutional_networks():
+    problem, model, task = images(channels=4)
+    found = measure.constants(problem, model, ax.Inner(1, 0.1), tasks=stacked(task, 2), iterations=4)
+    assert found.L.value > 0 and found.points_skipped == 0 and found.rho.value > 0
+
+
+def test_lanczos_breaks_down_in_order():
+    diagonals = jnp.array([[3.0, 1.0, -5.0, 1.0], [0.0] * 4, [2.0] * 4, [jnp.nan] * 4, [1.0] * 4, [4.0, -7.0, 1.0, 0.0]])
+    starts = jnp.array([[1.0, 1.0, 0.0, 0.0], [1.0] * 4, [1.0, 2.0, 3.0, 4.0], [1.0] * 4, [0.0] * 4, [1.0] * 4])
+    low, high, vectors = jax.jit(jax.vmap(lambda d, start: extremes(lambda v: d * v, start, 20)))(diagonals, starts)
+    np.testing.assert_allclose(low, [1, 0, 2, jnp.nan, jnp.nan, -7], atol=1e-3)
+    np.testing.assert_allclose(high, [3, 0, 2, jnp.nan, jnp.nan, 4], atol=1e-3)
+    np.testing.assert_allclose(jnp.abs(vectors[-1]), [0, 1, 0, 0], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "options, match",
+    [
+        ({"tasks": 1}, "tasks=1 must be a whole number of at least 2"),
+        ({"iterations": 0}, "iterations=0"),
+        ({"draws": 7}, "draws=7"),
+        ({"seed": -1}, "seed=-1"),
+        ({"radius": 0.0}, "radius=0.0 must be positive"),
+    ],
+)
+def test_refusals(pool, options, match):
+    with pytest.raises(InputError, match=match):
+        measure.constants(pool.finite_sum, jnp.zeros(5), ax.Inner(1, 0.1), **options)
+    with pytest.raises(InputError, match="inner must be"):
+        measure.constants(pool.finite_sum, jnp.zeros(5), 0.1)  # pyright: ignore[reportArgumentType]
