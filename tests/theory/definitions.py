@@ -231,5 +231,6 @@ def measured(t):
 
 
 CHECKS = {
-    f.__name__: f for f in (derivation, excess, expansion, thresholds, limits, bounded, theta, refusals, share, phi, defaults, measured)
-}  # fmt: skip
+    f.__name__: f
+    for f in (derivation, excess, expansion, thresholds, limits, bounded, theta, refusals, share, phi, defaults, measured)
+}

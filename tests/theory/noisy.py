@@ -68,7 +68,7 @@ def _compared(t, family, w, deviation, bias, second, mean_bias, D, T, S=1):
     return ratios
 
 
-def drawn(t, rng, n=1000, pairs=40, tasks=1):
+def drawn(t, rng, n=1000, pairs=150, tasks=1):
     """Up to 64 steps of Gaussian noise, in antithetic pairs; four standard errors are taken off what is measured."""
     family = random_family(rng, n, 1, tasks, contracted=tasks > 1, finite_sum=False)
     w, S, D, T = random_points(rng, family), 2, 3, 2

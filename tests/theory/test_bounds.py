@@ -23,7 +23,7 @@ GROUPS = {
     "enumerated": lambda: noisy.enumerated(theory, rng(5), contracted=False),
     "enumerated, q < 2": lambda: noisy.enumerated(theory, rng(6), contracted=True),
     "drawn": lambda: noisy.drawn(theory, rng(7)),
-    "drawn, q < 2": lambda: noisy.drawn(theory, rng(8), tasks=3),
+    "drawn, q < 2": lambda: noisy.drawn(theory, rng(8), pairs=60, tasks=3),
     "outer step, resampling": lambda: noisy.outer_step(theory, rng(9), False),
     "outer step, finite-sum": lambda: noisy.outer_step(theory, rng(10), True),
     "phi": lambda: noisy.phi(theory, rng(11)),
