@@ -1,15 +1,18 @@
 """`adaptax measure`: the theory's constants and a certificate of stationarity, at the newest checkpoint of a run."""
 
+import dataclasses
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import adaptax as ax
+from adaptax import theory
 from adaptax.cli import settings
-from adaptax.cli.build import Built
-from adaptax.cli.configs import Measure, Training
+from adaptax.cli.build import Built, build
+from adaptax.cli.configs import TASKS, Measure, Plan, Training
 from adaptax.cli.evaluate import load, open_run
 from adaptax.errors import InputError
 from adaptax.report import tables
@@ -65,6 +68,30 @@ def measured(config: Training, built: Built, state: State, options: Measure) -> 
         "verdict": found.verdict,
         "limits": list(_limits(config)),
     }
+
+
+def for_plan(options: Plan, name: str) -> theory.Constants:
+    """Constants of a task at its initial parameters, or of a run at its newest checkpoint.
+
+    All losses of these tasks are at least 0, so that the loss after adaptation bounds the gap.
+    """
+    if name in TASKS:
+        config = dataclasses.replace(TASKS[name](), seed=options.seed)
+        built = build(config)
+        params = built.params
+    else:
+        run, saved = open_run(Path(name))
+        config = settings.from_saved(saved, name)
+        built, state = load(run, saved, config)
+        params = state.params
+    known = built.method.inner
+    inner = ax.Inner(options.steps, ax.stepsize.Guaranteed(options.gamma), start=known.start)
+    found = ax.measure.constants(built.problem, params, inner, tasks=options.tasks, seed=options.seed)
+    loss = ax.evaluate(built.problem, params, inner, [options.steps], max(options.tasks, 2), options.seed).mean["loss"][0]
+    values = {n: getattr(found, n).value for n in ("L", "rho", "sigma", "sigma_g", "sigma_H", "b")}
+    if bad := [n for n, value in {**values, "gap": loss}.items() if not math.isfinite(value)]:
+        raise InputError(f"{bad[0]} is not finite at these parameters: measure other ones, or train with another step size.")
+    return theory.Constants(**values, gap=float(loss))
 
 
 def _limits(config: Training):

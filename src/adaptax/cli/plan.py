@@ -57,7 +57,7 @@ def read_constants(path: Path) -> theory.Constants:
 
 
 def measured(options: Plan) -> theory.Constants:
-    """Constants as measured on a task or a run; all losses of these tasks are at least 0, so that the gap is at most the loss."""
+    """Constants as measured on a task or a run."""
     name = options.measure or ""
     if name not in TASKS and not Path(name, "config.json").is_file():
         raise InputError(f"There is no task and no run {name!r}: give sinusoid, matrix, or the folder of a run.")

@@ -211,6 +211,8 @@ def finite_sum(
     path = Expansion(alpha, c.L, steps).contracted()
     sizes = {"iterations": iterations, "tasks_per_step": tasks_per_step, "smoothness_tasks": smoothness_tasks}
     _check(c, C_beta, sizes)
+    if theta is not None:
+        check_number("finite_sum", "theta", theta, above=0)
     return finite_sum_ledger(path, c, C_beta, sizes, theta=theta).bound(C_beta, sizes)
 
 
@@ -300,11 +302,11 @@ def moment_constant(
 
 def _best_theta(room: float, expansion: float, total: float, spread: float) -> float:
     """The theta that makes (total + spread / theta) / (room - expansion theta) least."""
-    if room <= 0:
-        # Nothing helps: kappa is refused.
-        return 1.0
     if spread == 0:
         return 0.0
+    if room <= 0:
+        # No theta makes kappa positive: any will do to be refused.
+        return 1.0
     if expansion == 0:
         return math.inf
     ratio = spread / total

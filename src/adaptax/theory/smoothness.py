@@ -160,4 +160,4 @@ def flow_distance(path: Expansion, gradient: float) -> float:
     Source: docs/theory.md, section 5.
     """
     gamma = path.alpha * path.steps * path.L
-    return gamma**2 * math.exp(gamma) / (2 * path.steps * path.L) * gradient
+    return path.alpha * gamma * math.exp(gamma) / 2 * gradient
