@@ -40,6 +40,8 @@ class Training:
     """Meta-steps between checkpoints in the run folder."""
     evaluate_every: Number = None
     """Meta-steps between short evaluations during training (default: none)."""
+    monitor_every: Number = None
+    """Meta-steps between measurements of the inner steps' stability (default: none)."""
     evaluation_tasks: int = 1000
     """Held-out tasks of the evaluation at the end."""
     evaluation_steps: Number = None

@@ -33,7 +33,7 @@ def train(config: Training) -> int:
             built.problem, built.params, built.method,
             optimizer=built.optimizer, steps=config.steps, tasks_per_step=config.tasks_per_step, seed=config.seed,
             out=config.out, resume=run is not None, checkpoint_every=None if run is None else config.checkpoint_every,
-            evaluate_every=config.evaluate_every, callback=progress, config=described,
+            evaluate_every=config.evaluate_every, monitor_every=config.monitor_every, callback=progress, config=described,
         )  # fmt: skip
     result = judge(config, built, state, history["skipped"].sum())
     text = tables.evaluation(result)

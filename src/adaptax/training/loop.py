@@ -19,16 +19,15 @@ from adaptax.errors import InputError
 from adaptax.method import AbstractMethod
 from adaptax.problem import AbstractProblem
 from adaptax.training import devices as dev
-from adaptax.training.evaluate import Curve, evaluate
 from adaptax.training.memory import Memory
 from adaptax.training.run import Run
 from adaptax.training.step import RECORDED, State, Step, check_count, make_step, run_chunk
+from adaptax.training.watch import Watch
 
 # Meta-steps in one compiled run at most, and about how long one may take before the host looks at it.
 _CAPACITY = 512
 _SECONDS = 0.25
-# Held-out tasks of an evaluation during training, and what separates their seed from the training seed.
-_HELD_OUT = 200
+# What separates the seed of what is measured during training from the training seed.
 _SEED_OFFSET = 1_000_003
 _DIVERGED = (
     "{count} meta-steps in a row up to step {step} had a gradient that was not finite: use a smaller inner step size, "
@@ -55,6 +54,8 @@ def train(
     resume: bool = False,
     checkpoint_every: int | None = None,
     evaluate_every: int | None = None,
+    monitor_every: int | None = None,
+    certify: bool = False,
     callback: Callable[[State, dict[str, np.ndarray]], Any] | None = None,
     max_skipped: int = 10,
     in_flight: int | None = None,
@@ -84,6 +85,12 @@ def train(
         checkpoint_every: meta-steps between checkpoints in `out` (default: one at the end).
         evaluate_every: meta-steps between evaluations on 200 held-out tasks before and after N steps; their losses are
             in the history as `held_out` (NaN between evaluations) and in `evaluations.jsonl`.
+        monitor_every: meta-steps between measurements of stability on 16 tasks apart: in the history (NaN between) and in
+            `stability.jsonl` are `q`, $(1+\alpha\hat L)^{2N}$; `alpha_lambda`, $\alpha\hat\lambda$; `rising`, the share of
+            tasks whose inner loss rises along the path. A `StabilityWarning` names the remedy when $\alpha\hat\lambda > 2$,
+            or q >= 2 under `ax.stepsize.Guaranteed`.
+        certify: with monitor_every, also measure `gradient_upper` each time, the 95 % bound on $\|\nabla\mathcal L\|$ from 200
+            tasks that training has no part of (`ax.measure.stationarity`). It is that of each look by itself.
         callback: `callback(state, record)` after every compiled run, with the arrays of that run's meta-steps.
         max_skipped: stop after so many meta-steps in a row that were not finite.
         in_flight: how many tasks each device holds at a time (default: decided from the shapes).
@@ -110,9 +117,12 @@ def train(
     """
     for name, value, least in (("steps", steps, 1), ("max_skipped", max_skipped, 1), ("seed", seed, 0)):
         check_count(value, name, least)
-    for name, value in (("checkpoint_every", checkpoint_every), ("evaluate_every", evaluate_every)):
+    rare = {"checkpoint_every": checkpoint_every, "evaluate_every": evaluate_every, "monitor_every": monitor_every}
+    for name, value in rare.items():
         if value is not None:
             check_count(value, name)
+    if certify and monitor_every is None:
+        raise InputError("certify=True needs monitor_every= to say when the gradient's bound is measured.")
     if out is None and (resume or checkpoint_every is not None):
         raise InputError("resume and checkpoint_every need a run folder: pass out=FOLDER.")
     if state is not None and not isinstance(state, State):
@@ -136,7 +146,8 @@ def train(
         stream = itertools.chain([ahead], stream)
     start = step.init(params, seed, ahead) if state is None else state
     first = int(start.step)
-    record = _Record(first, evaluate_every is not None)
+    watch = Watch(step, evaluate_every, monitor_every, certify, seed + _SEED_OFFSET)
+    record = _Record(first, watch.names())
     if run is not None and found:
         restored = run.restore(start)
         start = start if restored is None else restored
@@ -149,7 +160,7 @@ def train(
         stream = itertools.islice(stream, int(start.step) - first, None)
 
     state = dev.replicate(step.mesh, start)
-    state = _loop(step, state, steps, stream, run, record, checkpoint_every, evaluate_every, callback, max_skipped, seed)
+    state = _loop(step, state, steps, stream, run, record, checkpoint_every, watch, callback, max_skipped)
     return dev.collect(step.mesh, state), record.arrays()
 
 
@@ -164,19 +175,25 @@ def _on(step: Step, mesh) -> Step:
 
 
 class _Record:
-    """The history so far: columns, and the held-out losses by meta-step."""
+    """The history so far: columns, and by meta-step what is measured now and then."""
 
-    def __init__(self, first: int, evaluated: bool):
+    def __init__(self, first: int, rare: Iterable[str]):
         self.first = first
         self.columns: dict[str, list] = {name: [] for name in RECORDED}
-        self.held_out: dict[int, float] | None = {} if evaluated else None
+        self.rare: dict[str, dict[int, float | None]] = {name: {} for name in rare}
 
     def load(self, run: Run, done: int) -> None:
         self.columns = run.history()
         # The run may have begun with a state, which need not be given again.
         self.first = done - len(self.columns["loss"])
-        if entries := run.evaluations():
-            self.held_out = {entry["step"]: entry["loss"] for entry in entries}
+        for entry in run.evaluations():
+            self.note(entry["step"], {"held_out": entry["loss"]})
+        for entry in run.stability():
+            self.note(entry["step"], {name: entry[name] for name in entry if name != "step"})
+
+    def note(self, step: int, values: dict[str, float | None]) -> None:
+        for name, value in values.items():
+            self.rare.setdefault(name, {})[step] = value
 
     def add(self, chunk: dict[str, np.ndarray]) -> None:
         for name in RECORDED:
@@ -187,10 +204,10 @@ class _Record:
         columns = {name: np.asarray(values, np.float64) for name, values in self.columns.items()}
         history: dict[str, np.ndarray] = {n: np.where(np.isfinite(x), x, np.nan) for n, x in columns.items()}
         history["skipped"] = columns["skipped"].astype(bool)
-        if self.held_out is not None:
-            history["held_out"] = np.full(len(history["loss"]), np.nan)
-            for step, loss in self.held_out.items():
-                history["held_out"][step - 1 - self.first] = np.nan if loss is None else loss
+        for name, values in self.rare.items():
+            history[name] = np.full(len(history["loss"]), np.nan)
+            for step, value in values.items():
+                history[name][step - 1 - self.first] = np.nan if value is None else value
         return history
 
 
@@ -202,13 +219,15 @@ def _try(step: Step, state: State, batch: PyTree) -> None:
         eqx.filter_eval_shape(step, state, batch)
 
 
-def _loop(step, state, steps, stream, run, record, checkpoint_every, evaluate_every, callback, max_skipped, seed):
+def _loop(step, state, steps, stream, run, record, checkpoint_every, watch, callback, max_skipped):
     length, saved = 1, None
     while (done := int(state.step)) < steps:
         if int(state.skipped) >= max_skipped:
             raise Diverged(_DIVERGED.format(count=max_skipped, step=done))
         stops = [done + length, steps]
-        stops += [(done // every + 1) * every for every in (checkpoint_every, evaluate_every) if every]
+        stops += [
+            (done // every + 1) * every for every in (checkpoint_every, watch.evaluate_every, watch.monitor_every) if every
+        ]
         began = time.perf_counter()
         if stream is None:
             state, chunk, taken = run_chunk(step, state, jnp.array(min(stops) - done), _CAPACITY, jnp.array(max_skipped))
@@ -223,8 +242,7 @@ def _loop(step, state, steps, stream, run, record, checkpoint_every, evaluate_ev
         done += taken
         if run is not None:
             run.append(done - taken, chunk)
-        if evaluate_every and done % evaluate_every == 0:
-            _evaluate(step, state, run, record, seed)
+        watch(state, done, run, record)
         if run is not None and checkpoint_every and done % checkpoint_every == 0:
             run.save(state)
             saved = done
@@ -252,22 +270,6 @@ def _next(stream: Iterator[PyTree], tasks_per_step: int, done: int) -> PyTree:
     if (count := check_batch(batch, None)) != tasks_per_step:
         raise InputError(f"tasks= gave a batch of {count} tasks: make it tasks_per_step={tasks_per_step} tasks.")
     return batch
-
-
-def _evaluate(step: Step, state: State, run: Run | None, record: _Record, seed: int) -> Curve:
-    steps = sorted({0, step.method.inner.steps})
-    curve = evaluate(
-        step.problem, state.params, state.inner, steps, _HELD_OUT, seed + _SEED_OFFSET,
-        samples=step.method.samples, in_flight=step.in_flight,
-        devices=None if step.mesh is None else list(step.mesh.devices.flat),
-    )  # fmt: skip
-    entry: dict[str, Any] = {"step": int(state.step)}
-    for name, values in curve.mean.items():
-        entry |= {name: float(values[-1]), f"{name}_before": float(values[0])}
-    record.held_out = {**(record.held_out or {}), entry["step"]: entry["loss"]}
-    if run is not None:
-        run.append_evaluation(entry)
-    return curve
 
 
 def _describe(method: AbstractMethod, steps: int, tasks_per_step: int, seed: int, memory: Memory | None) -> dict[str, Any]:

@@ -82,22 +82,24 @@ def warn(step: Step, done: int, found: Stability) -> None:
 @eqx.filter_jit
 def _monitor(step: Step, state: State) -> tuple[Array, Array, Array, Array]:
     problem, inner, samples = step.problem, state.inner, step.method.samples
-    apart = fold(state.key, state.step, _APART)
-    keys = jax.vmap(lambda i: fold(apart, i))(jnp.arange(_TASKS))
-    tasks = jax.vmap(lambda key: problem.sample_task(fold(key, 0)))(keys)
+    apart: Any = fold(state.key, state.step, _APART)
+    keys = jax.vmap(lambda i: jax.random.fold_in(apart, i))(jnp.arange(_TASKS))
+    tasks = jax.vmap(lambda key: problem.sample_task(jax.random.fold_in(key, 0)))(keys)
     start, rates = inner.unpack(state.params)
     split = inner.split(start)
     unravel = unraveller(split.adapting)
 
     def one(pair):
         task, key = pair
-        loss = step_loss(plain(problem, task, split.static), fold(key, 1), STEP, samples.step)
-        path = forward(inner.descent(loss, fold(key, 1)), split.adapting, split.frozen, rates, inner.steps, "iterates")
+        own = jax.random.fold_in(key, 1)
+        loss = step_loss(plain(problem, task, split.static), own, STEP, samples.step)
+        path = forward(inner.descent(loss, own), split.adapting, split.frozen, rates, inner.steps, "iterates")
 
         def point(x):
             j, w = x
             flat, at = ravel(w), lambda v: loss(unravel(v), split.frozen, j)
-            random = jax.random.normal(jnp.asarray(fold(key, 2, j)), flat.shape, flat.dtype)
+            own: Any = fold(key, 2, j)
+            random = jax.random.normal(own, flat.shape, flat.dtype)
             low, high, _ = extremes(lambda v: jax.jvp(jax.grad(at), (flat,), (v,))[1], random, _PRODUCTS)
             return high, jnp.maximum(high, -low)
 
@@ -112,5 +114,5 @@ def _monitor(step: Step, state: State) -> tuple[Array, Array, Array, Array]:
     return _largest(rates), jnp.nanmax(highs), jnp.nanmax(sizes), jnp.mean(rising)
 
 
-def _largest(rates: Rates) -> Any:
+def _largest(rates: Rates) -> Array:
     return jnp.max(jnp.stack([jnp.max(leaf) for leaf in jax.tree.leaves(rates.tree)]))

@@ -20,6 +20,8 @@ from adaptax.errors import InputError
 from adaptax.training.step import RECORDED, State
 
 _KEPT = 2
+# What is measured now and then.
+_RARE = ("evaluations.jsonl", "stability.jsonl")
 _FIRST_FILES = ("environment.json", "environment.json.part", "config.json.part")
 
 
@@ -27,9 +29,9 @@ class Run:
     """One run folder.
 
     `config.json` says what is run, `environment.json` with what, `history.jsonl` has one line a meta-step,
-    `evaluations.jsonl` one an evaluation, `checkpoints/` the states and `manifest.json` their checksums. A checkpoint
-    counts once the manifest names it; whatever a stopped run wrote after its last checkpoint is taken back on resuming,
-    so that the run goes on bit for bit.
+    `evaluations.jsonl` and `stability.jsonl` one for each measurement, `checkpoints/` the states and `manifest.json` their
+    checksums. A checkpoint counts once the manifest names it; whatever a stopped run wrote after its last checkpoint is taken
+    back on resuming, so that the run goes on bit for bit.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -118,7 +120,7 @@ class Run:
         arrays = _arrays(state)
         step = int(state.step)
         # What leads up to a checkpoint is on the disk before the checkpoint counts.
-        for name in ("history.jsonl", "evaluations.jsonl"):
+        for name in ("history.jsonl", *_RARE):
             _flush(self.folder / name)
         with self._manager() as manager:
             _save(manager, step, arrays)
@@ -139,15 +141,13 @@ class Run:
                 arrays = _restore(manager, step)
             if arrays is not None and _digest(arrays) == manifest[str(step)]:
                 state = self._as(like, arrays)
-                self._cut("history.jsonl", step)
-                self._cut("evaluations.jsonl", step)
+                self._cut_all(step)
                 return state
             # A damaged checkpoint is never resumed from; the one before it is.
             manifest.pop(str(step))
             _write(self.folder / "manifest.json", manifest)
             shutil.rmtree(checkpoints / str(step), ignore_errors=True)
-        self._cut("history.jsonl", 0)
-        self._cut("evaluations.jsonl", 0)
+        self._cut_all(0)
         return None
 
     def load(self, like: State) -> State:
@@ -167,7 +167,13 @@ class Run:
                 file.write(_line({"step": first_step + i, **{name: record[name][i].item() for name in RECORDED}}))
 
     def append_evaluation(self, entry: dict[str, Any]) -> None:
-        with open(self.folder / "evaluations.jsonl", "a") as file:
+        self._append("evaluations.jsonl", entry)
+
+    def append_stability(self, entry: dict[str, Any]) -> None:
+        self._append("stability.jsonl", entry)
+
+    def _append(self, name: str, entry: dict[str, Any]) -> None:
+        with open(self.folder / name, "a") as file:
             file.write(_line(entry))
 
     def history(self) -> dict[str, list]:
@@ -176,6 +182,9 @@ class Run:
 
     def evaluations(self) -> list[dict[str, Any]]:
         return list(_lines(self.folder / "evaluations.jsonl"))
+
+    def stability(self) -> list[dict[str, Any]]:
+        return list(_lines(self.folder / "stability.jsonl"))
 
     def write_evaluation(self, result: dict[str, Any], text: str) -> None:
         """Keep the evaluation that ends a run, and the same as a table; the run is finished once both are there."""
@@ -213,6 +222,10 @@ class Run:
         options = ocp.CheckpointManagerOptions(max_to_keep=_KEPT, enable_async_checkpointing=False)
         return ocp.CheckpointManager(self.folder / "checkpoints", options=options)
 
+    def _cut_all(self, steps: int) -> None:
+        for name in ("history.jsonl", *_RARE):
+            self._cut(name, steps)
+
     def _cut(self, name: str, steps: int) -> None:
         """Take back the lines of meta-steps after the checkpoint, and a line that was not finished."""
         path = self.folder / name
@@ -227,8 +240,8 @@ def _kept(line: str, steps: int, name: str) -> bool:
     if not line.endswith("\n"):
         return False
     step = json.loads(line)["step"]
-    # An evaluation at step k is made after k meta-steps; the history counts meta-steps from 0.
-    return step <= steps if name == "evaluations.jsonl" else step < steps
+    # What is measured at step k is measured after k meta-steps; the history counts meta-steps from 0.
+    return step <= steps if name in _RARE else step < steps
 
 
 def _save(manager, step: int, arrays: dict[str, Any]) -> None:
