@@ -2,10 +2,10 @@
 
 import pytest
 
-from adaptax.reproduce import estimators, matrix, sinusoid
+from adaptax.reproduce import estimators, matrix, rates, sinusoid
 
 BAD = [
-    ("", "adaptax reproduce needs an experiment first: adaptax reproduce hessian-estimators|matrix|sinusoid"),
+    ("", "adaptax reproduce needs an experiment first: adaptax reproduce hessian-estimators|matrix|sinusoid|rates"),
     ("matrices", "no experiment 'matrices': did you mean matrix?"),
     ("matrix --seeds 1", "--seeds 1 must be a whole number of at least 2"),
     ("sinusoid --seeds 0", "--seeds 0 must be a whole number of at least 2"),
@@ -14,6 +14,8 @@ BAD = [
     ("hessian-estimators --repeats 9", "--repeats 9 must be a whole number of at least 10"),
     ("hessian-estimators --seed -1", "--seed -1 must be a whole number from 0"),
     ("hessian-estimators --seeds 3", "has no option --seeds: did you mean --seed?"),
+    ("rates --seeds 1", "--seeds 1 must be a whole number of at least 2"),
+    ("rates --scale 0", "--scale 0.0 must be a positive number"),
     ("matrix --out file", "--out file cannot be a folder, for file is a file: choose another one"),
 ]
 
@@ -31,6 +33,7 @@ def test_bad_options(run, tmp_path, monkeypatch, arguments, sentence):
     [
         (matrix, "matrix", "--seeds 3 --steps 7", (3, 7)),
         (sinusoid, "sinusoid", "--seeds 2", (2, 3000)),
+        (rates, "rates", "--seeds 3 --scale 0.5", (3, 0.5)),
         (estimators, "hessian-estimators", "--repeats 20 --seed 4", (20, 4)),
     ],
 )

@@ -243,16 +243,31 @@ class SinusoidExperiment:
     """Meta-steps."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RatesExperiment:
+    """Convergence, floors, cost against N, bias, and where step sizes fail, on problems with known constants."""
+
+    experiment: ClassVar[str] = "rates"
+
+    out: Path = Path("reproduced/rates")
+    """Folder for the CSV, the figures and README.md."""
+    seeds: int = 8
+    """Runs behind every band."""
+    scale: float = 1.0
+    """Multiplies the numbers of meta-steps and draws."""
+
+
 Experiment = (
     Annotated[HessianEstimators, tyro.conf.subcommand("hessian-estimators")]
     | Annotated[MatrixExperiment, tyro.conf.subcommand("matrix")]
     | Annotated[SinusoidExperiment, tyro.conf.subcommand("sinusoid")]
+    | Annotated[RatesExperiment, tyro.conf.subcommand("rates")]
 )
 
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Run a reference experiment: adaptax reproduce hessian-estimators|matrix|sinusoid."""
+    """Run a reference experiment: adaptax reproduce hessian-estimators|matrix|sinusoid|rates."""
 
     experiment: tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[Experiment]]
 
@@ -281,4 +296,6 @@ Command = (
 )
 
 TASKS: dict[str, type[Training]] = {kind.task: kind for kind in (Sinusoid, Matrix, Images)}
-EXPERIMENTS: dict[str, type] = {kind.experiment: kind for kind in (HessianEstimators, MatrixExperiment, SinusoidExperiment)}
+EXPERIMENTS: dict[str, type] = {
+    kind.experiment: kind for kind in (HessianEstimators, MatrixExperiment, SinusoidExperiment, RatesExperiment)
+}

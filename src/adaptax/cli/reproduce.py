@@ -1,12 +1,14 @@
 """`adaptax reproduce`: the reference experiments, each into a folder of its own."""
 
+import math
 import sys
 
 from adaptax.cli import settings
-from adaptax.cli.configs import HessianEstimators, MatrixExperiment, SinusoidExperiment
+from adaptax.cli.configs import HessianEstimators, MatrixExperiment, RatesExperiment, SinusoidExperiment
+from adaptax.errors import InputError
 
 
-def reproduce(options: HessianEstimators | MatrixExperiment | SinusoidExperiment) -> int:
+def reproduce(options: HessianEstimators | MatrixExperiment | SinusoidExperiment | RatesExperiment) -> int:
     """Check the options, then run; how far it is goes to stderr, and where the page is to stdout."""
     settings.check_folder(options.out)
     if isinstance(options, HessianEstimators):
@@ -15,6 +17,13 @@ def reproduce(options: HessianEstimators | MatrixExperiment | SinusoidExperiment
         from adaptax.reproduce.estimators import hessian_estimators
 
         hessian_estimators(options.out, options.repeats, options.seed, _say)
+    elif isinstance(options, RatesExperiment):
+        settings.check_count("--seeds", options.seeds, 2)
+        if not 0 < options.scale < math.inf:
+            raise InputError(f"--scale {options.scale} must be a positive number such as 0.1.")
+        from adaptax.reproduce.rates import rates
+
+        rates(options.out, options.seeds, options.scale, _say)
     else:
         settings.check_count("--seeds", options.seeds, 2)
         settings.check_count("--steps", options.steps, 1)

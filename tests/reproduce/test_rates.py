@@ -1,0 +1,100 @@
+"""The rates' experiment: its short cuts are exact, and a small run in full says what it found."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import adaptax as ax
+from adaptax import theory
+from adaptax.reproduce.files import pick, read_rows
+from adaptax.reproduce.rates import page, parts, problems
+from adaptax.reproduce.rates.problems import COSINE, FINITE, QUADRATIC, RESAMPLING, Exact, Scales
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def test_one_draw_is_distributed_as_the_mean_of_its_samples(x64):
+    pool = problems.pool_of(COSINE)
+    task = jax.tree.map(lambda leaf: leaf[0], pool.tasks.target)
+    plain = pool.resampling
+    keys = jax.random.split(jax.random.key(0), 4000)
+    w = jnp.arange(6.0)
+    for purpose, size in ((1, 4), (2, 9), (3, 16), (4, 25)):
+        short = problems.problem_of(pool, RESAMPLING, Scales.of(4, 9, 16, 25))
+
+        def gradients(problem, count):
+            return jax.vmap(lambda key: jax.grad(problem.loss)(w, problem.draw(task, w, key, count)))(keys)
+
+        a, b = gradients(short, purpose), gradients(plain, size)
+        spread = float(jnp.sqrt(jnp.sum(a.var(0)) / len(keys)))
+        assert jnp.linalg.norm(a.mean(0) - b.mean(0)) < 6 * spread
+        assert abs(jnp.sum(a.var(0)) / jnp.sum(b.var(0)) - 1) < 0.06
+    exact = problems.problem_of(pool, RESAMPLING, Scales.of())
+    value = exact.loss(w, exact.draw(task, w, jax.random.key(0), 1))
+    assert float(value) == float(pool.finite_sum.target_loss(w, task))
+
+
+@pytest.mark.parametrize("case", [FINITE, RESAMPLING])
+def test_exact_derivatives_and_one_step_without_noise(x64, case):
+    pool, steps, alpha = problems.pool_of(COSINE), 3, jnp.asarray(0.05)
+    exact, c = Exact(problems.problem_of(pool, case), steps), problems.constants_of(pool, case)
+    w = problems.starts(1)[0]
+    value, gradient, mean_norm = exact(w, alpha)
+
+    def meta_loss(w):
+        def one(task):
+            at = w
+            for _ in range(steps):
+                at = at - alpha * jax.grad(pool.finite_sum.loss)(at, task.support if case == FINITE else task.target)
+            return pool.finite_sum.loss(at, task.target)
+
+        return jnp.mean(jax.vmap(one)(pool.tasks))
+
+    np.testing.assert_allclose(value, meta_loss(w), rtol=1e-12)
+    np.testing.assert_allclose(gradient, jax.grad(meta_loss)(w), rtol=1e-10)
+    bend = theory.smoothness(theory.Expansion(0.05, c.L, steps), c.rho, mean_norm, c.b)
+    (after,), (norms,) = problems.descend(exact, c, w[None], alpha, 1)
+    np.testing.assert_allclose(after, w - gradient / (2 * bend), rtol=1e-12)
+    np.testing.assert_allclose(norms[0], jnp.linalg.norm(gradient), rtol=1e-12)
+
+
+def test_slopes_and_their_intervals():
+    x = np.array([1.0, 2, 4, 8])
+    values = np.stack([3 / x, 5 / x**1.2], axis=1)
+    mean, half = page.slope(x, values)
+    # Student's quantile with one degree of freedom is 12.706; the standard error of -1 and -1.2 is 0.1.
+    assert abs(mean + 1.1) < 1e-12 and abs(half - 1.2706) < 1e-3
+
+
+def test_the_first_passage_is_counted():
+    found = parts._reached(np.array([1.0, 0.5, 0.09, 0.2]), 7.0)
+    assert found == {"measure": "reached", "x": 2, "value": 14.0}
+    assert parts._reached(np.array([1.0, 0.5]), 7.0) == {"measure": "not reached"}
+    assert parts._reached(np.array([1.0, np.nan]), 7.0) == {"measure": "diverged"}
+
+
+@pytest.mark.slow
+def test_the_experiment_in_small(tmp_path):
+    from adaptax.reproduce.rates import rates
+
+    rates(tmp_path, seeds=2, scale=0.02, say=lambda text: None, largest=4)
+    rows = read_rows(tmp_path / "rates.csv")
+    free = pick(rows, part="noise-free", measure="mean phi")
+    assert {row["problem"] for row in free} == {COSINE, QUADRATIC}
+    assert all(row["value"] <= row["bound"] for row in free)
+    moments = pick(rows, part="moments")
+    assert all(row["value"] <= row["bound"] + 4 * row["error"] for row in moments)
+    page = (tmp_path / "README.md").read_text()
+    for name in ("noise-free", "floors", "costs", "moments", "maps"):
+        assert f"({name}.png)" in page and (tmp_path / f"{name}.svg").is_file()
+
+
+def test_pools_share_what_they_should(x64):
+    whole, one = problems.pool_of(COSINE), problems.pool_of(COSINE, tasks=1)
+    assert one.constants.sigma == 0 < whole.constants.sigma
+    assert dataclasses.replace(one.constants, sigma=1, b=1) == dataclasses.replace(whole.constants, sigma=1, b=1)
+    assert problems.pool_of(QUADRATIC).constants.rho == 0
+    assert isinstance(problems.problem_of(whole, RESAMPLING, Scales.of(1)), ax.Resampling)
