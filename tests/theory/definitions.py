@@ -202,6 +202,21 @@ def phi(t):
         equal(bound.gradient, epsilon)
 
 
+def chebyshev(t):
+    """What the mean may be off by is the spread over tasks, over sqrt(eta M)."""
+    path, c = t.Expansion(0.02, 1.0, 4), t.Constants(L=1.0, rho=0.0, sigma=0.8, b=0.3)
+    for norm, count, eta in ((2.0, 50, 0.1), (5.0, 7, 0.3)):
+        off = t.task_spread(path, c, norm) / math.sqrt(eta * count)
+        equal(t.certified_gradient(path, c, norm - off, count, confidence=1 - eta), norm)
+    assert t.certified_gradient(path, c, 1.0, 50) == t.certified_gradient(path, c, 1.0, 50, 0.95)
+    # Where (q - 1) t is 1 or more, nothing is known.
+    edge = (path.q_excess / path.margin) ** 2
+    for count, known in ((0.999 * edge, False), (1.001 * edge, True)):
+        assert math.isfinite(t.certified_gradient(path, c, 1.0, count, confidence=1e-12)) == known
+    for confidence in (0.0, 1.0, 1.3):
+        assert "confidence" in refusal(t.certified_gradient, path, c, 1.0, 50, confidence)
+
+
 def defaults(t):
     """C_beta is 2, and smoothness is that of the resampling case, if nothing else is said."""
     v = draw(np.random.default_rng(6), 3)
@@ -232,5 +247,19 @@ def measured(t):
 
 CHECKS = {
     f.__name__: f
-    for f in (derivation, excess, expansion, thresholds, limits, bounded, theta, refusals, share, phi, defaults, measured)
+    for f in (
+        derivation,
+        excess,
+        expansion,
+        thresholds,
+        limits,
+        bounded,
+        theta,
+        refusals,
+        share,
+        phi,
+        chebyshev,
+        defaults,
+        measured,
+    )
 }

@@ -147,6 +147,19 @@ def test_the_plan_explains_itself():
     ]  # fmt: skip
 
 
+def test_chebyshev_s_certificate():
+    path = theory.Expansion(0.02, 1.0, 4)
+    c = theory.Constants(L=1.0, rho=0.0, sigma=0.8, b=0.3)
+    # The spread over tasks at this norm, over sqrt(eta M), is exactly what the mean may be off by.
+    for norm in (0.0, 0.2, 5.0):
+        off = theory.task_spread(path, c, norm) / math.sqrt(0.1 * 50)
+        if norm > off:
+            assert abs(theory.certified_gradient(path, c, norm - off, 50, confidence=0.9) / norm - 1) < 1e-12
+    assert theory.certified_gradient(path, c, 0.0, 1, confidence=0.999999) == math.inf
+    with pytest.raises(InputError, match="between 0 and 1"):
+        theory.certified_gradient(path, c, 0.0, 10, confidence=1.0)
+
+
 BAD = [
     ({"epsilon": 0}, "epsilon=0.* above 1e-100"),
     ({"steps": 0}, "steps=0.* at least 1"),

@@ -4,6 +4,7 @@ from adaptax.theory.constants import Constants, Expansion, guaranteed_alpha, lar
 from adaptax.theory.convergence import (
     Bound,
     bias_square,
+    certified_gradient,
     finite_sum,
     gradient_from_phi,
     largest_R,
@@ -51,6 +52,7 @@ __all__ = [
     "bias_constant",
     "bias_slope",
     "bias_square",
+    "certified_gradient",
     "factor_growth",
     "finite_sum",
     "flow_distance",

@@ -85,6 +85,38 @@ def smoothness_variance(
     return smoothness_slope(path, c.rho) ** 2 * variance / (smoothness_tasks * floor**2)
 
 
+def certified_gradient(path: Expansion, c: Constants, mean_norm: float, tasks: int, confidence: float = 0.95) -> float:
+    r"""$\|\nabla\mathcal L\| \le (\|\bar g\| + t\sigma_b)/(1 - (q-1)t)$ with probability at least $1-\eta$.
+
+    Here $t = 1/((2-q)\sqrt{\eta M})$. Finite-sum, for any distribution of tasks, from the true sigma and b
+    (`ax.measure.stationarity` needs neither).
+
+    Arguments:
+        path: the expansion; q < 2.
+        c: sigma and b.
+        mean_norm: $\|\bar g\|$, of the mean of M meta-gradients of tasks that had no part in the choice of w.
+        tasks: M.
+        confidence: $1-\eta$ (default 0.95).
+
+    Returns: the bound [loss / w]; infinite where M is too small to say anything.
+
+    Errors: `InputError` if q is not below 2, or the confidence lies outside (0, 1).
+
+    Example:
+        >>> from adaptax import theory
+        >>> c = theory.Constants(L=1.0, rho=0.0, sigma=1.0)
+        >>> round(theory.certified_gradient(theory.Expansion(0.01, 1.0, 5), c, mean_norm=0.0, tasks=2000), 3)
+        0.113
+
+    Source: docs/theory.md, section 8.
+    """
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence={confidence!r} must lie between 0 and 1.")
+    t = 1 / (path.contracted().margin * math.sqrt((1 - confidence) * tasks))
+    left = 1 - path.q_excess * t
+    return (mean_norm + t * task_noise(path, c)) / left if left > 0 else math.inf
+
+
 def step_second_moment(x: float) -> float:
     r"""$m_2 = 1 + 3x$: $E\beta_k^2 \le m_2/(C_\beta M)^2$, while $1 \le C_\beta M\,E\beta_k \le 1 + x$; $M = E\hat L_k$.
 

@@ -49,7 +49,7 @@ def sinusoid_map(iterations: int, largest: int = 64, columns: int = 9, held_out:
     tasks = jax.vmap(problem.sample_task)(jax.random.split(jax.random.key(1), 32))
     rule = ax.stepsize.Edge(tasks=32)
     L = float(1 / ax.Inner(1, rule).resolve(problem, params, tasks).stepsize)
-    alphas = np.geomspace(1e-3, 3.0, columns) / L
+    alphas = np.geomspace(1e-2, 100.0, columns) / L
     judged = jax.vmap(problem.sample_task)(jax.random.split(jax.random.key(2), held_out))
     untrained = float(jax.vmap(lambda task: problem.loss(params, task.target))(judged).mean())
     for steps in _numbers(largest):
