@@ -90,7 +90,10 @@ def test_quadratics_have_the_central_difference(x64):
         assert abs(jnp.vdot(grad, direction) - expected) < 1e-10 * abs(expected)
 
 
-@pytest.mark.parametrize("make, steps", [(regression, 5), (images, 2)], ids=["mlp", "conv4"])
+@pytest.mark.parametrize(
+    "make, steps",
+    [pytest.param(regression, 5, id="mlp"), pytest.param(images, 2, id="conv4", marks=pytest.mark.slow)],
+)
 def test_networks_have_the_derivative_of_backpropagation_and_of_differences(x64, make, steps):
     problem, model, task = make()
     inner = ax.Inner(steps, 0.2)

@@ -11,9 +11,9 @@ from adaptax.cli.usage import complaint
 
 # Arguments, and what the sentence must say: what is wrong, and what to change.
 COMMANDS = [
-    ("", "needs a command first: adaptax train|evaluate|measure|demo"),
+    ("", "needs a command first: adaptax train|evaluate|measure|plan|demo"),
     ("trian sinusoid", "no command 'trian': did you mean train?"),
-    ("foo", "no command 'foo': use adaptax train|evaluate|measure|demo"),
+    ("foo", "no command 'foo': use adaptax train|evaluate|measure|plan|demo"),
     ("train", "needs a task first: adaptax train sinusoid|matrix|images"),
     ("train --steps 3 sinusoid", "needs a task first"),
     ("train sinusoids", "no task 'sinusoids': did you mean sinusoid?"),
@@ -68,7 +68,7 @@ FILES = {
     "torn.json": ('{"steps": ', "torn.json is not valid JSON ( ... ): mend it"),
     "torn.toml": ("steps = ", "torn.toml is not valid TOML ( ... ): mend it"),
     "deep.json": ("[" * 100_000, "deep.json is not valid JSON"),
-    "list.json": ("[1]", "list.json must hold options by name"),
+    "list.json": ("[1]", "list.json must hold values by name"),
     "misspelt.json": ('{"step": 3}', "sets 'step', which is no option of sinusoid: did you mean 'steps'?"),
     "unknown.json": ('{"quux": 3}', "sets 'quux', which is no option of sinusoid: see adaptax train sinusoid --help"),
     "text.json": ('{"steps": "many"}', "sets 'steps' to 'many': make it a whole number"),

@@ -29,7 +29,7 @@ def test_predictions_by_quadrature(x64):
         np.testing.assert_allclose(formula(h, v), p @ jnp.sum((term - mean) ** 2, axis=1), rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", [losses.QUADRATIC, losses.TANH])
+@pytest.mark.parametrize("name", [losses.QUADRATIC, pytest.param(losses.TANH, marks=pytest.mark.slow)])
 def test_the_model_has_the_estimator_s_limit(x64, name):
     place = losses.quadratic(0, 6) if name == losses.QUADRATIC else losses.network(name, 0, (3,))
     key = jax.random.key(1)
@@ -39,6 +39,7 @@ def test_the_model_has_the_estimator_s_limit(x64, name):
         np.testing.assert_allclose(at, limit, atol=1e-5 * float(jnp.linalg.norm(limit)))
 
 
+@pytest.mark.slow
 def test_over_samples(x64):
     """The uncorrected form levels off at half the trace; the others go down as predicted."""
     place = losses.quadratic(0)

@@ -126,10 +126,13 @@ def test_optimisers_get_the_value_the_function_and_the_info(tiny, count):
 @pytest.mark.parametrize(
     "optimizer",
     (
-        optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(8, store_grad=True)),
-        optax.polyak_sgd(),
+        pytest.param(
+            optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(8, store_grad=True)),
+            id="backtracking",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(optax.polyak_sgd(), id="polyak"),
     ),
-    ids=("backtracking", "polyak"),
 )
 def test_optimisers_that_use_the_value_agree_on_one_device_and_two(tiny, optimizer):
     runs = [tiny.train(optimizer=optimizer, steps=6, devices=d)[0] for d in (tiny.one, tiny.two)]

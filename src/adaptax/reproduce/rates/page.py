@@ -9,6 +9,7 @@ from scipy.stats import t as student
 from adaptax.report import rates as draw
 from adaptax.report.tables import markdown
 from adaptax.reproduce.files import Row, distinct, pick, read_rows
+from adaptax.reproduce.rates.maps import SINUSOID
 from adaptax.reproduce.rates.parts import ADAPTIVE, COST_SIZES, EPSILON, GUARANTEED
 from adaptax.reproduce.rates.problems import CASES, FINITE, RESAMPLING
 
@@ -184,6 +185,7 @@ def _maps(rows: list[Row]) -> str:
             counts = [sum(r["measure"] == outcome for r in run) for outcome in _MAPS]
             body.append([problem, outer, where, *map(str, counts)])
     below = sum(int(line[-1]) for line in body if line[2] == "below the curve")
+    learned = sum(int(line[3]) for line in body if line[0] == SINUSOID and line[2] == "below the curve")
     return (
         "## Where training converges\n\nOne run for each pair. The curve is α = (2^(1/(2N)) − 1)/L, below which q < 2 and the "
         "theorem holds (for the cosine problem with the adaptive outer step; the network has no global L, and the "
@@ -192,7 +194,6 @@ def _maps(rows: list[Row]) -> str:
         "adaptation "
         "that no network reaches without it. Diverged: not finite, or worse than at the start.\n\n"
         f"![Maps](maps.png)\n\n{markdown(['problem', 'outer step', 'α', *_MAPS], body)}\n\n"
-        f"Below the curve {below or 'none'} diverged. The curve is sufficient, not necessary: runs converge far above "
-        f"it too, and "
-        "for sinusoids it is only there that adaptation does anything, which is why the practical rule is Edge."
+        f"Below the curve {below or 'none'} diverged. The curve is sufficient, not necessary: runs converge far above it too"
+        + (", and for sinusoids only there, which is why the practical rule is Edge." if not learned else ".")
     )
