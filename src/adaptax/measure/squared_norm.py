@@ -4,6 +4,7 @@ from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
 from adaptax.errors import InputError
 
@@ -92,7 +93,7 @@ def squared_norm(gram: Any, confidence: float = 0.95) -> SquaredNorm:
     def quantile(level, sign):
         z = NormalDist().inv_cdf(level)
         shift = (1 + 20 / count) * np.maximum(sign * skewness, 0) * (2 * z * z + 1) / (6 * np.sqrt(count))
-        return _student(z, count - 1) + shift
+        return stdtrit(count - 1, level) + shift
 
     rest = 2 * degenerate / pairs
 
@@ -125,9 +126,3 @@ def bound_from_gram(gram: Any, confidence: float = 0.95) -> Any:
     Source: docs/theory.md, section 8.
     """
     return squared_norm(gram, confidence).upper
-
-
-def _student(z: float, freedom: int) -> float:
-    """Student's quantile from the normal one (Abramowitz, Stegun, 26.7.5)."""
-    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    return z + first / freedom + second / freedom**2 + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384 / freedom**3
