@@ -4,8 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Array, Key
 
 from adaptax.errors import InputError
+from adaptax.tasks.images.classes import partition
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +58,23 @@ class Characters:
         if not keep:
             raise InputError("No character is left when all alphabets are left out: leave out fewer.")
         return Characters(self.images[keep], tuple(self.names[i] for i in keep))
+
+    def join(self, other: "Characters") -> "Characters":
+        """The characters of both; an `InputError` if they have a class in common, or images of another shape."""
+        if common := sorted(set(self.names) & set(other.names)):
+            raise InputError(f"The class '{common[0]}' is in both: leave it out of one.")
+        if self.images.shape[1:] != other.images.shape[1:]:
+            raise InputError("Characters with different numbers of drawings or sizes cannot be joined: read them alike.")
+        return Characters(np.concatenate([self.images, other.images]), self.names + other.names)
+
+    def split(self, *parts: int | Iterable[str], key: Key[Array, ""] | None = None) -> "tuple[Characters, ...]":
+        """Parts without a common class, each given by its names, or by a number of classes that `key` draws from the rest.
+
+        The usual split of Omniglot is `read_characters(a).join(read_characters(b)).split(1200, 423, key=key)`. An
+        `InputError` if a name is unknown or in two parts, or if there are too few classes.
+        """
+        rows = partition(self.names, parts, key)
+        return tuple(Characters(self.images[row], tuple(self.names[i] for i in row)) for row in rows)
 
 
 def held_out(test: Characters, train: Characters) -> tuple[Characters, tuple[str, ...]]:
