@@ -113,7 +113,10 @@ def test_what_was_changed_is_refused(source, tmp_path):
         ({"fingerprint": "0" * 64}, "was prepared from another source: remove the folder"),
         ({"sha256": "0" * 64}, "sha256"),
     ]:
-        cases.append((good, json.dumps(values | change), match))
+        changed = values | change
+        assert "damaged" in match or prepared._check(changed) != values["check"]
+        cases.append((good, json.dumps(changed | {"check": prepared._check(changed)}), match))
+    cases.append((good, text.replace("wren", "wran"), "manifest of .* is damaged"))
     cases += [(good, bad, "manifest of .* is damaged") for bad in ("", "[]", "{}", "null", "[" * 100_000, '{"format": 1}')]
     for data, bad, match in cases:
         array.write_bytes(data)

@@ -77,35 +77,5 @@ class Characters:
         return tuple(Characters(self.images[row], tuple(self.names[i] for i in row)) for row in rows)
 
 
-def held_out(test: Characters, train: Characters) -> tuple[Characters, tuple[str, ...]]:
-    """The test characters without the alphabets that also occur, by name, among the training characters.
-
-    Arguments:
-        test: the characters to judge by.
-        train: the characters to train on.
-
-    Returns: the held-out characters, and the sorted names of the alphabets that were left out.
-
-    Errors: `InputError` if every alphabet of `test` occurs in `train`.
-
-    Example:
-        >>> import numpy as np
-        >>> from adaptax.tasks import Characters, held_out
-        >>> image = np.zeros((1, 20, 28, 28), np.uint8)
-        >>> train = Characters(image, ("Greek/character01",))
-        >>> test = Characters(np.concatenate([image, image]), ("Greek/character02", "Tagalog/character01"))
-        >>> fresh, left_out = held_out(test, train)
-        >>> fresh.names, left_out
-        (('Tagalog/character01',), ('Greek',))
-
-    Source: alphabets as the unit of held-out data; Lake, Salakhutdinov, Tenenbaum (2015), Science 350.
-    """
-    common = tuple(sorted(set(test.alphabets) & set(train.alphabets)))
-    if len(common) == len(test.alphabets):
-        message = f"Every alphabet of the test data ({', '.join(common)}) also occurs in the training data"
-        raise InputError(f"{message}: give test data with at least one other alphabet.")
-    return test.without_alphabets(common), common
-
-
 def _alphabet(name: str) -> str:
     return name.split("/")[0]

@@ -159,8 +159,10 @@ def _write(source: Any, look: Look, mark: str, part: Path, progress: Progress | 
         images.flush()
     manifest = {
         "format": FORMAT, "fingerprint": mark, "source": Path(source).name, "shape": list(shape), "crop": look.crop,
-        "split": look.split, "sha256": _sha256(part / ARRAY), "names": contents.names, "counts": contents.counts,
+        "split": look.split, "sha256": _sha256(part / ARRAY),
+        "names": list(contents.names), "counts": list(contents.counts),
     }  # fmt: skip
+    manifest["check"] = _check(manifest)
     (part / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
@@ -188,10 +190,17 @@ def _checked(manifest: dict[str, Any]) -> dict[str, Any]:
         and all(map(text, [manifest["fingerprint"], manifest["sha256"], *manifest["names"]]))
         and len(manifest["names"]) == len(manifest["counts"])
         and sum(manifest["counts"]) == manifest["shape"][0]
+        and manifest["check"] == _check(manifest)
     )
     if not good:
         raise ValueError
     return manifest
+
+
+def _check(manifest: dict[str, Any]) -> str:
+    """A sha256 of everything else that a manifest says."""
+    rest = {name: value for name, value in manifest.items() if name != "check"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _text(path: Path) -> str:
