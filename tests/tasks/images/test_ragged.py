@@ -71,10 +71,11 @@ def test_classes_and_images_are_uniform(drawn):
 
 def test_classes_split_off_are_the_right_ones():
     part = coded().take(["b", "d"])
-    task = few_shot(part, 2, 1, 5, rotations=False).sample_task(jax.random.key(0))
-    assert set(found(task.target[0])[:, 0]) == {1, 3}
+    draw = few_shot(part, 2, 1, 5, rotations=False, keep="host").sample_task.draw(jax.random.key(0))
+    assert set(found(part.images[np.asarray(draw.target)] / 255)[..., 0].ravel()) == {1, 3}
 
 
+@pytest.mark.slow
 def test_the_same_episodes_for_equal_counts_as_for_characters():
     images = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 6), dtype=np.uint8)
     names = tuple("abcde")
@@ -89,9 +90,10 @@ def test_flips_mirror_half_of_the_images():
     data = ImageClasses(images, ("a", "b"), (20, 20))
     plain, flipped = (few_shot(data, 2, 10, 10, rotations=False, flips=f) for f in (False, True))
     keys = jax.random.split(jax.random.key(0), 5)
-    x, y = (sampler(problem)(keys).target[0] for problem in (plain, flipped))
+    batch = lambda p, key: p.sample_task._batch(images.reshape(2, 20, 4, 4, 3), None, key)[0]  # noqa: E731
+    x, y = (np.stack([batch(p, key) for key in keys]) for p in (plain, flipped))
     same, mirrored = np.all(x == y, (2, 3, 4)), np.all(x[:, :, :, ::-1] == y, (2, 3, 4))
-    assert np.all(same ^ mirrored) and abs(int(mirrored.sum()) - 50) < 4.5 * 5
+    assert np.all(same ^ mirrored) and abs(int(mirrored.sum()) - 100) < 4.5 * np.sqrt(50)
 
 
 def test_a_distortion_moves_all_channels_alike():
@@ -107,12 +109,12 @@ def test_batches_from_the_host_are_the_episodes_of_training(keep, write, birds, 
     data = prepare_images(write(tmp_path / "a.zip", birds), tmp_path / "cache", 6)
     options = {"ways": 3, "queries": 1, "rotations": keep == "device", "flips": True}
     here, there = few_shot(data, **options), few_shot(data, **options, keep=keep)
-    stream, sample, other = episodes(there, 4, seed=5), sampler(here), sampler(there)
+    stream, sample = episodes(there, 4, seed=5), sampler(here)
     for step, batch in enumerate(itertools.islice(stream, 3)):
         at_step = jax.random.fold_in(jax.random.key(5), step)
         keys = jnp.stack([jax.random.fold_in(jax.random.fold_in(at_step, i), 0) for i in range(4)])
         tasks = sample(keys)
-        assert equal(tasks, batch) and equal(tasks, other(keys))
+        assert equal(tasks, batch)
     stream.close()
     assert equal(tasks, next(episodes(there, 4, seed=5, first=2)))
 
