@@ -104,7 +104,7 @@ def test_data_may_be_moved_and_may_not_be_changed(finished, zips, copied, run, t
         ("--data .", "'.' holds no images in class folders: give class/image.png"),
         ("--data absent.npz", "There is no 'absent.npz': give the path of a folder, zip, tar or npz"),
         ("--data file --size 28", "'file' cannot be read (File is not a zip file): give a folder, zip, tar or npz"),
-        ("--data TRAIN --size 0", "--size 0 must be a whole number of at least 1"),
+        ("--data TRAIN --size 15", "--size 15 must be a whole number of at least 16"),
         ("--data TRAIN --size 1025", "--size 1025 must be a whole number from 1 to 1024"),
         ("--data TRAIN --split train", "has no folder 'train' with class folders in it: choose from Greek, Latin"),
         ("--data TRAIN --test-data TRAIN --size 28", "Every class of the test data"),
@@ -165,7 +165,7 @@ def test_a_folder_of_class_folders(train, run, photos, tmp_path):
 def test_an_npz_is_read_as_grey_images(train, tmp_path):
     labels = np.repeat(np.arange(6), 6)
     np.savez(tmp_path / "small.npz", images=np.random.default_rng(0).integers(0, 256, (36, 8, 8), np.uint8), labels=labels)
-    result = train("images", "--data", tmp_path / "small.npz", "--size", 8)
+    result = train("images", "--data", tmp_path / "small.npz", "--size", 16)
     assert result.code == 0 and "the training classes, for want of --test-data" in result.out
 
 

@@ -25,7 +25,7 @@ DIGEST = "_sha256"
 _LEAST = {
     "inner_steps": 0, "steps": 1, "tasks_per_step": 1, "checkpoint_every": 1, "evaluate_every": 1, "monitor_every": 1,
     "evaluation_tasks": 2,
-    "evaluation_steps": 0, "shots": 1, "queries": 1, "hidden": 1, "dim": 1, "ways": 2, "channels": 1, "size": 1,
+    "evaluation_steps": 0, "shots": 1, "queries": 1, "hidden": 1, "dim": 1, "ways": 2, "channels": 1, "size": 16,
 }  # fmt: skip
 
 
