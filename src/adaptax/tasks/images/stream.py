@@ -76,7 +76,8 @@ def _stream(sample: SampleEpisode, count: int, seed: int, first: int, ahead: int
             waiting.append(pool.submit(make, step))
             yield batch
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        # What is under way is finished; to cancel it would need modules that may be gone at the end of the program.
+        pool.shutdown(wait=False)
 
 
 @eqx.filter_jit
