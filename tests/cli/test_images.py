@@ -1,13 +1,19 @@
 """Few-shot images from zips: held-out alphabets, accuracy with intervals, moved and changed data, bad zips."""
 
 import json
+import math
 import shutil
 import zipfile
 
 import equinox as eqx
+import numpy as np
 import pytest
+from PIL import Image
 
 import adaptax as ax
+from adaptax.cli.configs import Images
+from adaptax.cli.pictures import load
+from adaptax.tasks import Characters, ImageClasses
 
 
 class Flat(eqx.Module):
@@ -22,8 +28,8 @@ class Flat(eqx.Module):
 @pytest.fixture(autouse=True)
 def network(request, monkeypatch):
     """The affine map for conv4, save in the slow tests."""
-    if "slow" not in request.keywords:
-        flat = lambda ways, *, key, channels: Flat(ax.models.mlp((28 * 28, ways), key=key))  # noqa: E731
+    if "slow" not in request.keywords or "photos" in request.fixturenames:
+        flat = lambda ways, *, key, channels, image: Flat(ax.models.mlp((math.prod(image), ways), key=key))  # noqa: E731
         monkeypatch.setattr(ax.models, "conv4", flat)
 
 
@@ -61,7 +67,7 @@ def test_images(finished):
     result = json.loads((folder / "evaluation.json").read_text())
     check(result)
     text = (folder / "evaluation.txt").read_text()
-    assert "left out, being among the training characters too: Greek" in text and "95 % interval" in text
+    assert "left out, being in the training data too: Greek" in text and "95 % interval" in text
     assert text.splitlines()[-5].split()[:3] == ["inner", "steps", "accuracy"]
     config = json.loads((folder / "config.json").read_text())
     digests = {config["data_sha256"], config["test_data_sha256"]}
@@ -95,7 +101,13 @@ def test_data_may_be_moved_and_may_not_be_changed(finished, zips, copied, run, t
         ("", "nothing to train on: add --data PATH"),
         ("--data absent.zip", "There is no file 'absent.zip': give the path of an Omniglot zip"),
         ("--data file", "'file' is not a zip or is damaged: download it again"),
-        ("--data .", "cannot be read (Is a directory): give the path"),
+        ("--data .", "'.' holds no images in class folders: give class/image.png"),
+        ("--data absent.npz", "There is no 'absent.npz': give the path of a folder, zip, tar or npz"),
+        ("--data file --size 28", "'file' cannot be read (File is not a zip file): give a folder, zip, tar or npz"),
+        ("--data TRAIN --size 15", "--size 15 must be a whole number of at least 16"),
+        ("--data TRAIN --size 1025", "--size 1025 must be a whole number from 1 to 1024"),
+        ("--data TRAIN --split train", "has no folder 'train' with class folders in it: choose from Greek, Latin"),
+        ("--data TRAIN --test-data TRAIN --size 28", "Every class of the test data"),
         ("--data TRAIN --test-data absent.zip", "There is no file 'absent.zip': give the path"),
         ("--data TRAIN --test-data file", "'file' is not a zip or is damaged"),
         ("--data TRAIN --test-data TRAIN", "alphabet"),
@@ -117,3 +129,55 @@ def test_bad_data(train, zips, tmp_path, monkeypatch, options, sentence):
 
 def test_options_of_images_are_refused_for_other_runs(run, finished, zips):
     assert "--data is for runs on images: leave it out" in run("evaluate", finished["matrix"], "--data", zips[0]).sentence
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Colour images of seven classes to train on and six to judge by, as folders below train and test."""
+    random = np.random.default_rng(0)
+    for i in range(13):
+        for j in range(6 + i % 3):
+            path = tmp_path / "photos" / ("train" if i < 7 else "test") / f"class{i:02}" / f"{j}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(path)
+    return tmp_path / "photos"
+
+
+@pytest.mark.slow
+def test_a_folder_of_class_folders(train, run, photos, tmp_path):
+    options = ("--size", 16, "--colour", "--split", "train", "--test-split", "test", "--out", tmp_path / "run")
+    result = train("images", "--data", photos, *options, "--cache", tmp_path / "cache", "--flips", "--no-rotations")
+    assert result.code == 0 and "6 classes with 42 images" in result.out
+    saved = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert saved["judged_on"] == "6 classes with 42 images" and saved["left_out"] == []
+    entries = sorted(path.name for path in (tmp_path / "cache").iterdir())
+    assert len(entries) == 2 and all(name.startswith("photos-") for name in entries)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["size"] == 16 and config["colour"] and config["flips"] and "cache" not in config
+    moved = shutil.copytree(photos, tmp_path / "moved", copy_function=shutil.copyfile)
+    shutil.rmtree(photos)
+    assert json.loads(run("evaluate", tmp_path / "run", "--format", "json", "--data", moved).out) == saved
+    (moved / "test" / "class08" / "0.png").unlink()
+    assert "is not the file of this run" in run("evaluate", tmp_path / "run", "--data", moved).sentence
+
+
+@pytest.mark.slow
+def test_an_npz_is_read_as_grey_images(train, tmp_path):
+    labels = np.repeat(np.arange(6), 6)
+    np.savez(tmp_path / "small.npz", images=np.random.default_rng(0).integers(0, 256, (36, 8, 8), np.uint8), labels=labels)
+    result = train("images", "--data", tmp_path / "small.npz", "--size", 16)
+    assert result.code == 0 and "the training classes, for want of --test-data" in result.out
+
+
+def test_what_is_read(photos, zips, tmp_path):
+    train, test, left_out = load(Images(data=photos, size=16, colour=True, split="train", test_split="test"))
+    assert isinstance(train, ImageClasses) and train.images.shape[1:] == (16, 16, 3) and left_out == ()
+    assert len(train) == 7 and len(test) == 6 and not set(train.names) & set(test.names)
+    train, test, left_out = load(Images(data=photos / "train", test_data=photos, cache=tmp_path / "cache"))
+    assert train.images.shape[1:] == (84, 84, 1) and len(test) == 13 and left_out == ()
+    one, two, left_out = load(Images(data=zips[0], test_data=zips[1]))
+    assert isinstance(one, Characters) and isinstance(two, Characters) and left_out == ("Greek",)
+    one, two, left_out = load(Images(data=zips[0], test_data=zips[1], size=28))
+    assert isinstance(one, ImageClasses) and len(two) == 6 and left_out == tuple(f"Greek/character{i:02}" for i in range(1, 7))
+    one, two, _ = load(Images(data=zips[0]))
+    assert one is two

@@ -9,6 +9,7 @@ import optax
 
 import adaptax as ax
 from adaptax.cli.configs import Images, Matrix, Sinusoid, Training
+from adaptax.cli.pictures import load
 from adaptax.cli.settings import canonical_stepsize
 from adaptax.training.step import Step
 
@@ -31,7 +32,7 @@ class Built:
         problem, params, method, optimizer: as `ax.train` takes them.
         held_out: the problem whose tasks the result is judged on.
         judged_on: what these tasks are, in words.
-        left_out: alphabets of the test data that were left out because they are training data too.
+        left_out: alphabets or classes of the test data that were left out because they are training data too.
     """
 
     problem: ax.FiniteSum
@@ -89,16 +90,19 @@ def parse_stepsize(text: str) -> Any:
 def _images(config: Images, method: ax.MetaGradient, optimizer: optax.GradientTransformation, key: Any) -> Built:
     assert config.data is not None  # settings.check
     distortion = ax.tasks.Affine(config.angle, config.scale, config.shift, config.shear) if config.distort else None
-    train, left_out = ax.tasks.read_characters(config.data), ()
+    train, test, left_out = load(config)
     sizes = (config.ways, config.shots, config.queries)
-    problem = ax.tasks.few_shot(train, *sizes, rotations=config.rotations, distortion=distortion)
-    if config.test_data is None:
-        test, judged_on = train, "the training characters, for want of --test-data"
-    else:
-        test, left_out = ax.tasks.held_out(ax.tasks.read_characters(config.test_data), train)
+    problem = ax.tasks.few_shot(train, *sizes, rotations=config.rotations, distortion=distortion, flips=config.flips)
+    kind = "characters" if isinstance(train, ax.tasks.Characters) else "classes"
+    if test is train:
+        judged_on = f"the training {kind}, for want of --test-data"
+    elif isinstance(test, ax.tasks.Characters):
         judged_on = f"{len(test.names)} characters of {', '.join(test.alphabets)}"
+    else:
+        judged_on = f"{len(test)} classes with {sum(test.counts):,} images"
     # As they were drawn: neither turned nor distorted.
     held_out = ax.tasks.few_shot(test, *sizes, rotations=False)
     outputs = 1 if config.head == "shared" else config.ways
-    params = ax.models.conv4(outputs, key=key, channels=config.channels)
+    image = (*train.images.shape[2:], 1) if isinstance(train, ax.tasks.Characters) else train.images.shape[1:]
+    params = ax.models.conv4(outputs, key=key, channels=config.channels, image=image)
     return Built(problem, params, method, optimizer, held_out, judged_on, left_out)

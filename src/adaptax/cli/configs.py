@@ -10,6 +10,7 @@ import tyro
 Number = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
 Real = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
 File = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
+Label = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
 Name = Annotated[str | None, tyro.conf.arg(metavar="TASK|RUN", help_behavior_hint="")]
 StepSize = Annotated[str, tyro.conf.arg(metavar="NUMBER|edge|guaranteed")]
 
@@ -88,7 +89,7 @@ class Matrix(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class Images(Training):
-    """Few-shot classification of characters from an Omniglot zip, with a four-block convolutional network."""
+    """Few-shot classification of characters from an Omniglot zip, or of any images, with a four-block convolutional network."""
 
     task: ClassVar[str] = "images"
 
@@ -98,9 +99,19 @@ class Images(Training):
     tasks_per_step: int = 16
     checkpoint_every: int = 100
     data: File = None
-    """Zip with the characters to train on (required)."""
+    """What to train on (required): an Omniglot zip; or a folder, zip, tar (class/image.jpg) or npz (images, labels)."""
     test_data: File = None
-    """Zip with the characters to judge by; alphabets that are also in --data are left out (default: those of --data)."""
+    """The same to judge by; alphabets or classes that are also in --data are left out (default: those of --data)."""
+    size: Number = None
+    """Side of the images in pixels (default: 84; a zip without this option is read as Omniglot's, at 28)."""
+    colour: bool = False
+    """Whether images have three channels."""
+    split: Label = None
+    """Train on the classes below the folder, or in the list, of this name only (default: all)."""
+    test_split: Label = None
+    """The same of --test-data, or of --data if that is not given (default: all)."""
+    cache: File = None
+    """Folder where images are prepared once and mapped into memory (default: they are read anew)."""
     ways: int = 5
     """Classes of a task."""
     shots: int = 1
@@ -113,6 +124,8 @@ class Images(Training):
     """Whether the inner steps begin with a class vector for each class, or with one for all."""
     rotations: bool = True
     """Train on each class turned by 90, 180 and 270 degrees as three more classes."""
+    flips: bool = False
+    """Train on images of which half are mirrored, left to right."""
     distort: bool = True
     """Train on images under random affine maps."""
     angle: float = 0.25
@@ -140,9 +153,9 @@ class Evaluate:
     seed: int = 1
     """Of the held-out tasks."""
     data: File = None
-    """Where the training characters lie now, if they have been moved."""
+    """Where the training data lie now, if they have been moved."""
     test_data: File = None
-    """Where the test characters lie now, if they have been moved."""
+    """Where the test data lie now, if they have been moved."""
 
 
 @dataclass(frozen=True, kw_only=True)

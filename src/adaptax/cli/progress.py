@@ -52,6 +52,22 @@ class Progress:
             print(f"{self.title}: {step} of {self.steps} meta-steps, {text}", file=sys.stderr, flush=True)
 
 
+class Reading:
+    """`progress` of `read_images`: a line that counts on a terminal, a line at every quarter elsewhere, if it takes long."""
+
+    def __init__(self, title: str):
+        self.title, self.began = title, time.perf_counter()
+
+    def __call__(self, done: int, total: int) -> None:
+        parts = 100 if sys.stderr.isatty() else 4
+        if total < 1000 or done * parts // total == (done - 1) * parts // total:
+            return
+        left = (time.perf_counter() - self.began) / done * (total - done)
+        text = f"{self.title}: {done:,} of {total:,} images read, {_clock(left)} left"
+        end = "\r" if sys.stderr.isatty() and done < total else "\n"
+        print(text, end=end, file=sys.stderr, flush=True)
+
+
 def _clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

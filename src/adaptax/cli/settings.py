@@ -16,14 +16,16 @@ from adaptax.errors import InputError
 Config = TypeVar("Config", bound=Training)
 
 # How a run is started says nothing about what it is.
-_NOT_SAVED = ("out", "config", "resume")
+_NOT_SAVED = ("out", "config", "resume", "cache")
+# Saved only where they are set, so that runs from before there were such options go on.
+_LATER = ("colour", "flips")
 DIGEST = "_sha256"
 
 # The smallest value of each option that is a whole number.
 _LEAST = {
     "inner_steps": 0, "steps": 1, "tasks_per_step": 1, "checkpoint_every": 1, "evaluate_every": 1, "monitor_every": 1,
     "evaluation_tasks": 2,
-    "evaluation_steps": 0, "shots": 1, "queries": 1, "hidden": 1, "dim": 1, "ways": 2, "channels": 1,
+    "evaluation_steps": 0, "shots": 1, "queries": 1, "hidden": 1, "dim": 1, "ways": 2, "channels": 1, "size": 16,
 }  # fmt: skip
 
 
@@ -32,6 +34,8 @@ def describe(config: Training) -> dict[str, Any]:
     saved: dict[str, Any] = {"task": config.task}
     for name in _names(config):
         value = getattr(config, name)
+        if name in _LATER and not value:
+            continue
         saved[name] = list(value) if isinstance(value, tuple) else value
     saved["stepsize"] = canonical_stepsize(config.stepsize)
     if isinstance(config, Images):
@@ -42,7 +46,16 @@ def describe(config: Training) -> dict[str, Any]:
 
 def digests(config: Images) -> dict[str, str]:
     """The checksums of the data, by option."""
-    return {name + DIGEST: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in _files(config).items()}
+    return {name + DIGEST: _digest(path) for name, path in _files(config).items()}
+
+
+def _digest(path: Path) -> str:
+    if path.is_dir():
+        from adaptax.tasks.images.prepared import fingerprint
+
+        return fingerprint(path, contents=True)
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files(config: Images) -> dict[str, Path]:
@@ -112,7 +125,7 @@ def check(config: Training) -> None:
     if config.out is not None:
         check_folder(config.out)
     if isinstance(config, Images) and config.data is None:
-        raise InputError("There is nothing to train on: add --data PATH, an Omniglot zip such as images_background.zip.")
+        raise InputError("There is nothing to train on: add --data PATH, an Omniglot zip or a folder of class folders.")
 
 
 def check_count(name: str, value: int | None, least: int) -> None:

@@ -41,7 +41,7 @@ def evaluation(result: dict[str, Any]) -> str:
         f"inner step size {result['stepsize']:.4g} ({rule}); mean and 95 % interval over tasks",
     ]
     if result["left_out"]:
-        lines.insert(2, f"left out, being among the training characters too: {', '.join(result['left_out'])}")
+        lines.insert(2, f"left out, being in the training data too: {', '.join(result['left_out'])}")
     names = sorted(result["scores"])
     rows = [[str(steps), *(interval(result["scores"][name], i) for name in names)] for i, steps in enumerate(result["steps"])]
     return "\n".join([*lines, "", table(["inner steps", *names], rows)])

@@ -2,19 +2,35 @@
 
 from adaptax.tasks.cosine import Cosine, cosine
 from adaptax.tasks.factorisation import factorisation, factorisation_init
-from adaptax.tasks.images import Affine, Characters, few_shot, held_out, read_characters
+from adaptax.tasks.images import (
+    Affine,
+    Characters,
+    ImageClasses,
+    episodes,
+    few_shot,
+    held_out,
+    open_prepared,
+    prepare_images,
+    read_characters,
+    read_images,
+)
 from adaptax.tasks.sinusoid import sinusoid, sinusoid_resampling
 
 __all__ = [
     "Affine",
     "Characters",
     "Cosine",
+    "ImageClasses",
     "cosine",
+    "episodes",
     "factorisation",
     "factorisation_init",
     "few_shot",
     "held_out",
+    "open_prepared",
+    "prepare_images",
     "read_characters",
+    "read_images",
     "sinusoid",
     "sinusoid_resampling",
 ]

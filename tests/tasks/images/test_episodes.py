@@ -109,9 +109,9 @@ def test_keys_decide_and_jit_agrees():
 
 def test_images_are_a_leaf_and_not_a_constant_of_programs():
     problem = few_shot(coded())
-    assert [leaf.dtype for leaf in jax.tree.leaves(problem)] == [jnp.uint8]
+    assert [leaf.dtype for leaf in jax.tree.leaves(problem)] == [jnp.uint8, jnp.int32, jnp.int32]
     program = jax.jit(lambda sample_task, key: sample_task(key)).lower(problem.sample_task, jax.random.key(0))
-    assert [leaf.shape for leaf in jax.tree.leaves(program.in_avals[0])][:1] == [(6, 7, SIZE, SIZE)]
+    assert [leaf.shape for leaf in jax.tree.leaves(program.in_avals[0])][:1] == [(42, SIZE, SIZE, 1)]
     assert jax.tree.structure(problem) == jax.tree.structure(few_shot(coded()))
 
 
@@ -164,5 +164,5 @@ def test_refusals(options, match):
 
 
 def test_only_characters():
-    with pytest.raises(InputError, match="few_shot takes Characters"):
+    with pytest.raises(InputError, match="few_shot takes Characters or ImageClasses"):
         few_shot(coded().images)

@@ -1,8 +1,24 @@
-"""Few-shot image classification: characters read from a zip, and the tasks made of them."""
+"""Few-shot image classification: images read from folders and archives, and the tasks made of them."""
 
-from adaptax.tasks.images.characters import Characters, held_out
+from adaptax.tasks.images.characters import Characters
+from adaptax.tasks.images.classes import ImageClasses
 from adaptax.tasks.images.distortion import Affine
 from adaptax.tasks.images.episodes import few_shot
+from adaptax.tasks.images.holding import held_out
 from adaptax.tasks.images.omniglot import read_characters
+from adaptax.tasks.images.prepared import open_prepared, prepare_images
+from adaptax.tasks.images.reading import read_images
+from adaptax.tasks.images.stream import episodes
 
-__all__ = ["Affine", "Characters", "few_shot", "held_out", "read_characters"]
+__all__ = [
+    "Affine",
+    "Characters",
+    "ImageClasses",
+    "episodes",
+    "few_shot",
+    "held_out",
+    "open_prepared",
+    "prepare_images",
+    "read_characters",
+    "read_images",
+]

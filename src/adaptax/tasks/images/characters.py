@@ -4,8 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Array, Key
 
 from adaptax.errors import InputError
+from adaptax.tasks.images.classes import partition
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,35 +59,22 @@ class Characters:
             raise InputError("No character is left when all alphabets are left out: leave out fewer.")
         return Characters(self.images[keep], tuple(self.names[i] for i in keep))
 
+    def join(self, other: "Characters") -> "Characters":
+        """The characters of both; an `InputError` if they have a class in common, or images of another shape."""
+        if common := sorted(set(self.names) & set(other.names)):
+            raise InputError(f"The class '{common[0]}' is in both: leave it out of one.")
+        if self.images.shape[1:] != other.images.shape[1:]:
+            raise InputError("Characters with different numbers of drawings or sizes cannot be joined: read them alike.")
+        return Characters(np.concatenate([self.images, other.images]), self.names + other.names)
 
-def held_out(test: Characters, train: Characters) -> tuple[Characters, tuple[str, ...]]:
-    """The test characters without the alphabets that also occur, by name, among the training characters.
+    def split(self, *parts: int | Iterable[str], key: Key[Array, ""] | None = None) -> "tuple[Characters, ...]":
+        """Parts without a common class, each given by its names, or by a number of classes that `key` draws from the rest.
 
-    Arguments:
-        test: the characters to judge by.
-        train: the characters to train on.
-
-    Returns: the held-out characters, and the sorted names of the alphabets that were left out.
-
-    Errors: `InputError` if every alphabet of `test` occurs in `train`.
-
-    Example:
-        >>> import numpy as np
-        >>> from adaptax.tasks import Characters, held_out
-        >>> image = np.zeros((1, 20, 28, 28), np.uint8)
-        >>> train = Characters(image, ("Greek/character01",))
-        >>> test = Characters(np.concatenate([image, image]), ("Greek/character02", "Tagalog/character01"))
-        >>> fresh, left_out = held_out(test, train)
-        >>> fresh.names, left_out
-        (('Tagalog/character01',), ('Greek',))
-
-    Source: alphabets as the unit of held-out data; Lake, Salakhutdinov, Tenenbaum (2015), Science 350.
-    """
-    common = tuple(sorted(set(test.alphabets) & set(train.alphabets)))
-    if len(common) == len(test.alphabets):
-        message = f"Every alphabet of the test data ({', '.join(common)}) also occurs in the training data"
-        raise InputError(f"{message}: give test data with at least one other alphabet.")
-    return test.without_alphabets(common), common
+        The usual split of Omniglot is `read_characters(a).join(read_characters(b)).split(1200, 423, key=key)`. An
+        `InputError` if a name is unknown or in two parts, or if there are too few classes.
+        """
+        rows = partition(self.names, parts, key)
+        return tuple(Characters(self.images[row], tuple(self.names[i] for i in row)) for row in rows)
 
 
 def _alphabet(name: str) -> str:

@@ -52,10 +52,13 @@ class Affine(eqx.Module):
                 message = f"Affine({name}={value!r}) must be a number of at least 0"
                 raise InputError(f"{message}{' and below 1' if name == 'scale' else ''}: change {name}=.")
 
-    def __call__(self, images: Float[Array, "n size size"], key: Key[Array, ""]) -> Float[Array, "n size size"]:
-        """Every image under a map of its own."""
+    def __call__(self, images: Float[Array, "n size size ..."], key: Key[Array, ""]) -> Float[Array, "n size size ..."]:
+        """Every image under a map of its own, which its channels, if there is an axis of them, share."""
         matrices, shifts = self.draw(key, images.shape[0])
-        return jax.vmap(transform)(images, matrices, shifts)
+        move = jax.vmap(transform)
+        if images.ndim == 3:
+            return move(images, matrices, shifts)
+        return jnp.stack([move(images[..., c], matrices, shifts) for c in range(images.shape[3])], axis=-1)
 
     def draw(self, key: Key[Array, ""], n: int) -> tuple[Float[Array, "n 2 2"], Float[Array, "n 2"]]:
         """The matrices and the shifts of `n` random maps."""

@@ -13,6 +13,7 @@ import numpy as np
 from adaptax._tree import first_line
 from adaptax.errors import InputError
 from adaptax.tasks.images.characters import Characters
+from adaptax.tasks.images.names import hidden, unsafe
 
 # Beyond these a file is a mistake or a zip bomb; all of Omniglot is 32,460 images of 300 bytes.
 MAX_FILES = 100_000
@@ -88,12 +89,12 @@ def _classes(archive: zipfile.ZipFile, path: str) -> dict[str, dict[str, zipfile
     classes: dict[str, dict[str, zipfile.ZipInfo]] = defaultdict(dict)
     for count, entry in enumerate(e for e in archive.infolist() if not e.is_dir()):
         file = PurePosixPath(entry.filename)
-        if _unsafe(entry.filename):
+        if unsafe(entry.filename):
             message = f"'{path}' holds {entry.filename!r}, a name that leads out of its folder or cannot be printed"
             raise InputError(f"{message}: use the zip as published.")
         if count >= MAX_FILES:
             raise InputError(f"'{path}' holds more than {MAX_FILES:,} files: split it.")
-        if file.suffix.lower() != ".png" or len(file.parts) < 3 or _hidden(file):
+        if file.suffix.lower() != ".png" or len(file.parts) < 3 or hidden(file):
             continue
         if entry.file_size > MAX_BYTES:
             raise InputError(f"{entry.filename!r} in '{path}' is larger than {MAX_BYTES >> 20} MiB: make it smaller.")
@@ -106,15 +107,6 @@ def _classes(archive: zipfile.ZipFile, path: str) -> dict[str, dict[str, zipfile
     if not classes:
         raise InputError(f"'{path}' holds no <Alphabet>/<character>/*.png: give an Omniglot zip as published.")
     return classes
-
-
-def _unsafe(name: str) -> bool:
-    parts = name.split("/")
-    return ".." in parts or not parts[0] or "\\" in name or ":" in parts[0] or not name.isprintable()
-
-
-def _hidden(file: PurePosixPath) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in file.parts)
 
 
 def _image(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: str, size: int) -> np.ndarray:

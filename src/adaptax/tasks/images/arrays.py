@@ -1,0 +1,111 @@
+"""Images and labels in an `.npz`, read row by row. Nothing in it is ever unpickled."""
+
+import math
+import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+
+from adaptax.errors import InputError
+from adaptax.tasks.images.decoding import MAX_SIDE, fit
+from adaptax.tasks.images.sources import MAX_FILES
+
+MAX_LABELS = 256 << 20
+
+
+class Arrays:
+    """The arrays `images` (n, H, W[, 1 or 3]) of uint8 and `labels` (n,), whole numbers or text, of an `.npz`.
+
+    Arguments:
+        path: of the file.
+        stack: closes the file in the end.
+
+    Attributes: `shape` of the images, with their channels; `classes`, the rows of each class by its name, where classes
+    come in the order of their labels and images in that of the file.
+
+    Errors: `InputError` if an array is missing or is not of this form.
+
+    Example:
+        >>> import io, numpy as np
+        >>> from contextlib import ExitStack
+        >>> from adaptax.tasks.images.arrays import Arrays
+        >>> file = io.BytesIO()
+        >>> np.savez(file, images=np.zeros((3, 8, 8), np.uint8), labels=[7, 2, 7])
+        >>> with ExitStack() as stack:
+        ...     Arrays(file, stack).classes
+        {'2': [1], '7': [0, 2]}
+
+    Source: numpy.org/doc/stable/reference/generated/numpy.lib.format.html.
+    """
+
+    def __init__(self, path: Any, stack: ExitStack):
+        self.path = path
+        self.archive = stack.enter_context(zipfile.ZipFile(path))
+        shape, dtype, _ = self._header("images")
+        if dtype != np.uint8 or len(shape) not in (3, 4) or shape[3:] not in ((), (1,), (3,)) or 0 in shape:
+            message = f"The images in '{path}' are {dtype}{list(shape)}"
+            raise InputError(f"{message}: give a uint8 array of shape (n, height, width) or (n, height, width, 1 or 3).")
+        if shape[0] > MAX_FILES or max(shape[1:3]) > MAX_SIDE:
+            raise InputError(f"The images in '{path}' are too many or too large ({list(shape)}): split or shrink them.")
+        self.shape = (*shape, 1) if len(shape) == 3 else shape
+        self.classes = self._classes()
+
+    def pictures(self, size: int, channels: int, crop: bool) -> Iterator[tuple[int, np.ndarray]]:
+        """Row by row, its number and its image in this size and number of channels."""
+        from PIL import Image
+
+        _, height, width, own = self.shape
+        row = height * width * own
+        with self.archive.open("images.npy") as file:
+            file.read(self._header("images")[2])
+            for i in range(self.shape[0]):
+                data = file.read(row)
+                if len(data) < row:
+                    raise InputError(f"The images in '{self.path}' end after {i} of {self.shape[0]}: get the file again.")
+                pixels = np.frombuffer(data, np.uint8).reshape(height, width, own)
+                if (height, width, own) != (size, size, channels):
+                    pixels = fit(Image.fromarray(pixels[..., 0] if own == 1 else pixels), size, channels, crop)
+                yield i, pixels
+            # The checksum is compared when the end is met.
+            if file.read(1):
+                raise InputError(f"The images in '{self.path}' go on after their end: get the file again.")
+
+    def _classes(self) -> dict[str, list[int]]:
+        shape, dtype, _ = self._header("labels")
+        if dtype.kind not in "iuU" or shape != self.shape[:1] or dtype.itemsize * shape[0] > MAX_LABELS:
+            message = f"The labels in '{self.path}' are {dtype}{list(shape)}"
+            raise InputError(f"{message}: give {self.shape[0]} whole numbers or names, one for each image.")
+        with self.archive.open("labels.npy") as file:
+            labels = np.lib.format.read_array(file, allow_pickle=False)
+        values, places = np.unique(labels, return_inverse=True)
+        order = np.argsort(places, kind="stable")
+        rows = np.split(order, np.cumsum(np.bincount(places))[:-1])
+        names = [str(value) for value in values]
+        if not all(name and name.isprintable() for name in names):
+            raise InputError(f"A label in '{self.path}' is empty or cannot be printed: rename the class.")
+        return {name: [int(i) for i in row] for name, row in zip(names, rows, strict=True)}
+
+    def _header(self, name: str) -> tuple[tuple[int, ...], np.dtype, int]:
+        """Shape, type and length of the header, checked against what the zip says of the member."""
+        try:
+            member = self.archive.getinfo(f"{name}.npy")
+        except KeyError:
+            found = ", ".join(sorted(n.removesuffix(".npy") for n in self.archive.namelist())[:8]) or "nothing"
+            message = f"'{self.path}' has no array '{name}' but {found}"
+            raise InputError(f"{message}: write it by np.savez(file, images=..., labels=...).") from None
+        with self.archive.open(member) as file:
+            version = np.lib.format.read_magic(file)
+            if version not in ((1, 0), (2, 0)):
+                raise InputError(f"The array '{name}' in '{self.path}' is in format {version}: save it with plain types.")
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(file)
+            start = file.tell()
+        if dtype.hasobject:
+            raise InputError(f"The array '{name}' in '{self.path}' holds objects: save it as numbers or text of one length.")
+        if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize + start != member.file_size:
+            raise InputError(f"The array '{name}' in '{self.path}' is not as long as its header says: get the file again.")
+        if fortran and len(shape) > 1:
+            raise InputError(f"The array '{name}' in '{self.path}' is in Fortran order: save np.ascontiguousarray of it.")
+        return shape, dtype, start

@@ -1,0 +1,119 @@
+"""Which files of a folder or an archive are the images of which class."""
+
+import csv
+import io
+import os
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import PurePosixPath
+
+from adaptax.errors import InputError
+from adaptax.tasks.images.decoding import SUFFIXES
+from adaptax.tasks.images.names import hidden
+from adaptax.tasks.images.sources import PICKLED, is_pickle
+
+Classes = dict[str, list[str]]
+# A list of files and labels is text of a few megabytes at most.
+MAX_LIST = 64 << 20
+
+
+def arrange(sizes: dict[str, int], read: Callable[[str], bytes], split: str | None, path: str) -> Classes:
+    """The files of each class, both sorted by name.
+
+    Two layouts are known. Lists: `train.csv` and its like, with a header `filename,label`, beside the files or a folder
+    `images` (mini-ImageNet). Class folders: every folder that holds images is a class (CIFAR-FS, FC100, CUB-200-2011,
+    tiered-ImageNet); its name is its path below the deepest folder that all classes are in.
+
+    Arguments:
+        sizes: bytes of each file by its name relative to the root.
+        read: from a name to the bytes.
+        split: only the classes in the list `split.csv`, or in folders below one called `split`.
+        path: of the whole, for messages.
+
+    Returns: names of files by class.
+
+    Errors: `InputError` if there is no image in a class, no such split, or another file among the images.
+
+    Example:
+        >>> from adaptax.tasks.images.layout import arrange
+        >>> sizes = {"birds/train/wren/1.jpg": 9, "birds/train/crow/1.jpg": 9, "birds/test/owl/1.jpg": 9}
+        >>> arrange(sizes, dict().get, "train", "birds.zip")
+        {'crow': ['birds/train/crow/1.jpg'], 'wren': ['birds/train/wren/1.jpg']}
+
+    Source: Ravi, Larochelle (2017), ICLR, for the lists.
+    """
+    seen = {name: PurePosixPath(name) for name in sizes if not hidden(PurePosixPath(name))}
+    lists = {
+        name: file.stem
+        for name, file in seen.items()
+        if file.suffix.lower() == ".csv" and sizes[name] <= MAX_LIST and _is_list(read(name))
+    }
+    classes = _by_lists(lists, set(seen), read, split, path) if lists else _by_folders(seen, split, path)
+    return {name: sorted(files) for name, files in sorted(classes.items())}
+
+
+def _is_list(data: bytes) -> bool:
+    return data[:64].lstrip(b"\xef\xbb\xbf").split(b"\n")[0].replace(b" ", b"").strip() == b"filename,label"
+
+
+def _by_lists(lists: dict[str, str], files: set[str], read: Callable[[str], bytes], split: str | None, path: str) -> Classes:
+    chosen = [name for name, stem in lists.items() if split in (None, stem)]
+    if not chosen:
+        known = ", ".join(sorted(set(lists.values())))
+        raise InputError(f"'{path}' has no list '{split}.csv': choose a split from {known}.")
+    classes, listed = defaultdict(list), set[str]()
+    for place in sorted(chosen):
+        folder = os.path.dirname(place)
+        near = [os.path.normpath(os.path.join(folder, part)) for part in ("images", ".", "../images")]
+        text = read(place).decode("utf-8-sig", "replace")
+        try:
+            rows = [row for row in csv.reader(io.StringIO(text)) if row][1:]
+        except csv.Error as error:
+            raise InputError(f"'{place}' in '{path}' is no list of files ({error}): mend it.") from error
+        for row in rows:
+            if len(row) < 2 or not (label := row[1].strip()).isprintable() or not label:
+                raise InputError(f"'{place}' in '{path}' has a line without a file and a label: mend it.")
+            spots = (os.path.normpath(os.path.join(base, row[0].strip())) for base in near)
+            file = next((spot for spot in spots if spot in files), None)
+            if file is None:
+                raise InputError(f"'{place}' in '{path}' lists {row[0]!r}, which is not there: add it or take out the line.")
+            if file in listed:
+                raise InputError(f"'{path}' lists '{file}' twice: keep one of the lines.")
+            listed.add(file)
+            classes[label].append(file)
+    if not any(classes.values()):
+        raise InputError(f"'{path}' has lists without a file: give the data as published.")
+    return classes
+
+
+def _by_folders(files: dict[str, PurePosixPath], split: str | None, path: str) -> Classes:
+    folders: dict[PurePosixPath, list[str]] = defaultdict(list)
+    for name, file in files.items():
+        if file.suffix.lower() in SUFFIXES:
+            folders[file.parent].append(name)
+    if not folders and (pickles := sorted(filter(is_pickle, files))):
+        raise InputError(PICKLED.format(path=f"{path}/{pickles[0]}"))
+    if split is not None:
+        known = sorted({part for folder in folders for part in folder.parent.parts})
+        below = {folder: folder.parent.parts.index(split) + 1 for folder in folders if split in folder.parent.parts}
+        if not below:
+            choice = f"choose from {', '.join(known[:8])}" if known else "leave out split="
+            raise InputError(f"'{path}' has no folder '{split}' with class folders in it: {choice}.")
+        labels = {folder: "/".join(folder.parts[depth:]) for folder, depth in below.items()}
+    else:
+        common = os.path.commonpath([folder.parent for folder in folders]) if folders else ""
+        labels = {folder: "/".join(folder.parts[len(PurePosixPath(common).parts) :]) for folder in folders}
+    if not folders:
+        raise InputError(f"'{path}' holds no images in class folders: give class/image.png, with PNG or JPEG files.")
+    if PurePosixPath(".") in labels:
+        loose = folders[PurePosixPath(".")][0]
+        raise InputError(f"The image '{loose}' in '{path}' is in no class folder: move it into one.")
+    for name, file in files.items():
+        if file.parent in labels and file.suffix.lower() not in SUFFIXES:
+            raise InputError(f"'{name}' in '{path}' is no PNG, JPEG, BMP, PPM or WebP, but lies among them: take it out.")
+    classes: Classes = {}
+    for folder, label in labels.items():
+        if label in classes:
+            raise InputError(f"'{path}' holds the class '{label}' in two folders: keep one of them.")
+        classes[label] = folders[folder]
+    return classes

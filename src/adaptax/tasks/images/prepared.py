@@ -1,0 +1,216 @@
+"""Images made ready once: a memory-mapped array beside a manifest that says what it is."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adaptax.errors import InputError
+from adaptax.tasks.images.classes import ImageClasses
+from adaptax.tasks.images.reading import Look, Progress, open_contents
+from adaptax.tasks.images.sources import open_source, refusing
+
+ARRAY, MANIFEST = "images.u8", "manifest.json"
+FORMAT = 1
+MAX_MANIFEST = 64 << 20
+
+
+def prepare_images(
+    source: str | os.PathLike,
+    cache: str | os.PathLike,
+    size: int = 84,
+    channels: int = 3,
+    split: str | None = None,
+    crop: bool = False,
+    progress: Progress | None = None,
+) -> ImageClasses:
+    """The images of a source from a file in `cache`, which is written the first time and mapped into memory.
+
+    What is written is one folder in `cache`, first under a name that ends in `.part` and renamed when it is whole, with
+    the array (`images.u8`, the bytes of (n, size, size, channels)) and `manifest.json`: sizes, classes, counts, the
+    array's sha256, and the fingerprint of the source and of these options. It is used again when the fingerprint is the
+    same; its sha256 is checked every time.
+
+    Arguments:
+        source: as `read_images` takes it.
+        cache: folder for prepared images; made if there is none.
+        size, channels, split, crop: as for `read_images`.
+        progress: called with the numbers of images done and in all; not called when they are there already.
+
+    Returns: `ImageClasses` whose images are mapped from the file, read-only.
+
+    Errors: `InputError` as for `read_images`; if what is in the cache has been changed; if the disk has no room.
+
+    Example:
+        >>> import tempfile, pathlib, numpy as np
+        >>> from adaptax.tasks import prepare_images
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     source = pathlib.Path(folder, "small.npz")
+        ...     np.savez(source, images=np.full((4, 8, 8), 7, np.uint8), labels=["a", "a", "b", "b"])
+        ...     data = prepare_images(source, pathlib.Path(folder, "cache"), size=8, channels=1)
+        ...     data.names, data.counts, int(data.images.max()), type(data.images).__name__
+        (('a', 'b'), (2, 2), 7, 'memmap')
+
+    Source: none; this is bookkeeping.
+    """
+    look = Look(size, channels, split, crop)
+    mark = hashlib.sha256(f"{FORMAT} {look} {fingerprint(source)}".encode()).hexdigest()
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(os.path.abspath(source)).name)[:40].strip("-") or "images"
+    folder = Path(cache, f"{stem}-{mark[:16]}")
+    if os.path.lexists(folder):
+        return open_prepared(folder, mark)
+    try:
+        Path(cache).mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", suffix=".part", dir=cache))
+    except OSError as error:
+        raise InputError(f"'{cache}' cannot be written to ({error.strerror}): choose another folder.") from error
+    try:
+        _write(source, look, mark, part, progress)
+        try:
+            part.rename(folder)
+        except OSError:
+            # Another process was faster; what it wrote is checked like anything else.
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return open_prepared(folder, mark)
+
+
+def open_prepared(folder: str | os.PathLike, mark: str | None = None) -> ImageClasses:
+    """The images in a folder that `prepare_images` wrote, mapped into memory.
+
+    Arguments:
+        folder: the folder with the array and its manifest.
+        mark: the fingerprint that its manifest must have (default: any).
+
+    Returns: `ImageClasses`.
+
+    Errors: `InputError` if the folder is not as it was written.
+
+    Example:
+        >>> from adaptax.tasks import open_prepared
+        >>> open_prepared("nowhere")
+        Traceback (most recent call last):
+        adaptax.errors.InputError: 'nowhere' holds no prepared images: give a folder that prepare_images wrote.
+
+    Source: none; this is bookkeeping.
+    """
+    folder = Path(folder)
+    if folder.is_symlink() or not folder.is_dir() or not (folder / MANIFEST).is_file():
+        raise InputError(f"'{folder}' holds no prepared images: give a folder that prepare_images wrote.")
+    remedy = "remove the folder, and prepare the images anew"
+    with refusing(str(folder)):
+        try:
+            manifest = _checked(json.loads(_text(folder / MANIFEST)))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise InputError(f"The manifest of '{folder}' is damaged: {remedy}.") from error
+        if mark not in (None, manifest["fingerprint"]):
+            raise InputError(f"'{folder}' was prepared from another source: {remedy}.")
+        shape, array = tuple(manifest["shape"]), folder / ARRAY
+        count = int(np.prod(shape, dtype=object))
+        if array.is_symlink() or not array.is_file() or array.stat().st_size != count:
+            raise InputError(f"'{array}' is not {count} bytes long, as its manifest says: {remedy}.")
+        if _sha256(array) != manifest["sha256"]:
+            raise InputError(f"'{array}' differs from its manifest's sha256: {remedy}.")
+        images = np.memmap(array, np.uint8, "r", shape=shape)
+        return ImageClasses(images, tuple(manifest["names"]), tuple(manifest["counts"]))
+
+
+def fingerprint(source: str | os.PathLike, contents: bool = False) -> str:
+    """A sha256 that says which source this is: of a file's bytes; of a folder's names, sizes and times.
+
+    Arguments:
+        source: a folder or a file.
+        contents: whether a folder's files are read, for a fingerprint that does not depend on their times.
+
+    Errors: `InputError` if the source cannot be read.
+
+    Source: none; this is bookkeeping.
+    """
+    if not isinstance(source, str | os.PathLike) or "\0" in os.fspath(source):
+        raise InputError("Images are read from the path of a folder, zip, tar or npz: give one.")
+    path = os.fspath(source)
+    with refusing(path):
+        if not os.path.isdir(path):
+            return _sha256(Path(path))
+        digest = hashlib.sha256()
+        with open_source(path) as files:
+            for name, size in files.sizes.items():
+                what = hashlib.sha256(files.read(name)).hexdigest() if contents else os.stat(Path(path, name)).st_mtime_ns
+                digest.update(json.dumps([name, size, what]).encode())
+        return digest.hexdigest()
+
+
+def _write(source: Any, look: Look, mark: str, part: Path, progress: Progress | None) -> None:
+    with open_contents(source, look) as contents:
+        shape = (sum(contents.counts), look.size, look.size, look.channels)
+        count = int(np.prod(shape, dtype=object))
+        _reserve(part / ARRAY, count)
+        images = np.memmap(part / ARRAY, np.uint8, "r+", shape=shape)
+        contents.fill(images, progress)
+        images.flush()
+    manifest = {
+        "format": FORMAT, "fingerprint": mark, "source": Path(source).name, "shape": list(shape), "crop": look.crop,
+        "split": look.split, "sha256": _sha256(part / ARRAY),
+        "names": list(contents.names), "counts": list(contents.counts),
+    }  # fmt: skip
+    manifest["check"] = _check(manifest)
+    (part / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def _reserve(path: Path, count: int) -> None:
+    """A file of so many bytes whose room on the disk is taken: a full disk would otherwise kill the process."""
+    try:
+        if count > shutil.disk_usage(path.parent).free:
+            raise OSError
+        with open(path, "wb") as file:
+            file.truncate(count)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, count)
+    except OSError as error:
+        where, need = path.parent.parent, count / 2**30
+        raise InputError(f"'{where}' has no room for {need:.1f} GiB: choose another folder for the cache.") from error
+
+
+def _checked(manifest: dict[str, Any]) -> dict[str, Any]:
+    whole: Callable[[Any], bool] = lambda x: isinstance(x, int) and not isinstance(x, bool) and 0 < x < 1 << 40  # noqa: E731
+    text: Callable[[Any], bool] = lambda x: isinstance(x, str) and bool(x) and x.isprintable()  # noqa: E731
+    good = (
+        manifest["format"] == FORMAT
+        and len(manifest["shape"]) == 4
+        and all(map(whole, [*manifest["shape"], *manifest["counts"]]))
+        and all(map(text, [manifest["fingerprint"], manifest["sha256"], *manifest["names"]]))
+        and len(manifest["names"]) == len(manifest["counts"])
+        and sum(manifest["counts"]) == manifest["shape"][0]
+        and manifest["check"] == _check(manifest)
+    )
+    if not good:
+        raise ValueError
+    return manifest
+
+
+def _check(manifest: dict[str, Any]) -> str:
+    """A sha256 of everything else that a manifest says."""
+    rest = {name: value for name, value in manifest.items() if name != "check"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _text(path: Path) -> str:
+    with open(path, "rb") as file:
+        data = file.read(MAX_MANIFEST + 1)
+    if len(data) > MAX_MANIFEST:
+        raise ValueError
+    return data.decode("utf-8")
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
