@@ -1,5 +1,6 @@
 """Tasks to meta-learn, as `FiniteSum` or `Resampling` problems."""
 
+from adaptax.tasks import rl
 from adaptax.tasks.cosine import Cosine, cosine
 from adaptax.tasks.factorisation import factorisation, factorisation_init
 from adaptax.tasks.images import Affine, Characters, few_shot, held_out, read_characters
@@ -15,6 +16,7 @@ __all__ = [
     "few_shot",
     "held_out",
     "read_characters",
+    "rl",
     "sinusoid",
     "sinusoid_resampling",
 ]
