@@ -55,7 +55,7 @@ BIASED = [rl.LikelihoodRatio(DISCOUNT), rl.LVC(DISCOUNT)]
 
 
 def test_loaded_dice_is_unbiased_given_the_path():
-    assert np.max(np.abs(z_scores(UNBIASED[1], 2, 10_000))) < 4
+    assert np.max(np.abs(z_scores(UNBIASED[1], 2, 5_000))) < 4
 
 
 @pytest.mark.slow

@@ -99,11 +99,9 @@ def navigation(
         >>> import adaptax as ax, jax
         >>> problem = ax.tasks.rl.navigation(horizon=10)
         >>> policy = ax.tasks.rl.GaussianPolicy(ax.models.mlp((2, 16, 2), key=jax.random.key(0)), 2)
-        >>> method = ax.MetaGradient(ax.Inner(1, 0.1), samples=ax.Samples(20, 20, 20))
-        >>> task, key = problem.sample_task(jax.random.key(1)), jax.random.key(2)
-        >>> value, grad, info = method(problem, policy, task, key)
-        >>> value.shape, grad.log_std.shape
-        ((), (2,))
+        >>> batch = problem.draw(problem.sample_task(jax.random.key(1)), policy, jax.random.key(2), 20)
+        >>> bool(problem.metrics(policy, batch)["return"] < 0)
+        True
 
     Source: docs/theory.md, section 10.3; the sparse semicircle: Rakelly et al. (2019), PEARL, ICML.
     """
