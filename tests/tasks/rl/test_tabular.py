@@ -134,6 +134,8 @@ def test_dice_with_and_without_advantages_is_one_number():
     other = family.policy(9)
     one, two = (s.each(other, batch) for s in (rl.DiCE(DISCOUNT), rl.LoadedDiCE(DISCOUNT)))
     np.testing.assert_allclose(one, two, rtol=0, atol=1e-12)
+    for surrogate in (rl.DiCE(DISCOUNT, per_step=True), rl.LoadedDiCE(DISCOUNT, per_step=True)):
+        np.testing.assert_allclose(surrogate.each(other, batch), one / 3, rtol=0, atol=1e-12)
 
 
 def visits(mdp, policy, horizon):

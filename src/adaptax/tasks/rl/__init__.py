@@ -3,7 +3,7 @@
 from adaptax.tasks.rl.advantages import LinearBaseline, advantages, returns_to_go
 from adaptax.tasks.rl.environment import Environment, Rollouts, Trajectories, mean_return, problem, rollout
 from adaptax.tasks.rl.navigation import Navigation, navigation
-from adaptax.tasks.rl.policies import GaussianPolicy, SoftmaxPolicy
+from adaptax.tasks.rl.policies import GaussianPolicy, SoftmaxPolicy, mean_kl
 from adaptax.tasks.rl.steps import environment_steps
 from adaptax.tasks.rl.surrogates import LVC, DiCE, LikelihoodRatio, LoadedDiCE
 from adaptax.tasks.rl.tabular import MDP, Tabular, TabularEnvironment, tabular
@@ -25,6 +25,7 @@ __all__ = [
     "Trajectories",
     "advantages",
     "environment_steps",
+    "mean_kl",
     "mean_return",
     "navigation",
     "problem",

@@ -78,6 +78,10 @@ def semicircle_goal(key: Key[Array, ""]) -> Float[Array, "2"]:
 _GOALS = {"square": square_goal, "semicircle": semicircle_goal}
 
 
+def _default_loss() -> LoadedDiCE:
+    return LoadedDiCE(0.95, baseline=LinearBaseline(), per_step=True)
+
+
 def navigation(
     goals: str = "square", *, horizon: int = 100, sparse: bool = False, radius: float = 0.2, stop: bool = False,
     loss: Any = None,
@@ -88,7 +92,9 @@ def navigation(
         goals: "square", uniform on $[-0.5, 0.5]^2$ (default), or "semicircle", uniform on the upper half of the unit circle.
         horizon: H (default 100).
         sparse, radius, stop: those of `Navigation`.
-        loss: the surrogate (default `LoadedDiCE(0.95, baseline=LinearBaseline())`, whose gradient and Hessian are unbiased).
+        loss: the surrogate (default `LoadedDiCE(0.95, baseline=LinearBaseline(), per_step=True)`, whose gradient and Hessian
+            are unbiased for minus the discounted return over H; published code, with its $\alpha = 0.1$, adds
+            `normalise=True, weigh_time=False`).
 
     Returns: an `ax.Resampling` whose parameters are a policy, for instance
         `GaussianPolicy(ax.models.mlp((2, 100, 100, 2), key=key), 2)`, with the metric "return" (mean, undiscounted).
@@ -108,4 +114,4 @@ def navigation(
     if goals not in _GOALS:
         raise InputError(f'navigation(goals={goals!r}) must be "square" or "semicircle": change goals=.')
     environment = Navigation(horizon, bool(sparse), radius, bool(stop))
-    return problem(environment, _GOALS[goals], LoadedDiCE(0.95, baseline=LinearBaseline()) if loss is None else loss)
+    return problem(environment, _GOALS[goals], _default_loss() if loss is None else loss)

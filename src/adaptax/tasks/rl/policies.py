@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from adaptax.errors import InputError
+
+_LEAST = math.log(1e-6)
 
 
 class SoftmaxPolicy(eqx.Module):
@@ -42,9 +45,16 @@ class SoftmaxPolicy(eqx.Module):
         """The logarithms of the actions' probabilities."""
         return jax.nn.log_softmax(self.logits)[observations, actions]
 
+    def divergence(self, other: "SoftmaxPolicy", observations: Int[Array, " n"]) -> Float[Array, " n"]:
+        """The Kullback-Leibler divergence from this policy to another, at each observed state."""
+        mine, its = (jax.nn.log_softmax(p.logits)[observations] for p in (self, other))
+        return jnp.sum(jnp.exp(mine) * (mine - its), axis=-1)
+
 
 class GaussianPolicy(eqx.Module):
     r"""$a \sim N(\mu(o), \mathrm{diag}(e^{2s}))$: the mean is a network's, the log standard deviations s are learned.
+
+    Standard deviations are at least 1e-6, whatever s is.
 
     Arguments:
         mean: a network from (n, observation size) to (n, size), such as `ax.models.mlp((2, 100, 100, 2), key=key)`.
@@ -79,12 +89,22 @@ class GaussianPolicy(eqx.Module):
     def sample(self, observations: Float[Array, "n inputs"], key: Key[Array, ""]) -> Float[Array, "n size"]:
         """An action for each observation."""
         mean = self._means(observations)
-        return mean + jnp.exp(self.log_std) * jax.random.normal(key, mean.shape, mean.dtype)
+        return mean + jnp.exp(self._scale) * jax.random.normal(key, mean.shape, mean.dtype)
 
     def log_prob(self, observations: Float[Array, "n inputs"], actions: Float[Array, "n size"]) -> Float[Array, " n"]:
         """The log densities of the actions."""
-        z = (actions - self._means(observations)) * jnp.exp(-self.log_std)
-        return -0.5 * jnp.sum(z**2, axis=-1) - jnp.sum(self.log_std) - 0.5 * math.log(2 * math.pi) * z.shape[-1]
+        z = (actions - self._means(observations)) * jnp.exp(-self._scale)
+        return -0.5 * jnp.sum(z**2, axis=-1) - jnp.sum(self._scale) - 0.5 * math.log(2 * math.pi) * z.shape[-1]
+
+    def divergence(self, other: "GaussianPolicy", observations: Float[Array, "n inputs"]) -> Float[Array, " n"]:
+        """The Kullback-Leibler divergence from this policy to another, at each observation."""
+        z = (self._means(observations) - other._means(observations)) * jnp.exp(-other._scale)
+        ratio = 2 * (self._scale - other._scale)
+        return 0.5 * jnp.sum(z**2 + jnp.exp(ratio) - 1 - ratio, axis=-1)
+
+    @property
+    def _scale(self):
+        return jnp.maximum(self.log_std, _LEAST)
 
     def _means(self, observations):
         mean = self.mean(observations)
@@ -92,3 +112,10 @@ class GaussianPolicy(eqx.Module):
             need = (*observations.shape[:1], *self.log_std.shape)
             raise InputError(f"The network returns shape {mean.shape} where the actions have {need}: change its outputs.")
         return mean
+
+
+def mean_kl(old: Any, new: Any, trajectories: Any) -> Float[Array, ""]:
+    """The mean divergence from one policy to another over the steps taken: for `ax.stepsize.TrustRegion`."""
+    mask = trajectories.mask
+    flat = trajectories.observations[:, :-1].reshape((mask.size, *trajectories.observations.shape[2:]))
+    return jnp.mean(old.divergence(new, flat), where=mask.ravel())

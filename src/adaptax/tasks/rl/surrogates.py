@@ -26,6 +26,7 @@ class AbstractSurrogate(eqx.Module):
     """
 
     discount: eqx.AbstractVar[float]
+    per_step: eqx.AbstractVar[bool]
 
     def __check_init__(self):
         for name in ("discount", "trace"):
@@ -38,6 +39,9 @@ class AbstractSurrogate(eqx.Module):
 
     def __call__(self, policy: Any, trajectories: Trajectories) -> Float[Array, ""]:
         return jnp.mean(self.each(policy, trajectories))
+
+    def _loss(self, returns: Array, trajectories: Trajectories) -> Float[Array, " n"]:
+        return -returns / trajectories.rewards.shape[1] if self.per_step else -returns
 
     @abc.abstractmethod
     def each(self, policy: Any, trajectories: Trajectories) -> Float[Array, " n"]:
@@ -55,6 +59,7 @@ class DiCE(AbstractSurrogate):
 
     Arguments:
         discount: $\gamma$ of the objective J (default 1).
+        per_step: divide by the horizon, so that the inner step size need not change with it (default False).
 
     Errors: `InputError` if the discount is not in [0, 1].
 
@@ -72,16 +77,18 @@ class DiCE(AbstractSurrogate):
     """
 
     discount: float = eqx.field(static=True, default=1.0)
+    per_step: bool = eqx.field(static=True, default=False, kw_only=True)
 
     def each(self, policy, trajectories):
         ratios = jnp.exp(jnp.cumsum(trajectories.log_ratios(policy), axis=1))
-        return -jnp.sum(self._powers(trajectories.rewards) * trajectories.rewards * ratios, axis=1)
+        return self._loss(jnp.sum(self._powers(trajectories.rewards) * trajectories.rewards * ratios, axis=1), trajectories)
 
 
 class AbstractAdvantageSurrogate(AbstractSurrogate):
     """What the surrogates with advantages share; they differ in `coefficients`."""
 
     discount: float = eqx.field(static=True, default=1.0)
+    per_step: bool = eqx.field(static=True, default=False, kw_only=True)
     baseline: Callable | None = eqx.field(default=None, kw_only=True)
     trace: float = eqx.field(static=True, default=1.0, kw_only=True)
     bootstrap: bool = eqx.field(static=True, default=False, kw_only=True)
@@ -103,7 +110,8 @@ class AbstractAdvantageSurrogate(AbstractSurrogate):
             advantage = jnp.where(mask, (advantage - mean) / jnp.sqrt(var + 1e-8), 0)
         advantage = jax.lax.stop_gradient(advantage * powers if self.weigh_time else advantage)
         value = jnp.sum(powers * trajectories.rewards, axis=1)
-        return -(value + jnp.sum(self.coefficients(trajectories.log_ratios(policy)) * advantage, axis=1))
+        gain = jnp.sum(self.coefficients(trajectories.log_ratios(policy)) * advantage, axis=1)
+        return self._loss(value + gain, trajectories)
 
 
 class LoadedDiCE(AbstractAdvantageSurrogate):
@@ -115,6 +123,7 @@ class LoadedDiCE(AbstractAdvantageSurrogate):
 
     Arguments:
         discount: $\gamma$ (default 1).
+        per_step: divide by the horizon, as published step sizes suppose (default False).
         baseline: `baseline(trajectories, returns_to_go) -> values (n, H + 1)`, such as `LinearBaseline()` (default None).
         trace: $\lambda$ of the generalised advantages (default 1).
         bootstrap: whether the value after the time limit counts (default: the horizon belongs to the objective).
