@@ -19,10 +19,14 @@ def small(std=0.3, seed=0, **options):
     return problem, rl.GaussianPolicy(ax.models.mlp((2, 4, 2), key=jax.random.key(seed), activation=jnp.tanh), 2, std=std)
 
 
+def draw(problem, goal, policy, size):
+    return jax.jit(problem.draw, static_argnums=3)(goal, policy, jax.random.key(1), size)
+
+
 def test_the_process():
     problem, policy = small(std=0.1)
     goal = jnp.array([0.3, -0.2])
-    batch = problem.draw(goal, policy, jax.random.key(1), 50)
+    batch = draw(problem, goal, policy, 50)
     x, a = np.asarray(batch.observations), np.asarray(batch.actions)
     assert np.all(x[:, 0] == 0)
     np.testing.assert_allclose(x[:, 1:], x[:, :-1] + np.clip(a, -0.1, 0.1), rtol=0, atol=1e-6)
@@ -38,7 +42,7 @@ def test_the_process():
 
 def test_sparse_rewards_and_an_end_at_the_goal():
     problem, policy = small(std=0.1, sparse=True, stop=True, radius=0.1, horizon=20)
-    batch = problem.draw(jnp.array([0.15, 0.05]), policy, jax.random.key(1), 200)
+    batch = draw(problem, jnp.array([0.15, 0.05]), policy, 200)
     x, mask = np.asarray(batch.observations), np.asarray(batch.mask)
     distance = np.linalg.norm(x[:, 1:] - np.array([0.15, 0.05]), axis=-1)
     inside = (distance <= 0.1) & mask
