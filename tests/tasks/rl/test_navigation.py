@@ -126,7 +126,7 @@ def test_environment_steps():
 def test_the_returns_improve_by_one_step_after_training():
     problem = rl.navigation(horizon=20)
     policy = rl.GaussianPolicy(ax.models.mlp((2, 32, 2), key=jax.random.key(0), activation=jnp.tanh), 2, std=0.3)
-    method = ax.MetaGradient(ax.Inner(1, 2.0), samples=ax.Samples(20, 20, 20))
+    method = ax.MetaGradient(ax.Inner(1, 0.5), samples=ax.Samples(20, 20, 20))
     options = {"steps": [0, 1], "tasks": 200, "samples": method.samples}
     before = ax.evaluate(problem, policy, method.inner, **options)
     state, _ = ax.train(problem, policy, method, optimizer=optax.adam(5e-3), steps=150, tasks_per_step=10)
