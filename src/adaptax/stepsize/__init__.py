@@ -1,8 +1,20 @@
-"""Step sizes: inner ones (numbers, schedules, rules from measured curvature, learned ones), and the adaptive outer one."""
+"""Step sizes: inner ones (numbers, schedules, rules from measured curvature, learned ones), and outer ones."""
 
 from adaptax.stepsize.learned import Learned, Meta
 from adaptax.stepsize.outer import AdaptiveOuter
 from adaptax.stepsize.rates import Rates, Schedule
 from adaptax.stepsize.rules import AbstractRule, Edge, Estimate, Guaranteed
+from adaptax.stepsize.trust import TrustRegion
 
-__all__ = ["AbstractRule", "AdaptiveOuter", "Edge", "Estimate", "Guaranteed", "Learned", "Meta", "Rates", "Schedule"]
+__all__ = [
+    "AbstractRule",
+    "AdaptiveOuter",
+    "Edge",
+    "Estimate",
+    "Guaranteed",
+    "Learned",
+    "Meta",
+    "Rates",
+    "Schedule",
+    "TrustRegion",
+]

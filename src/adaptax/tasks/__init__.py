@@ -1,5 +1,6 @@
 """Tasks to meta-learn, as `FiniteSum` or `Resampling` problems."""
 
+from adaptax.tasks import rl
 from adaptax.tasks.cosine import Cosine, cosine
 from adaptax.tasks.factorisation import factorisation, factorisation_init
 from adaptax.tasks.images import (
@@ -31,6 +32,7 @@ __all__ = [
     "prepare_images",
     "read_characters",
     "read_images",
+    "rl",
     "sinusoid",
     "sinusoid_resampling",
 ]

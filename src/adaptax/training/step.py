@@ -17,6 +17,7 @@ from adaptax.problem import AbstractProblem
 from adaptax.stepsize.learned import Learned, Meta
 from adaptax.stepsize.rules import AbstractRule, Estimate
 from adaptax.training import devices as dev
+from adaptax.training.adapted import AdaptedTasks
 from adaptax.training.memory import Memory, Table, recall, rows_of, source
 from adaptax.training.unadapted import UnadaptedGradients
 
@@ -153,7 +154,7 @@ class Step(eqx.Module):
         join = lambda floats: eqx.combine(floats, state.params)  # noqa: E731
 
         # Line searches hand on what they do not take. Its derivative is the meta-gradient, equal on all devices.
-        def value_fn(floats, info=None, unadapted=None):
+        def value_fn(floats, info=None, unadapted=None, adapted=None):
             @jax.custom_jvp
             def objective(floats):
                 return value_and_gradient(join(floats))[0]
@@ -168,10 +169,12 @@ class Step(eqx.Module):
 
         at_step = jax.random.fold_in(state.key, state.step)
         unadapted = UnadaptedGradients(problem, state.params, method, at_step, local is not None)
+        adapted = AdaptedTasks(problem, state.params, method, tasks, keys, weights, self.tasks_per_step, self.mesh)
         direction, note = recall(self.memory, state.memory, self.mesh, grad, drawn, weights, grads)
         updates, opt_state = optax.with_extra_args_support(self.optimizer).update(
-            direction, state.opt_state, floating, value=value, grad=direction, value_fn=value_fn, info=info, unadapted=unadapted
-        )
+            direction, state.opt_state, floating, value=value, grad=direction, value_fn=value_fn, info=info,
+            unadapted=unadapted, adapted=adapted,
+        )  # fmt: skip
         # Some optimisers compute in a wider type than that of the parameters; the state keeps the types it began with.
         updates, opt_state = jax.tree.map(_as_type, (updates, opt_state), (floating, state.opt_state))
         params = eqx.apply_updates(state.params, updates)
@@ -204,8 +207,8 @@ def make_step(
         problem: the problem; tasks are drawn by its `sample_task`.
         method: the meta-gradient.
         optimizer: any optax transformation; those that take extra arguments get `value`, `grad` (what it is to follow),
-            `value_fn` (the mean target loss of this step's tasks, after adaptation, at other parameters), `info` and
-            `unadapted` (see `ax.stepsize.AdaptiveOuter`).
+            `value_fn` (the mean target loss of this step's tasks, after adaptation, at other parameters), `info`,
+            `unadapted` (see `ax.stepsize.AdaptiveOuter`) and `adapted` (see `ax.stepsize.TrustRegion`).
         tasks_per_step: B, at least 1.
         in_flight: how many tasks are held at a time (default: decided from the shapes).
         memory: `ax.Memory(rate)`: the optimiser follows remembered meta-gradients (default None: the batch's mean).

@@ -1,0 +1,122 @@
+"""The outer step of trust-region policy optimisation, as an optax transformation."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jax.scipy.sparse.linalg import cg
+from jaxtyping import Array, PyTree
+
+from adaptax import _tree
+from adaptax.errors import InputError
+from adaptax.theory.constants import check_number, check_whole
+
+# divergence(old, new, batch) -> scalar, zero and least where new is old.
+Divergence = Callable[[PyTree, PyTree, PyTree], Array]
+
+
+class Region(NamedTuple):
+    """The mean target loss and divergence after adaptation, on the meta-step's own batches, held fixed.
+
+    Arguments:
+        evaluate: floating-point parameters -> (loss, divergence).
+        product: v -> the Hessian of the divergence at the parameters of the meta-step, times v.
+    """
+
+    evaluate: Callable[[PyTree], tuple[Array, Array]]
+    product: Callable[[PyTree], PyTree]
+
+
+class Adapted(Protocol):
+    """What the training step hands to optimisers as `adapted`: it computes only what is asked of it."""
+
+    def region(self, divergence: Divergence) -> Region: ...
+
+
+class TrustState(eqx.Module):
+    """State of `TrustRegion`.
+
+    Arguments:
+        divergence: of the last step taken (0 if none was).
+        backtracks: how often it was shortened; the number of trials if none was taken.
+    """
+
+    divergence: Array
+    backtracks: Array
+
+
+class TrustRegion(optax.GradientTransformationExtraArgs):
+    r"""The longest step along $-(F + cI)^{-1}\hat g$ that lowers the loss and keeps the adapted policies close.
+
+    F is the Hessian at w of the mean divergence D from the adapted parameters $w_N(w_k)$ to $w_N(w)$, adaptation included:
+    $J^\top F_N J$ with J the Jacobian of the inner path on its fixed batches. With $x = (F + cI)^{-1}\hat g$ by conjugate
+    gradients the first trial is $-x\sqrt{2\delta/x^\top(F + cI)x}$; it is shortened until $D \le \delta$ and the target loss
+    on the same batches falls, else no step is taken. `ax.train` and `ax.make_step` feed it.
+
+    Arguments:
+        divergence: `divergence(old, new, batch) -> scalar` at adapted parameters, on the target batch of a task, such as
+            `ax.tasks.rl.mean_kl`.
+        radius: $\delta$ (default 1e-2).
+        damping: c (default 1e-5).
+        iterations: of the conjugate gradients (default 10).
+        backtracks: trials (default 15).
+        shrink: by which factor each trial is shorter than the last (default 0.8).
+
+    Errors: `InputError` for numbers out of range, and in a loop that does not feed it.
+
+    Example:
+        >>> import adaptax as ax, jax.numpy as jnp
+        >>> cosine = ax.tasks.cosine(dim=3)
+        >>> outer = ax.stepsize.TrustRegion(lambda old, new, batch: 0.5 * jnp.sum((new - old) ** 2), radius=0.02)
+        >>> method = ax.MetaGradient(ax.Inner(steps=2, stepsize=0.05))
+        >>> state, _ = ax.train(cosine.finite_sum, jnp.ones(3), method, optimizer=outer, steps=3)
+        >>> bool(0 < state.opt_state.divergence <= 0.02)
+        True
+
+    Source: Schulman et al. (2015), TRPO, ICML; docs/theory.md, section 10.3.
+    """
+
+    def __new__(
+        cls, divergence: Divergence, radius: float = 1e-2, damping: float = 1e-5, *, iterations: int = 10,
+        backtracks: int = 15, shrink: float = 0.8,
+    ):  # fmt: skip
+        if not callable(divergence):
+            raise InputError("TrustRegion(divergence=...) must be a function such as ax.tasks.rl.mean_kl.")
+        for name, value in (("radius", radius), ("damping", damping), ("shrink", shrink)):
+            check_number("TrustRegion", name, value, above=0)
+        if shrink >= 1:
+            raise InputError(f"TrustRegion(shrink={shrink!r}) must be below 1, so that trials become shorter.")
+        for name, value in (("iterations", iterations), ("backtracks", backtracks)):
+            check_whole("TrustRegion", name, value, 1)
+
+        def init(params: Any) -> Any:
+            return TrustState(jnp.zeros(()), jnp.zeros((), jnp.int32))
+
+        def update(updates: Any, state: Any, params: Any = None, *, adapted: Adapted | None = None, **extra: Any) -> Any:
+            if adapted is None or params is None:
+                raise InputError("TrustRegion is fed by ax.train and ax.make_step: use it there, or pass adapted= to update.")
+            region = adapted.region(divergence)
+            damped = lambda v: _tree.add(region.product(v), _tree.scale(damping, v))  # noqa: E731
+            x = cg(damped, updates, maxiter=iterations)[0]
+            # Of x.(F + c)x the residual of the conjugate gradients is a part, so it is formed and not taken from g.x.
+            bend = _tree.dot(x, damped(x))
+            length = jnp.where(bend > 0, jnp.sqrt(2 * radius / jnp.where(bend > 0, bend, 1)), 0)
+            before = region.evaluate(params)[0]
+
+            def attempt(carry):
+                trial, _, _ = carry
+                loss, apart = region.evaluate(_tree.shift(params, -length * shrink**trial, x))
+                return trial + 1, (loss < before) & (apart <= radius), apart
+
+            start = (jnp.zeros((), jnp.int32), jnp.array(False), jnp.zeros_like(region.evaluate(params)[1]))
+            more = lambda carry: (carry[0] < backtracks) & ~carry[1]  # noqa: E731
+            trials, taken, apart = jax.lax.while_loop(more, attempt, start)
+            scale = jnp.where(taken, -length * shrink ** (trials - 1), 0)
+            step = jax.tree.map(lambda leaf: jnp.where(taken, scale.astype(leaf.dtype) * leaf, 0), x)
+            apart = jnp.where(taken, apart, 0).astype(state.divergence.dtype)
+            return step, TrustState(apart, jnp.where(taken, trials - 1, trials).astype(jnp.int32))
+
+        return super().__new__(cls, init, update)

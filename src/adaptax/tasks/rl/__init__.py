@@ -1,0 +1,35 @@
+"""Meta-reinforcement learning: environments, surrogate losses with the right derivatives, exactly solved processes."""
+
+from adaptax.tasks.rl.advantages import LinearBaseline, advantages, returns_to_go
+from adaptax.tasks.rl.environment import Environment, Rollouts, Trajectories, mean_return, problem, rollout
+from adaptax.tasks.rl.navigation import Navigation, navigation
+from adaptax.tasks.rl.policies import GaussianPolicy, SoftmaxPolicy, mean_kl
+from adaptax.tasks.rl.steps import environment_steps
+from adaptax.tasks.rl.surrogates import LVC, DiCE, LikelihoodRatio, LoadedDiCE
+from adaptax.tasks.rl.tabular import MDP, Tabular, TabularEnvironment, tabular
+
+__all__ = [
+    "LVC",
+    "MDP",
+    "DiCE",
+    "Environment",
+    "GaussianPolicy",
+    "LikelihoodRatio",
+    "LinearBaseline",
+    "LoadedDiCE",
+    "Navigation",
+    "Rollouts",
+    "SoftmaxPolicy",
+    "Tabular",
+    "TabularEnvironment",
+    "Trajectories",
+    "advantages",
+    "environment_steps",
+    "mean_kl",
+    "mean_return",
+    "navigation",
+    "problem",
+    "returns_to_go",
+    "rollout",
+    "tabular",
+]

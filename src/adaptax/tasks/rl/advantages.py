@@ -1,0 +1,108 @@
+"""Advantages of the actions taken, and baselines that are fitted to a batch."""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from adaptax.errors import InputError
+from adaptax.tasks.rl.environment import Trajectories
+
+
+def advantages(
+    trajectories: Trajectories, values: Float[Array, "n H1"] | None, discount: float, trace: float = 1.0,
+    bootstrap: bool = False,
+) -> Float[Array, "n H"]:  # fmt: skip
+    r"""Generalised advantages $A_t = \sum_{k\ge0}(\gamma\lambda)^k\delta_{t+k}$, $\delta_t = r_t + \gamma V_{t+1} - V_t$.
+
+    $V_{t+1}$ is zero where the process terminated, and at the time limit unless `bootstrap`. Hence with $\lambda = 1$ the
+    advantage is the discounted return to go less $V_t$, whatever V is.
+
+    Arguments:
+        trajectories: a batch of n episodes.
+        values: V at each of the H + 1 observations, shape (n, H + 1) (None: zero).
+        discount: $\gamma$.
+        trace: $\lambda$ (default 1).
+        bootstrap: whether the value after the time limit counts: then the objective has no horizon.
+
+    Returns: shape (n, H), zero after the end of an episode.
+
+    Example:
+        >>> import adaptax as ax, jax.numpy as jnp
+        >>> yes, no = jnp.ones((1, 3), bool), jnp.zeros((1, 3), bool)
+        >>> batch = ax.tasks.rl.Trajectories(
+        ...     jnp.zeros((1, 4)), jnp.zeros((1, 3)), jnp.ones((1, 3)), jnp.zeros((1, 3)), yes, no)
+        >>> ax.tasks.rl.advantages(batch, None, 0.5)
+        Array([[1.75, 1.5 , 1.  ]], dtype=float32)
+
+    Source: Schulman et al. (2016), High-dimensional continuous control using generalized advantage estimation, ICLR.
+    """
+    rewards, mask = trajectories.rewards, trajectories.mask
+    if values is None:
+        values = jnp.zeros((rewards.shape[0], rewards.shape[1] + 1), rewards.dtype)
+    goes_on = mask & ~trajectories.terminated
+    if not bootstrap:
+        goes_on = goes_on.at[:, -1].set(False)
+    ahead = jnp.where(goes_on, values[:, 1:], 0)
+    delta = jnp.where(mask, rewards + discount * ahead - values[:, :-1], 0)
+
+    def back(after, inputs):
+        now = inputs[0] + discount * trace * jnp.where(inputs[1], after, 0)
+        return now, now
+
+    last = jnp.zeros(rewards.shape[:1], delta.dtype)
+    return jax.lax.scan(back, last, (delta.T, goes_on.T), reverse=True)[1].T
+
+
+def returns_to_go(trajectories: Trajectories, discount: float) -> Float[Array, "n H"]:
+    r"""$G_t = \sum_{k\ge t}\gamma^{k-t}r_k$."""
+    return advantages(trajectories, None, discount)
+
+
+class LinearBaseline(eqx.Module):
+    r"""A least-squares fit of returns to go on $(o, o^2, \tau, \tau^2, \tau^3, 1)$, $\tau = t/100$, for each batch anew.
+
+    Each episode's values come from a fit to the *other* episodes. So $V(o_t)$ does not depend on the action $a_t$ that it
+    is subtracted for, and the estimators stay unbiased; a fit to all of them correlates the two.
+
+    Arguments:
+        ridge: weight of the squared coefficients (default 1e-5).
+        leave_out: whether an episode is left out of its own fit (default).
+
+    `baseline(trajectories, returns)` gives values of shape (n, H + 1), with no derivative by anything.
+
+    Errors: `InputError` if ridge is not a positive number.
+
+    Example:
+        >>> import adaptax as ax
+        >>> ax.tasks.rl.LoadedDiCE(discount=0.95, baseline=ax.tasks.rl.LinearBaseline()).discount
+        0.95
+
+    Source: the features are those of Duan et al. (2016), ICML; docs/theory.md, section 2.1.
+    """
+
+    ridge: float = eqx.field(static=True, default=1e-5)
+    leave_out: bool = eqx.field(static=True, default=True)
+
+    def __check_init__(self):
+        if isinstance(self.ridge, bool) or not isinstance(self.ridge, int | float) or not 0 < self.ridge < math.inf:
+            raise InputError(f"LinearBaseline(ridge={self.ridge!r}) must be a positive, finite number: change ridge=.")
+
+    def __call__(self, trajectories: Trajectories, returns: Float[Array, "n H"]) -> Float[Array, "n H1"]:
+        features = _features(trajectories.observations, returns.dtype)
+        used = jnp.where(trajectories.mask[..., None], features[:, :-1], 0)
+        gram, moment = jnp.einsum("nhi,nhj->nij", used, used), jnp.einsum("nhi,nh->ni", used, returns)
+        others = (lambda x: x.sum(0) - x) if self.leave_out else (lambda x: jnp.broadcast_to(x.sum(0), x.shape))
+        matrix = others(gram) + self.ridge * jnp.eye(gram.shape[-1], dtype=gram.dtype)
+        coefficients = jnp.linalg.solve(matrix, others(moment)[..., None])[..., 0]
+        return jax.lax.stop_gradient(jnp.einsum("nhi,ni->nh", features, coefficients))
+
+
+def _features(observations: Array, dtype: Any) -> Float[Array, "n H1 features"]:
+    n, times = observations.shape[:2]
+    o = jnp.clip(observations.reshape(n, times, -1).astype(dtype), -10, 10)
+    t = jnp.broadcast_to(jnp.arange(times, dtype=dtype)[:, None] / 100, (n, times, 1))
+    return jnp.concatenate([o, o**2, t, t**2, t**3, jnp.ones_like(t)], axis=-1)

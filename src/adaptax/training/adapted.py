@@ -1,0 +1,107 @@
+"""The adapted parameters of a meta-step's tasks as functions of w, on batches that stay as they were drawn."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Key, PyTree
+
+from adaptax import _tree
+from adaptax.batching import in_flight_for, map_tasks
+from adaptax.method import AbstractMethod
+from adaptax.objective import STEP, TARGET, fold, plain, step_loss
+from adaptax.problem import AbstractProblem
+from adaptax.recursion import forward
+from adaptax.stepsize.trust import Divergence, Region
+from adaptax.training import devices as dev
+
+
+class AdaptedTasks(eqx.Module):
+    """The `adapted` of the training step; nothing is computed unless it is asked for.
+
+    Arguments:
+        problem, params: as of the meta-step.
+        method: with the inner loop in use.
+        tasks, keys, weights: this device's share of the tasks, their keys, and 0 for those that only fill up.
+        count: tasks of all devices.
+        mesh: of the devices.
+    """
+
+    problem: AbstractProblem
+    params: PyTree
+    method: AbstractMethod
+    tasks: PyTree
+    keys: Key[Array, " B"]
+    weights: Array
+    count: int = eqx.field(static=True)
+    mesh: Mesh | None = eqx.field(static=True)
+
+    def region(self, divergence: Divergence) -> Region:
+        inner, problem, samples = self.method.inner, self.problem, self.method.samples
+        _, static = eqx.partition(self.params, _tree.is_floating)
+        size = in_flight_for(problem, inner.initial(self.params), self.tasks, self.keys, samples, None)
+        floating = lambda params: eqx.partition(params, _tree.is_floating)  # noqa: E731
+
+        def walk(floats, loss, key):
+            """w_N, and the iterates, from the outer problem's floating-point parameters."""
+            start, rates = inner.unpack(eqx.combine(floats, static))
+            split = inner.split(start)
+            path = forward(inner.descent(loss(split.static), key), split.adapting, split.frozen, rates, inner.steps, "iterates")
+            return eqx.combine(path.final, split.frozen, split.static), path, split
+
+        def draw(inputs):
+            task, key = inputs
+            floats, _ = floating(self.params)
+            loss = lambda static: step_loss(plain(problem, task, static), key, STEP, samples.step)  # noqa: E731
+            end, path, split = walk(floats, loss, key)
+
+            def batch(w, j):
+                params = eqx.combine(w, split.frozen, split.static)
+                return problem.step_batch(task, params, fold(key, STEP, j), samples.step)
+
+            batches = jax.vmap(batch)(path.iterates[0], jnp.arange(inner.steps))
+            last = problem.target_batch(task, end, fold(key, TARGET), samples.target)
+            return batches, last, floating(end)[0]
+
+        fixed = map_tasks(draw, (self.tasks, self.keys), size)
+
+        def ends(floats, batches, key):
+            def loss(static):
+                at = lambda j: jax.tree.map(lambda leaf: leaf[j], batches)  # noqa: E731
+                return lambda w, frozen, j: problem.loss(eqx.combine(w, frozen, static), at(j))
+
+            return walk(floats, loss, key)[0]
+
+        def mean(function: Callable[..., Any]) -> Any:
+            each = map_tasks(lambda x: function(*x[0], x[1]), (fixed, self.keys), size)
+            shares = jax.tree.map(lambda leaf: jnp.tensordot(self.weights.astype(leaf.dtype), leaf, 1), each)
+            return jax.tree.map(lambda leaf: leaf / self.count, dev.total(self.mesh, shares))
+
+        def evaluate(floats):
+            def one(batches, last, old, key):
+                new = ends(floats, batches, key)
+                others = floating(new)[1]
+                return problem.target_loss(new, last), divergence(eqx.combine(old, others), new, last)
+
+            return mean(one)
+
+        def product(v):
+            def one(batches, last, old, key):
+                others: list[Any] = []
+
+                def to_end(floats):
+                    end, rest = floating(ends(floats, batches, key))
+                    others.append(rest)
+                    return end
+
+                here, pushed = jax.jvp(to_end, (floating(self.params)[0],), (v,))
+                apart = lambda new: divergence(eqx.combine(old, others[0]), eqx.combine(new, others[0]), last)  # noqa: E731
+                bent = jax.jvp(jax.grad(apart), (here,), (pushed,))[1]
+                return jax.vjp(to_end, floating(self.params)[0])[1](bent)[0]
+
+            return mean(one)
+
+        return Region(evaluate, product)
