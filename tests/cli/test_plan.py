@@ -61,6 +61,19 @@ def test_it_answers_within_a_second_and_without_jax(constants):
     assert time.perf_counter() - began < 10
 
 
+@pytest.mark.slow
+def test_constants_are_measured_on_a_task_and_on_a_run(run, train, tmp_path):
+    common = ["--tasks", "2", "--steps", "2", "--epsilon", "0.1", "--format", "json"]
+    task = json.loads(run("plan", "--measure", "matrix", *common).out)
+    # The Hessian at w_0 is |w|^2 I + 2 w w^T - y y^T.
+    assert task["constants"]["L"] > 1 and task["constants"]["gap"] > 0 and task["constants"]["sigma_g"] == 0
+    assert task["alpha"] == 0.125 / (2 * task["constants"]["L"])
+    train("matrix", "--out", tmp_path / "run")
+    saved = json.loads(run("plan", "--measure", tmp_path / "run", *common).out)
+    assert saved["constants"]["L"] > 0 and saved["constants"] != task["constants"]
+    assert "lower estimates of suprema" in run("plan", "--measure", tmp_path / "run", *common[:-2]).out
+
+
 BAD = [
     ("", "needs constants: give either --constants FILE or --measure TASK"),
     ("--constants c.json --measure matrix", "needs constants: give either"),

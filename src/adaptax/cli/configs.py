@@ -120,7 +120,7 @@ class Images(Training):
     """Target images of each class."""
     channels: int = 32
     """Channels of the network's blocks."""
-    head: Literal["per-class", "shared"] = "per-class"
+    head: Literal["per-class", "shared"] = "shared"
     """Whether the inner steps begin with a class vector for each class, or with one for all."""
     rotations: bool = True
     """Train on each class turned by 90, 180 and 270 degrees as three more classes."""
