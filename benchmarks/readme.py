@@ -55,6 +55,23 @@ def images() -> str:
     return f"{text}\n\n{rows_of(['gradient steps', 'accuracy, 95 % over tasks'], rows)}"
 
 
+def ablations() -> str:
+    result = load("ablations")
+    if result is None:
+        return ""
+    rows = [row for row in result["rows"] if not row["final"]]
+    cell = lambda row, i: f"{100 * row['accuracy'][i]:.1f} % [{100 * row['low'][i]:.1f}, {100 * row['high'][i]:.1f}]"  # noqa: E731
+    body = [[row["recipe"], *(cell(row, i) for i in (1, 2))] for row in rows]
+    steps = ", ".join(sorted({f"{row['steps']:,}" for row in rows}))
+    text = (
+        f"5-way 1-shot characters, trained on four alphabets of Omniglot's small background set 1 for {steps} meta-steps of 16 "
+        f"tasks (one seed), judged on 1,000 tasks of the fifth, {rows[0]['judged_on'][0]}, which chooses the recipe; N = "
+        f"{rows[0]['inner_steps'][1]}, α = 0.4, Conv4-32 (`benchmarks/ablations.py`)."
+    )
+    header = ["recipe", f"after {rows[0]['inner_steps'][1]} steps", f"after {rows[0]['inner_steps'][2]}"]
+    return f"{text}\n\n{rows_of(header, body)}"
+
+
 def blowup() -> str:
     from blowup import table
 
@@ -157,6 +174,7 @@ SECTIONS = {
     "strategies": ("docs/strategies.md", strategies),
     "difference-widths": ("docs/strategies.md", difference_widths),
     "memory-method": ("docs/strategies.md", memory_method),
+    "ablations": ("docs/strategies.md", ablations),
 }
 
 
