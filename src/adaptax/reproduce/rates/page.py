@@ -10,9 +10,11 @@ from adaptax.report import rates as draw
 from adaptax.report.tables import markdown
 from adaptax.reproduce.files import Row, distinct, pick, read_rows
 from adaptax.reproduce.rates.maps import SINUSOID
-from adaptax.reproduce.rates.parts import ADAPTIVE, COST_SIZES, EPSILON, GUARANTEED
+from adaptax.reproduce.rates.parts import ADAPTIVE, COST_SIZES, EPSILON, FIXED, GUARANTEED
 from adaptax.reproduce.rates.problems import CASES, FINITE, RESAMPLING
 
+# What the theorem says of the cost's growth in N.
+_PREDICTED = {(GUARANTEED, ADAPTIVE): "at most 1", (FIXED, ADAPTIVE): "exponential"}
 _MAPS = ("converged", "stalled", "diverged")
 
 
@@ -121,9 +123,18 @@ def _costs(rows: list[Row], plans: list[Row]) -> str:
             if good == steps:
                 values = np.array([[max(r["value"], 1.0) for r in pick(run, steps=n)] for n in steps])
                 fit = said(slope(np.array(steps, float), values))
-            body.append([case, rule + (f", {samples}" if samples else ""), outer, ", ".join(passed), fit])
+            body.append(
+                [
+                    case,
+                    rule + (f", {samples}" if samples else ""),
+                    outer,
+                    ", ".join(passed),
+                    fit,
+                    _PREDICTED.get((rule, outer), "nothing"),
+                ]
+            )
     numbers = ", ".join(str(n) for n in distinct(rows, "steps"))
-    header = ["case", "inner step", "outer step", f"K at N = {numbers}", "exponent of N in the cost"]
+    header = ["case", "inner step", "outer step", f"K at N = {numbers}", "exponent of N in the cost", "predicted"]
     worst = []
     for case in CASES:
         run = pick(plans, case=case)
