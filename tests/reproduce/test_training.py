@@ -79,6 +79,7 @@ def test_statements_follow_the_data():
     assert found[UNCORRECTED].end() == "1 [1, 1]; 1 of 2 not finite"
 
 
+@pytest.mark.slow
 def test_sinusoid_with_one_method(monkeypatch):
     what = dataclasses.replace(sinusoid.experiment(2, (4,)), settings=(Setting(1e-2, 1e-2),), held_out=10, tasks_per_step=3)
     known = training.strategies

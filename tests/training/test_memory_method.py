@@ -220,7 +220,9 @@ def floors(problem, method, start, memory, optimizer, steps, seeds=(0, 1, 2)):
     return [norm(ax.train(problem, start, method, seed=s, **options)[0].params) / norm(start) for s in seeds]
 
 
-@pytest.mark.parametrize("amplitude", (0.0, 0.5), ids=("quadratic", "cosine"))
+@pytest.mark.parametrize(
+    "amplitude", (pytest.param(0.0, id="quadratic", marks=pytest.mark.slow), pytest.param(0.5, id="cosine"))
+)
 def test_one_task_a_step_converges_with_memory_and_not_without(x64, amplitude):
     problem = ax.tasks.cosine(dim=5, tasks=32, smallest=0.7, amplitude=amplitude).finite_sum
     method, start = ax.MetaGradient(ax.Inner(3, 0.05)), 3 * jnp.ones(5)
