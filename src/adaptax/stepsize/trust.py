@@ -104,14 +104,14 @@ class TrustRegion(optax.GradientTransformationExtraArgs):
             # Of x.(F + c)x the residual of the conjugate gradients is a part, so it is formed and not taken from g.x.
             bend = _tree.dot(x, damped(x))
             length = jnp.where(bend > 0, jnp.sqrt(2 * radius / jnp.where(bend > 0, bend, 1)), 0)
-            before = region.evaluate(params)[0]
+            before, none = region.evaluate(params)
 
             def attempt(carry):
                 trial, _, _ = carry
                 loss, apart = region.evaluate(_tree.shift(params, -length * shrink**trial, x))
                 return trial + 1, (loss < before) & (apart <= radius), apart
 
-            start = (jnp.zeros((), jnp.int32), jnp.array(False), jnp.zeros_like(region.evaluate(params)[1]))
+            start = (jnp.zeros((), jnp.int32), jnp.array(False), jnp.zeros_like(none))
             more = lambda carry: (carry[0] < backtracks) & ~carry[1]  # noqa: E731
             trials, taken, apart = jax.lax.while_loop(more, attempt, start)
             scale = jnp.where(taken, -length * shrink ** (trials - 1), 0)
