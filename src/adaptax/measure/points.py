@@ -26,7 +26,7 @@ class Effort(NamedTuple):
 
     Arguments:
         iterations: Hessian-vector products for L and lambda_max.
-        changes: products with a difference of two Hessians, for each direction and round.
+        changes: products with a difference of two Hessians, for each direction and round; 0 for no rho.
         draws: single samples, of a resampling problem.
         radius: t of the difference; None for the default.
     """
@@ -102,7 +102,7 @@ def walk(
             found.append(extremes(lambda v, product=product: product(w, v), start, effort.iterations)[:2])
         low, high = (jnp.stack(ends) for ends in zip(*found, strict=True))
         _, support = next(products(j))
-        rho = _change(support, w, move, fold(key, CHANGE, j), effort)
+        rho = _change(support, w, move, fold(key, CHANGE, j), effort) if effort.changes else jnp.nan * high[0]
         return jnp.maximum(-low, high), high[0], rho
 
     sizes, highest, rho = jax.lax.map(point, (jnp.arange(inner.steps + 1), points, moves))

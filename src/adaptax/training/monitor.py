@@ -10,10 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from adaptax.batching import in_flight_for, map_tasks
-from adaptax.measure.lanczos import extremes
-from adaptax.measure.points import ravel, unraveller
+from adaptax.measure.points import Effort, walk
 from adaptax.objective import STEP, fold, plain, step_loss
-from adaptax.recursion import forward
 from adaptax.stepsize.rates import Rates
 from adaptax.stepsize.rules import Guaranteed
 from adaptax.theory.constants import excess
@@ -22,7 +20,9 @@ from adaptax.training.step import State, Step
 NAMES = ("q", "alpha_lambda", "rising")
 # Of the tasks that stability is measured on; indices of a meta-step's own tasks are smaller.
 _APART = 2**32 - 4
-_TASKS, _PRODUCTS = 16, 8
+_TASKS = 16
+# Products at each point; rho is not measured, and Hessians of a resampling problem are those of 20 samples.
+_EFFORT = Effort(iterations=8, changes=0, draws=20, radius=None)
 
 
 class StabilityWarning(UserWarning):
@@ -87,27 +87,15 @@ def _monitor(step: Step, state: State) -> tuple[Array, Array, Array, Array]:
     tasks = jax.vmap(lambda key: problem.sample_task(jax.random.fold_in(key, 0)))(keys)
     start, rates = inner.unpack(state.params)
     split = inner.split(start)
-    unravel = unraveller(split.adapting)
 
     def one(pair):
         task, key = pair
         own = jax.random.fold_in(key, 1)
+        found = walk(problem, state.params, inner, task, own, _EFFORT, samples)
         loss = step_loss(plain(problem, task, split.static), own, STEP, samples.step)
-        path = forward(inner.descent(loss, own), split.adapting, split.frozen, rates, inner.steps, "iterates")
-
-        def point(x):
-            j, w = x
-            flat, at = ravel(w), lambda v: loss(unravel(v), split.frozen, j)
-            own: Any = fold(key, 2, j)
-            random = jax.random.normal(own, flat.shape, flat.dtype)
-            low, high, _ = extremes(lambda v: jax.jvp(jax.grad(at), (flat,), (v,))[1], random, _PRODUCTS)
-            return high, jnp.maximum(high, -low)
-
-        points = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), path.iterates[0], path.final)
-        highs, sizes = jax.lax.map(point, (jnp.arange(inner.steps + 1), points))
         # Before and after on the same samples.
-        first, last = (loss(w, split.frozen, jnp.array(0)) for w in (split.adapting, path.final))
-        return jnp.nanmax(highs), jnp.nanmax(sizes), ~(last <= first)
+        first, last = (loss(w, split.frozen, jnp.array(0)) for w in (split.adapting, found.final))
+        return found.lambda_max, found.L, ~(last <= first)
 
     size = in_flight_for(problem, start, tasks, keys, samples, step.in_flight)
     highs, sizes, rising = map_tasks(one, (tasks, keys), size)
