@@ -12,6 +12,13 @@ jax.config.update("jax_num_cpu_devices", 2)
 sys.path.insert(0, str(Path(__file__).parent))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs():
+    """Programs compiled for a file go with it: each takes memory maps, of which a process on Linux may have 65,530."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """Double precision for one test."""
