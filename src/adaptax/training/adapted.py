@@ -11,10 +11,11 @@ from jaxtyping import Array, Key, PyTree
 
 from adaptax import _tree
 from adaptax.batching import in_flight_for, map_tasks
+from adaptax.gradients import AutoDiff
 from adaptax.method import AbstractMethod
 from adaptax.objective import STEP, TARGET, fold, plain, step_loss
 from adaptax.problem import AbstractProblem
-from adaptax.recursion import forward
+from adaptax.recursion import forward, stepper
 from adaptax.stepsize.trust import Divergence, Region
 from adaptax.training import devices as dev
 
@@ -45,35 +46,39 @@ class AdaptedTasks(eqx.Module):
         size = in_flight_for(problem, inner.initial(self.params), self.tasks, self.keys, samples, None)
         floating = lambda params: eqx.partition(params, _tree.is_floating)  # noqa: E731
 
-        def walk(floats, loss, key):
-            """w_N, and the iterates, from the outer problem's floating-point parameters."""
-            start, rates = inner.unpack(eqx.combine(floats, static))
-            split = inner.split(start)
-            path = forward(inner.descent(loss(split.static), key), split.adapting, split.frozen, rates, inner.steps, "iterates")
-            return eqx.combine(path.final, split.frozen, split.static), path, split
-
         def draw(inputs):
             task, key = inputs
-            floats, _ = floating(self.params)
-            loss = lambda static: step_loss(plain(problem, task, static), key, STEP, samples.step)  # noqa: E731
-            end, path, split = walk(floats, loss, key)
+            start, rates = inner.unpack(self.params)
+            split = inner.split(start)
 
-            def batch(w, j):
-                params = eqx.combine(w, split.frozen, split.static)
-                return problem.step_batch(task, params, fold(key, STEP, j), samples.step)
+            def step(carry, x):
+                at = lambda w, frozen: eqx.combine(w, frozen, split.static)  # noqa: E731
+                drawn = problem.step_batch(task, at(carry[0], split.frozen), fold(key, STEP, x["j"]), samples.step)
+                if isinstance(inner.gradients, AutoDiff):  # Others ask for samples at other parameters too.
+                    loss = lambda w, frozen, j: problem.loss(at(w, frozen), drawn)  # noqa: E731
+                else:
+                    loss = step_loss(plain(problem, task, split.static), key, STEP, samples.step)
+                return stepper(inner.descent(loss, key), split.adapting, split.frozen, rates)(carry, x)[0], drawn
 
-            batches = jax.vmap(batch)(path.iterates[0], jnp.arange(inner.steps))
+            xs = {"j": jnp.arange(inner.steps), "rate": rates.stacked(inner.steps)}
+            (end, _), batches = jax.lax.scan(step, (split.adapting, inner.update.init(split.adapting)), xs)
+            end = eqx.combine(end, split.frozen, split.static)
             last = problem.target_batch(task, end, fold(key, TARGET), samples.target)
             return batches, last, floating(end)[0]
 
         fixed = map_tasks(draw, (self.tasks, self.keys), size)
 
         def ends(floats, batches, key):
-            def loss(static):
-                at = lambda j: jax.tree.map(lambda leaf: leaf[j], batches)  # noqa: E731
-                return lambda w, frozen, j: problem.loss(eqx.combine(w, frozen, static), at(j))
+            """w_N from the outer problem's floating-point parameters, on batches already drawn."""
+            start, rates = inner.unpack(eqx.combine(floats, static))
+            split = inner.split(start)
 
-            return walk(floats, loss, key)[0]
+            def loss(w, frozen, j):
+                batch = jax.tree.map(lambda leaf: leaf[j], batches)
+                return problem.loss(eqx.combine(w, frozen, split.static), batch)
+
+            path = forward(inner.descent(loss, key), split.adapting, split.frozen, rates, inner.steps, "iterates")
+            return eqx.combine(path.final, split.frozen, split.static)
 
         def mean(function: Callable[..., Any]) -> Any:
             each = map_tasks(lambda x: function(*x[0], x[1]), (fixed, self.keys), size)
