@@ -2,6 +2,7 @@
 
 from adaptax.tasks.rl.advantages import LinearBaseline, advantages, returns_to_go
 from adaptax.tasks.rl.environment import Environment, Rollouts, Trajectories, mean_return, problem, rollout
+from adaptax.tasks.rl.locomotion import Ant, HalfCheetah, Locomotion, ant, cheetah
 from adaptax.tasks.rl.navigation import Navigation, navigation
 from adaptax.tasks.rl.policies import GaussianPolicy, SoftmaxPolicy, mean_kl
 from adaptax.tasks.rl.steps import environment_steps
@@ -11,12 +12,15 @@ from adaptax.tasks.rl.tabular import MDP, Tabular, TabularEnvironment, tabular
 __all__ = [
     "LVC",
     "MDP",
+    "Ant",
     "DiCE",
     "Environment",
     "GaussianPolicy",
+    "HalfCheetah",
     "LikelihoodRatio",
     "LinearBaseline",
     "LoadedDiCE",
+    "Locomotion",
     "Navigation",
     "Rollouts",
     "SoftmaxPolicy",
@@ -24,6 +28,8 @@ __all__ = [
     "TabularEnvironment",
     "Trajectories",
     "advantages",
+    "ant",
+    "cheetah",
     "environment_steps",
     "mean_kl",
     "mean_return",

@@ -1,7 +1,7 @@
 """Environments, batches of trajectories, and how a policy is run in an environment."""
 
 import abc
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -36,6 +36,8 @@ class Environment(eqx.Module):
     """
 
     horizon: eqx.AbstractVar[int]
+    # Whether steps are taken by the host, at a cost for each call: then all tasks of a device go abreast.
+    host: ClassVar[bool] = False
 
     def __check_init__(self):
         horizon = self.horizon
@@ -165,6 +167,11 @@ class Rollouts(eqx.Module):
     """`draw` of a reinforcement-learning problem: `rollout` in an environment."""
 
     environment: Environment
+
+    @property
+    def host(self) -> bool:
+        """Whether a draw calls the host."""
+        return self.environment.host
 
     def __call__(self, task: PyTree, params: Any, key: Key[Array, ""], size: int) -> Trajectories:
         return rollout(self.environment, task, params, key, size)
