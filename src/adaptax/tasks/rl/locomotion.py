@@ -1,5 +1,6 @@
 """HalfCheetah and Ant that must find out in which direction, how fast or where to they are to run."""
 
+import abc
 import math
 from typing import Any, ClassVar, Literal
 
@@ -41,7 +42,6 @@ class Locomotion(Environment):
 
     host: ClassVar[bool] = True
     goals: ClassVar[dict[str, Any]] = {}
-    sizes: ClassVar[tuple[int, int]]
     weight: ClassVar[float]
 
     def __check_init__(self):
@@ -49,20 +49,15 @@ class Locomotion(Environment):
             raise InputError(f"{type(self).__name__}(goal={self.goal!r}) must be {' or '.join(map(repr, self.goals))}.")
 
     @property
-    def observation_size(self) -> int:
-        """Entries of an observation."""
-        return self.sizes[0]
-
-    @property
-    def action_size(self) -> int:
-        """Entries of an action."""
-        return self.sizes[1]
+    @abc.abstractmethod
+    def sizes(self) -> tuple[int, int]:
+        """Entries of an observation and of an action."""
 
     def reset(self, task, key):
         place, speed = jax.random.split(key)
         start = self.rest()
         positions = start + jax.random.uniform(place, start.shape, minval=-0.1, maxval=0.1)
-        velocities = 0.1 * jax.random.normal(speed, (self.observation_size - len(start) + self.hidden(),))
+        velocities = 0.1 * jax.random.normal(speed, (self.sizes[0] - len(start) + self.hidden(),))
         return self.physics.start(positions, velocities)
 
     def observe(self, task, state):
@@ -70,10 +65,11 @@ class Locomotion(Environment):
         return jnp.concatenate([positions[self.hidden() :], velocities])
 
     def step(self, task, state, action, key):
-        if action.shape != (self.action_size,):
+        inputs, outputs = self.sizes
+        if action.shape != (outputs,):
             raise InputError(
-                f"{type(self).__name__} takes {self.action_size} torques, and the policy gives {action.shape}: make it "
-                f"GaussianPolicy(mlp(({self.observation_size}, ..., {self.action_size}), key=key), {self.action_size})."
+                f"{type(self).__name__} takes {outputs} torques, and the policy gives {action.shape}: make it "
+                f"GaussianPolicy(mlp(({inputs}, ..., {outputs}), key=key), {outputs})."
             )
         torques = jnp.clip(action, -1, 1).astype(jnp.float32)
         new = self.physics.advance(state, torques)
@@ -86,13 +82,13 @@ class Locomotion(Environment):
         bonus, done = self.judge(after)
         return new, gain + bonus - self.weight * jnp.sum(torques**2), done
 
+    @abc.abstractmethod
     def rest(self) -> Array:
         """The positions that episodes begin around."""
-        raise NotImplementedError("abstract")
 
+    @abc.abstractmethod
     def hidden(self) -> int:
         """How many positions are not observed: those in the plane, unless the goal is there."""
-        raise NotImplementedError("abstract")
 
     def judge(self, positions: Array) -> tuple[Any, Array]:
         """What is added to the reward, and whether the episode ends."""
@@ -113,8 +109,11 @@ class HalfCheetah(Locomotion):
     """
 
     goals: ClassVar[dict[str, Any]] = {"direction": 0.0, "velocity": 2.0}
-    sizes: ClassVar[tuple[int, int]] = (17, 6)
     weight: ClassVar[float] = 0.05
+
+    @property
+    def sizes(self):
+        return 17, 6
 
     def rest(self):
         return jnp.zeros(9)
@@ -140,12 +139,11 @@ class Ant(Locomotion):
     """
 
     goals: ClassVar[dict[str, Any]] = {"direction": 0.0, "velocity": 3.0, "position": 3.0}
-    sizes: ClassVar[tuple[int, int]] = (27, 8)
     weight: ClassVar[float] = 0.005
 
     @property
-    def observation_size(self) -> int:
-        return self.sizes[0] + 2 - self.hidden()
+    def sizes(self):
+        return 29 - self.hidden(), 8
 
     def rest(self):
         return jnp.array([0.0, 0.0, 0.75, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, -1.0, 0.0, -1.0, 0.0, 1.0])
@@ -193,7 +191,7 @@ def _physics(name: str, physics: str | None) -> Physics:
     return kinds[physics](name)
 
 
-def _problem(kind: type[Locomotion], name: str, goal: Goal, horizon: int, physics: str | None, loss: Any) -> Resampling:
+def _problem(kind: Any, name: str, goal: Goal, horizon: int, physics: str | None, loss: Any) -> Resampling:
     environment = kind(_physics(name, physics), goal, horizon)
     if loss is None:
         loss = LoadedDiCE(0.99, baseline=LinearBaseline(), per_step=True, normalise=True, weigh_time=False)

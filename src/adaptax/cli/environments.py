@@ -1,0 +1,52 @@
+"""From a configuration of reinforcement learning to the problem, the policy and the outer optimiser."""
+
+import functools
+from typing import Any
+
+import optax
+
+import adaptax as ax
+from adaptax.cli.environment_configs import Navigation, Reinforcement
+
+rl = ax.tasks.rl
+_SURROGATES = {"loaded-dice": rl.LoadedDiCE, "lvc": rl.LVC, "likelihood-ratio": rl.LikelihoodRatio}
+_GOALS = {"dir": "direction", "vel": "velocity", "goal": "position"}
+
+
+def problem_of(config: Reinforcement) -> ax.Resampling:
+    """The environment with its goals and its surrogate loss."""
+    loss = _loss(config)
+    if isinstance(config, Navigation):
+        return rl.navigation(config.goals, horizon=config.horizon, sparse=config.sparse, loss=loss)
+    body, _, goal = config.task.partition("-")
+    make: Any = {"cheetah": rl.cheetah, "ant": rl.ant}[body]
+    return make(_GOALS[goal], horizon=config.horizon, loss=loss)
+
+
+def policy_of(config: Reinforcement, problem: ax.Resampling, key: Any) -> Any:
+    """A Gaussian policy of the environment's sizes."""
+    inputs, outputs = problem.draw.environment.sizes
+    return rl.GaussianPolicy(ax.models.mlp((inputs, *config.hidden, outputs), key=key), outputs)
+
+
+@functools.cache
+def outer(name: str, learning_rate: float, radius: float) -> optax.GradientTransformation:
+    """The outer optimiser; one object for the same options, so that runs in one process share their programs."""
+    if name == "trust-region":
+        return ax.stepsize.TrustRegion(rl.mean_kl, radius)
+    return {"adam": optax.adam, "sgd": optax.sgd}[name](learning_rate)
+
+
+def environment_steps(config: Reinforcement, method: ax.MetaGradient, problem: ax.Resampling) -> int:
+    """Environment steps of one meta-step."""
+    return rl.environment_steps(method, problem, config.tasks_per_step, again=config.optimizer == "trust-region")
+
+
+def _loss(config: Reinforcement) -> Any:
+    if config.surrogate == "dice":
+        return rl.DiCE(config.discount, per_step=True)
+    baseline = rl.LinearBaseline() if config.baseline == "linear" else None
+    return _SURROGATES[config.surrogate](
+        config.discount, baseline=baseline, trace=config.trace, normalise=config.normalise,
+        weigh_time=not config.normalise, per_step=True,
+    )  # fmt: skip
