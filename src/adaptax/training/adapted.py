@@ -69,6 +69,9 @@ class AdaptedTasks(eqx.Module):
         fixed = map_tasks(draw, (self.tasks, self.keys), size)
 
         def ends(floats, batches, key):
+            if not inner.steps:
+                return inner.unpack(eqx.combine(floats, static))[0]
+
             def loss(static):
                 at = lambda j: jax.tree.map(lambda leaf: leaf[j], batches)  # noqa: E731
                 return lambda w, frozen, j: problem.loss(eqx.combine(w, frozen, static), at(j))
@@ -104,4 +107,17 @@ class AdaptedTasks(eqx.Module):
 
             return mean(one)
 
-        return Region(evaluate, product)
+        def gradient(floats, loss, weight):
+            def one(batches, last, old, key):
+                # Without inner steps the target batch is that of the parameters before adaptation.
+                first = jax.tree.map(lambda leaf: leaf[0], batches) if inner.steps else last
+
+                def objective(floats):
+                    before, now = (inner.unpack(eqx.combine(w, static))[0] for w in (floating(self.params)[0], floats))
+                    return loss(ends(floats, batches, key), last) + weight * divergence(before, now, first)
+
+                return jax.grad(objective)(floats)
+
+            return mean(one)
+
+        return Region(evaluate, product, gradient)

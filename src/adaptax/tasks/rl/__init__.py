@@ -5,12 +5,13 @@ from adaptax.tasks.rl.environment import Environment, Rollouts, Trajectories, me
 from adaptax.tasks.rl.navigation import Navigation, navigation
 from adaptax.tasks.rl.policies import GaussianPolicy, SoftmaxPolicy, mean_kl
 from adaptax.tasks.rl.steps import environment_steps
-from adaptax.tasks.rl.surrogates import LVC, DiCE, LikelihoodRatio, LoadedDiCE
+from adaptax.tasks.rl.surrogates import LVC, Clipped, DiCE, LikelihoodRatio, LoadedDiCE
 from adaptax.tasks.rl.tabular import MDP, Tabular, TabularEnvironment, tabular
 
 __all__ = [
     "LVC",
     "MDP",
+    "Clipped",
     "DiCE",
     "Environment",
     "GaussianPolicy",
