@@ -3,6 +3,7 @@
 from adaptax.tasks.rl.advantages import LinearBaseline, advantages, returns_to_go
 from adaptax.tasks.rl.environment import Environment, Rollouts, Trajectories, mean_return, problem, rollout
 from adaptax.tasks.rl.navigation import Navigation, navigation
+from adaptax.tasks.rl.network_baseline import NetworkBaseline
 from adaptax.tasks.rl.policies import GaussianPolicy, SoftmaxPolicy, mean_kl
 from adaptax.tasks.rl.steps import environment_steps
 from adaptax.tasks.rl.surrogates import LVC, Clipped, DiCE, LikelihoodRatio, LoadedDiCE
@@ -19,6 +20,7 @@ __all__ = [
     "LinearBaseline",
     "LoadedDiCE",
     "Navigation",
+    "NetworkBaseline",
     "Rollouts",
     "SoftmaxPolicy",
     "Tabular",
