@@ -72,6 +72,8 @@ class AdaptedTasks(eqx.Module):
             """w_N from the outer problem's floating-point parameters, on batches already drawn."""
             start, rates = inner.unpack(eqx.combine(floats, static))
             split = inner.split(start)
+            if not inner.steps:
+                return eqx.combine(split.adapting, split.frozen, split.static)
 
             def loss(w, frozen, j):
                 batch = jax.tree.map(lambda leaf: leaf[j], batches)
@@ -109,4 +111,17 @@ class AdaptedTasks(eqx.Module):
 
             return mean(one)
 
-        return Region(evaluate, product)
+        def gradient(floats, loss, weight):
+            def one(batches, last, old, key):
+                # Without inner steps the target batch is that of the parameters before adaptation.
+                first = jax.tree.map(lambda leaf: leaf[0], batches) if inner.steps else last
+
+                def objective(floats):
+                    before, now = (inner.unpack(eqx.combine(w, static))[0] for w in (floating(self.params)[0], floats))
+                    return loss(ends(floats, batches, key), last) + weight * divergence(before, now, first)
+
+                return jax.grad(objective)(floats)
+
+            return mean(one)
+
+        return Region(evaluate, product, gradient)
