@@ -29,7 +29,7 @@ def apart(old, new, batch):
     return 0.5 * (new - old) @ jnp.asarray(M) @ (new - old)
 
 
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("steps", [0, 1, 3])
 def test_the_step_of_a_quadratic(x64, steps):
     problem, inner = quadratic(), ax.Inner(steps, ALPHA)
     step = ax.make_step(problem, ax.MetaGradient(inner), TrustRegion(apart, RADIUS, 1e-9), tasks_per_step=3)
