@@ -28,7 +28,11 @@ def returns(case, seed, adapted):
 
 
 def made_up():
-    rows = []
+    plain = {"part": "plain loss", "setting": "paper", "method": UNTRAINED}
+    rows = [
+        plain | {"seed": seed, "adapted": n, "value": -40.0 - seed + n / 4}
+        for seed in range(3) for n in (0, 1)
+    ]  # fmt: skip
     for setting, cases in ((experiment.PAPER, experiment.paper_cases()), (experiment.SMALL, experiment.small_cases())):
         for case in cases:
             about = {"setting": setting.name, "method": case.name, "inner_steps": case.inner_steps, "rule": case.rule}
@@ -64,6 +68,7 @@ def test_the_page_has_the_numbers_of_the_csv(page):
     assert f"| {EXACT} | 20 | -41.00 ± {4.3027 / 3**0.5:.2f} | -21.00 ± 2.48 | -24.00 ± 2.48 |" in page
     first, second = "20.00 ± 0.00 (better)", "-3.00 ± 0.00 (worse)"
     assert f"- {EXACT.capitalize()}: one step changes the return by {first}, a second one by {second}." in page
+    assert "untrained policy by 0.25 ± 0.00, as published by 10.00 ± 0.00." in page
     for method in (FIRST_ORDER, PRETRAINED, UNTRAINED, FROM_RETURNS):
         assert f"| {method} |" in page
 

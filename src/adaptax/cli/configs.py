@@ -281,7 +281,7 @@ class NavigationExperiment:
     seeds: int = 5
     """Runs of each method; the intervals are over them."""
     steps: int = 200
-    """Meta-steps; the smaller setting takes half as many."""
+    """Meta-steps."""
 
 
 Experiment = (

@@ -26,7 +26,7 @@ COLUMNS = (
 ALPHA, DISCOUNT, TASKS, TRAJECTORIES = 0.1, 0.95, 20, 20
 # Inner steps after which a policy is judged: along training, and at the end.
 SHORT, LONG = (0, 1), (0, 1, 2, 3, 5)
-FIXED_STEPS, EDGE_STEPS, GUARANTEED_STEPS = (1, 2, 3, 5), (1, 3), (3,)
+FIXED_STEPS, EDGE_STEPS, GUARANTEED_STEPS = (3, 2, 5), (3, 1), (3,)
 # Of the held-out goals, which no training seed draws.
 _HELD_OUT = 1_000_003
 # What draws at shifted parameters needs a width far above rounding, and few directions, each of which draws anew.
@@ -44,7 +44,6 @@ class Setting(NamedTuple):
         goals: held-out goals.
         fisher: on how many tasks the trust region's F is formed.
         parts: into how many parts a run's curve is cut.
-        share: of the meta-steps that are asked for.
     """
 
     name: str
@@ -53,13 +52,12 @@ class Setting(NamedTuple):
     sizes: tuple[int, ...] = (TRAJECTORIES,)
     drawn: bool = False
     goals: int = 40
-    fisher: int = 4
+    fisher: int = 2
     parts: int = 5
-    share: float = 1.0
 
 
 PAPER = Setting("paper", 100, (100, 100), (TRAJECTORIES, 2 * TRAJECTORIES), drawn=True)
-SMALL = Setting("small", 25, (32, 32), share=0.5)
+SMALL = Setting("small", 25, (32, 32))
 
 
 class Case(NamedTuple):
@@ -76,6 +74,17 @@ def surrogate() -> ax.tasks.rl.LVC:
     """As in published code: advantages standardised and not weighted by time, the mean over steps."""
     rl = ax.tasks.rl
     return rl.LVC(DISCOUNT, baseline=rl.LinearBaseline(), per_step=True, normalise=True, weigh_time=False)
+
+
+def plain_loss(setting: Setting, seeds: int) -> list[Row]:
+    """What a step of 0.1 does to untrained policies where advantages are neither standardised nor free of time's weight."""
+    rl = ax.tasks.rl
+    loss = rl.LVC(DISCOUNT, baseline=rl.LinearBaseline(), per_step=True)
+    problem, rows = rl.navigation(horizon=setting.horizon, loss=loss), []
+    for seed in range(seeds):
+        mark = {"part": "plain loss", "setting": setting.name, "method": page.UNTRAINED, "seed": seed}
+        rows += [mark | score for score in judge(setting, problem, policy(setting, seed), jnp.asarray(ALPHA), SHORT)]
+    return rows
 
 
 def policy(setting: Setting, seed: int) -> ax.tasks.rl.GaussianPolicy:
@@ -106,18 +115,19 @@ def small_cases() -> list[Case]:
     values = c.ZerothOrder(samples=VALUES, delta=WIDTH)
     smoothed = ax.gradients.Smoothed(samples=VALUES, delta=WIDTH, antithetic=True)
     return [
-        *(Case(EXACT, n, FIXED, method(n)) for n in FIXED_STEPS),
-        *(Case(EXACT, n, EDGE, method(n, ax.stepsize.Edge())) for n in EDGE_STEPS),
-        *(Case(EXACT, n, GUARANTEED, method(n, ax.stepsize.Guaranteed())) for n in GUARANTEED_STEPS),
-        Case(REUSED, 1, FIXED, method(independent_curvature=False)),
+        Case(EXACT, 1, FIXED, method()),
         Case(FIRST_ORDER, 1, FIXED, method(curvature=c.FirstOrder())),
         Case(PRETRAINED, 0, FIXED, method(0)),
+        Case(UNTRAINED, 0, FIXED, None),
+        Case(REUSED, 1, FIXED, method(independent_curvature=False)),
         Case(FINITE_DIFFERENCE, 1, FIXED, method(curvature=c.FiniteDifference(delta=WIDTH))),
         Case(GGS, 1, FIXED, method(curvature=c.GaussianSmoothing(samples=DIRECTIONS, delta=WIDTH))),  # type: ignore[call-arg]
         Case(STEIN, 1, FIXED, method(curvature=values)),
         # A trust region holds batches fixed, but these gradients draw at every shifted parameter: Adam.
         Case(FROM_RETURNS, 1, FIXED, method(curvature=values, gradients=smoothed), optax.adam(1e-3)),
-        Case(UNTRAINED, 0, FIXED, None),
+        *(Case(EXACT, n, FIXED, method(n)) for n in FIXED_STEPS),
+        *(Case(EXACT, n, EDGE, method(n, ax.stepsize.Edge())) for n in EDGE_STEPS),
+        *(Case(EXACT, n, GUARANTEED, method(n, ax.stepsize.Guaranteed())) for n in GUARANTEED_STEPS),
     ]
 
 
@@ -145,10 +155,11 @@ def navigation(
     out.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     with jax.threefry_partitionable(False):
+        rows += plain_loss(settings[0], seeds)
         for setting, cases in zip(settings, (paper_cases(), small_cases()), strict=True):
             problem = ax.tasks.rl.navigation(horizon=setting.horizon, loss=surrogate())
             for case in cases:
-                rows += train(setting, problem, case, seeds, max(1, round(steps * setting.share)), say)
+                rows += train(setting, problem, case, seeds, steps, say)
                 # What is there is kept if a later method is stopped.
                 write_rows(out / "navigation.csv", COLUMNS, rows)
     page.publish(out)
@@ -182,7 +193,8 @@ def train(setting: Setting, problem: ax.Resampling, case: Case, seeds: int, step
         if seed == 0 and setting.drawn:
             rows += [mark | {"part": "path"} | row for row in paths(setting, problem, params)]
         which = f"{setting.name}: {case.name}, N = {case.inner_steps}, {case.rule}, seed {seed}"
-        say(f"{which}: {at} meta-steps in {seconds:.0f} s")
+        found = [row["value"] for row in rows if row["part"] == "final" and row["seed"] == seed][:2]
+        say(f"{which}: {at} meta-steps in {seconds:.0f} s; return {found[0]:.2f}, after one step {found[1]:.2f}")
     return rows
 
 

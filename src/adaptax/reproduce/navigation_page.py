@@ -22,14 +22,13 @@ _ABOUT = (
     "on trajectories of its own ([theory](../../theory.md), section 10.3). Goals are uniform on [−0.5, 0.5]², both entries of "
     "an action are clipped to ±0.1, the reward is minus the distance to the goal. The return is undiscounted, and its mean is "
     "over 40 held-out goals, always the same. 20 goals a meta-step and 20 trajectories at every use; outer step: "
-    "`TrustRegion(mean_kl)` with divergence at most 0.01, damping 1e-5 and 15 trials of 0.8, F on 4 of the 20 goals."
+    "`TrustRegion(mean_kl)` with divergence at most 0.01, damping 1e-5 and 15 trials of 0.8, F on 2 of the 20 goals."
 )
 _SURROGATE = (
     "**The loss** is `LVC(0.95, baseline=LinearBaseline(), per_step=True, normalise=True, weigh_time=False)`: generalised "
     "advantages with λ = 1 and a linear baseline, standardised, the mean over steps, no weight of time. So does published "
-    "code, and its α = 0.1 presumes it: without the standardisation a step of 0.1 hardly moves the policy. The price is that "
-    "the gradient is not that of the discounted return; its scale is another at every batch. The activation is ReLU and the "
-    "policy's standard deviation 1 at first."
+    "code, and its α = 0.1 presumes it: {} The price is that the gradient is not that of the discounted return; its scale is "
+    "another at every batch. The activation is ReLU and the policy's standard deviation 1 at first."
 )
 _PAIRS = (
     "A seed's initial policy and goals are the same for all methods, and differences are paired by seed. One is called "
@@ -93,7 +92,7 @@ def publish(out: Path) -> None:
         "# Planar navigation",
         f"Written by `adaptax reproduce navigation --seeds {seeds} --steps {steps}` from [navigation.csv](navigation.csv).",
         _ABOUT,
-        _SURROGATE,
+        _SURROGATE.format(_scale(rows)),
         f"Numbers are means over {seeds} seeds with 95 % intervals (Student). {_PAIRS}",
         _paper(paper, pick(rows, setting="paper"), steps),
         "![Return before and after adaptation along training](returns.png)",
@@ -103,6 +102,17 @@ def publish(out: Path) -> None:
         _small(small, rows),
     ]
     (out / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _scale(rows: list[Row]) -> str:
+    """What a step does to an untrained policy with the plain scale of advantages, and with the published one."""
+    first = {part: pick(rows, part=part, setting="paper", method=UNTRAINED) for part in ("plain loss", "final")}
+    first["final"] = pick(first["final"], trajectories=first["final"][0]["trajectories"])
+    plain, published = (student(by_seed(run, adapted=1) - by_seed(run, adapted=0)) for run in first.values())
+    return (
+        f"with weighed advantages, not standardised, one step of 0.1 changes the return of an untrained policy by {plain}, "
+        f"as published by {published}."
+    )
 
 
 def _paper(final: list[Row], rows: list[Row], steps: int) -> str:
@@ -157,8 +167,8 @@ def _small(final: list[Row], rows: list[Row]) -> str:
     header = ["N", "rule", "α at the end", "before", "after 1", "after 2", "after 3", "after 5", "after N, less N = 1, α = 0.1"]
     parts += [
         markdown(header, body),
-        "Edge measures the curvature of a surrogate on 20 noisy episodes, so that its α is one over a noisy, large eigenvalue; "
-        "Guaranteed takes an eighth of that over N. Policies are tested with the α they were trained with.",
+        "Edge's α is one over the curvature measured on the surrogate of 20 episodes; Guaranteed's is an eighth of that, "
+        "over N. Policies are tested with the α they were trained with.",
         "### Samples of their own for the Hessian factors, or the step's",
     ]
     one = pick(final, inner_steps=1, rule=FIXED) + pick(final, inner_steps=0)
