@@ -2,10 +2,10 @@
 
 import pytest
 
-from adaptax.reproduce import estimators, matrix, rates, sinusoid
+from adaptax.reproduce import estimators, matrix, navigation, rates, sinusoid
 
 BAD = [
-    ("", "adaptax reproduce needs an experiment first: adaptax reproduce hessian-estimators|matrix|sinusoid|rates"),
+    ("", "adaptax reproduce needs an experiment first: adaptax reproduce hessian-estimators|matrix|sinusoid|rates|navigation"),
     ("matrices", "no experiment 'matrices': did you mean matrix?"),
     ("matrix --seeds 1", "--seeds 1 must be a whole number of at least 2"),
     ("sinusoid --seeds 0", "--seeds 0 must be a whole number of at least 2"),
@@ -15,6 +15,8 @@ BAD = [
     ("hessian-estimators --seed -1", "--seed -1 must be a whole number from 0"),
     ("hessian-estimators --seeds 3", "has no option --seeds: did you mean --seed?"),
     ("rates --seeds 1", "--seeds 1 must be a whole number of at least 2"),
+    ("navigation --seeds 1", "--seeds 1 must be a whole number of at least 2"),
+    ("navigation --steps 0", "--steps 0 must be a whole number of at least 1"),
     ("rates --scale 0", "--scale 0.0 must be a positive number"),
     ("matrix --out file", "--out file cannot be a folder, for file is a file: choose another one"),
 ]
@@ -33,6 +35,7 @@ def test_bad_options(run, tmp_path, monkeypatch, arguments, sentence):
     [
         (matrix, "matrix", "--seeds 3 --steps 7", (3, 7)),
         (sinusoid, "sinusoid", "--seeds 2", (2, 3000)),
+        (navigation, "navigation", "--steps 7", (5, 7)),
         (rates, "rates", "--seeds 3 --scale 0.5", (3, 0.5)),
         (estimators, "hessian-estimators", "--repeats 20 --seed 4", (20, 4)),
     ],

@@ -1,5 +1,7 @@
 """The trust-region outer step: against closed forms, and on navigation."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import adaptax as ax
 from adaptax.stepsize import TrustRegion
 from adaptax.tasks import rl
+from adaptax.training import devices as dev
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -26,7 +29,7 @@ def apart(old, new, batch):
     return 0.5 * (new - old) @ jnp.asarray(M) @ (new - old)
 
 
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("steps", [0, 1, 3])
 def test_the_step_of_a_quadratic(x64, steps):
     problem, inner = quadratic(), ax.Inner(steps, ALPHA)
     step = ax.make_step(problem, ax.MetaGradient(inner), TrustRegion(apart, RADIUS, 1e-9), tasks_per_step=3)
@@ -43,6 +46,24 @@ def test_the_step_of_a_quadratic(x64, steps):
     assert shrunk >= 0.8 and not info["skipped"]
     np.testing.assert_allclose(state.params - START, shrunk * full, rtol=1e-5)
     np.testing.assert_allclose(state.opt_state.divergence, shrunk**2 * RADIUS, rtol=1e-5)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_divergence_s_hessian_may_be_of_the_first_tasks_alone(x64, devices):
+    """A divergence whose scale is each task's own shows which tasks F is formed on."""
+    problem, tasks = quadratic(), ax.Task(*[jnp.arange(10.0).reshape(5, 2)] * 2)
+    scaled = lambda old, new, batch: (1 + batch[0]) * apart(old, new, batch)  # noqa: E731
+    method, mesh = ax.MetaGradient(ax.Inner(1, ALPHA)), dev.mesh_of(jax.devices()[:devices], 5)
+    path = np.eye(2) - ALPHA * A
+    # Of the first three; or, on two devices with the shares 0, 1, 2 and 3, 4, of the first two of each.
+    used = [0, 1, 2] if devices == 1 else [0, 1, 3, 4]
+    step = ax.make_step(problem, method, TrustRegion(scaled, RADIUS, 1e-9, tasks=3), 5)
+    state, _ = dataclasses.replace(step, mesh=mesh)(step.init(jnp.asarray(START)), tasks)
+    fisher = (1 + 2 * np.mean(used)) * path @ M @ path
+    _, grad, _ = method.batch(problem, jnp.asarray(START), tasks)
+    x = np.linalg.solve(fisher, grad)
+    full = -x * np.sqrt(2 * RADIUS / (x @ fisher @ x)) * 0.8 ** int(state.opt_state.backtracks)
+    np.testing.assert_allclose(state.params - START, full, rtol=1e-5)
 
 
 def test_a_step_that_does_not_lower_the_loss_is_not_taken(x64):
@@ -67,7 +88,7 @@ def test_mean_kl_against_samples(x64):
     np.testing.assert_allclose(one.divergence(two, jnp.zeros(1, int))[0], np.sum(p * np.log(p / q)), rtol=1e-12)
 
 
-@pytest.mark.parametrize("options", [{"radius": 0.0}, {"shrink": 1.5}, {"iterations": 0}, {"backtracks": 0}])
+@pytest.mark.parametrize("options", [{"radius": 0.0}, {"shrink": 1.5}, {"iterations": 0}, {"backtracks": 0}, {"tasks": 0}])
 def test_wrong_numbers(options):
     with pytest.raises(ax.InputError, match=f"TrustRegion.*{next(iter(options))}"):
         TrustRegion(apart, **options)

@@ -142,17 +142,32 @@ class RatesExperiment:
     """Multiplies the numbers of meta-steps and draws."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class NavigationExperiment:
+    """Planar navigation by reinforcement learning, meta-trained with every method."""
+
+    experiment: ClassVar[str] = "navigation"
+
+    out: Path = Path("reproduced/navigation")
+    """Folder for the CSV, the figures and README.md."""
+    seeds: int = 5
+    """Runs of each method; the intervals are over them."""
+    steps: int = 200
+    """Meta-steps."""
+
+
 Experiment = (
     Annotated[HessianEstimators, tyro.conf.subcommand("hessian-estimators")]
     | Annotated[MatrixExperiment, tyro.conf.subcommand("matrix")]
     | Annotated[SinusoidExperiment, tyro.conf.subcommand("sinusoid")]
     | Annotated[RatesExperiment, tyro.conf.subcommand("rates")]
+    | Annotated[NavigationExperiment, tyro.conf.subcommand("navigation")]
 )
 
 
 @dataclass(frozen=True)
 class Reproduce:
-    """Run a reference experiment: adaptax reproduce hessian-estimators|matrix|sinusoid|rates."""
+    """Run a reference experiment: adaptax reproduce hessian-estimators|matrix|sinusoid|rates|navigation."""
 
     experiment: tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[Experiment]]
 
@@ -190,5 +205,6 @@ TASKS: dict[str, type[Training]] = {
     kind.task: kind for kind in (Sinusoid, Matrix, Images, Navigation, CheetahDir, CheetahVel, AntDir, AntVel, AntGoal)
 }
 EXPERIMENTS: dict[str, type] = {
-    kind.experiment: kind for kind in (HessianEstimators, MatrixExperiment, SinusoidExperiment, RatesExperiment)
+    kind.experiment: kind
+    for kind in (HessianEstimators, MatrixExperiment, SinusoidExperiment, RatesExperiment, NavigationExperiment)
 }

@@ -4,11 +4,13 @@ import math
 import sys
 
 from adaptax.cli import settings
-from adaptax.cli.configs import HessianEstimators, MatrixExperiment, RatesExperiment, SinusoidExperiment
+from adaptax.cli.configs import HessianEstimators, MatrixExperiment, NavigationExperiment, RatesExperiment, SinusoidExperiment
 from adaptax.errors import InputError
 
+Options = HessianEstimators | MatrixExperiment | SinusoidExperiment | RatesExperiment | NavigationExperiment
 
-def reproduce(options: HessianEstimators | MatrixExperiment | SinusoidExperiment | RatesExperiment) -> int:
+
+def reproduce(options: Options) -> int:
     """Check the options, then run; how far it is goes to stderr, and where the page is to stdout."""
     settings.check_folder(options.out)
     if isinstance(options, HessianEstimators):
@@ -28,9 +30,10 @@ def reproduce(options: HessianEstimators | MatrixExperiment | SinusoidExperiment
         settings.check_count("--seeds", options.seeds, 2)
         settings.check_count("--steps", options.steps, 1)
         from adaptax.reproduce.matrix import matrix
+        from adaptax.reproduce.navigation import navigation
         from adaptax.reproduce.sinusoid import sinusoid
 
-        run = matrix if isinstance(options, MatrixExperiment) else sinusoid
+        run = {MatrixExperiment: matrix, SinusoidExperiment: sinusoid, NavigationExperiment: navigation}[type(options)]
         run(options.out, options.seeds, options.steps, _say)
     print(f"What was found: {options.out / 'README.md'}")
     return 0

@@ -38,6 +38,8 @@ class Adapted(Protocol):
 
     def region(self, divergence: Divergence) -> Region: ...
 
+    def first(self, tasks: int) -> "Adapted": ...
+
 
 class TrustState(eqx.Module):
     """State of `TrustRegion`.
@@ -67,6 +69,9 @@ class TrustRegion(optax.GradientTransformationExtraArgs):
         iterations: of the conjugate gradients (default 10).
         backtracks: trials (default 15).
         shrink: by which factor each trial is shorter than the last (default 0.8).
+        tasks: F is the mean over the first so many tasks of the batch, rounded up to the same number on every device
+            (default None: over all). Products with F are most of the work; loss and divergence of a trial are always those
+            of all tasks.
 
     Errors: `InputError` for numbers out of range, and in a loop that does not feed it.
 
@@ -84,7 +89,7 @@ class TrustRegion(optax.GradientTransformationExtraArgs):
 
     def __new__(
         cls, divergence: Divergence, radius: float = 1e-2, damping: float = 1e-5, *, iterations: int = 10,
-        backtracks: int = 15, shrink: float = 0.8,
+        backtracks: int = 15, shrink: float = 0.8, tasks: int | None = None,
     ):  # fmt: skip
         if not callable(divergence):
             raise InputError("TrustRegion(divergence=...) must be a function such as ax.tasks.rl.mean_kl.")
@@ -94,6 +99,8 @@ class TrustRegion(optax.GradientTransformationExtraArgs):
             raise InputError(f"TrustRegion(shrink={shrink!r}) must be below 1, so that trials become shorter.")
         for name, value in (("iterations", iterations), ("backtracks", backtracks)):
             check_whole("TrustRegion", name, value, 1)
+        if tasks is not None:
+            check_whole("TrustRegion", "tasks", tasks, 1)
 
         def init(params: Any) -> Any:
             return TrustState(jnp.zeros(()), jnp.zeros((), jnp.int32))
@@ -102,7 +109,8 @@ class TrustRegion(optax.GradientTransformationExtraArgs):
             if adapted is None or params is None:
                 raise InputError("TrustRegion is fed by ax.train and ax.make_step: use it there, or pass adapted= to update.")
             region = adapted.region(divergence)
-            damped = lambda v: _tree.add(region.product(v), _tree.scale(damping, v))  # noqa: E731
+            product = (region if tasks is None else adapted.first(tasks).region(divergence)).product
+            damped = lambda v: _tree.add(product(v), _tree.scale(damping, v))  # noqa: E731
             x = cg(damped, updates, maxiter=iterations)[0]
             # Of x.(F + c)x the residual of the conjugate gradients is a part, so it is formed and not taken from g.x.
             bend = _tree.dot(x, damped(x))

@@ -1,0 +1,234 @@
+"""Planar navigation, a resampling problem: docs/theory.md, section 10.3."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+import adaptax as ax
+from adaptax.reproduce import navigation_page as page
+from adaptax.reproduce.files import Row, Say, write_rows
+from adaptax.reproduce.methods import EXACT, FINITE_DIFFERENCE, FIRST_ORDER, GGS, STEIN
+from adaptax.reproduce.navigation_page import EDGE, FIXED, FROM_RETURNS, GUARANTEED, PRETRAINED, REUSED, UNTRAINED
+from adaptax.reproduce.training import check_sizes, initial_key
+from adaptax.training.step import State, Step
+
+COLUMNS = (
+    "part", "setting", "method", "inner_steps", "rule", "seed", "meta_step", "env_steps", "adapted", "trajectories",
+    "value", "goal", "time", "x", "y",
+)  # fmt: skip
+ALPHA, DISCOUNT, TASKS, TRAJECTORIES = 0.1, 0.95, 20, 20
+# Inner steps after which a policy is judged: along training, and at the end.
+SHORT, LONG = (0, 1), (0, 1, 2, 3, 5)
+FIXED_STEPS, EDGE_STEPS, GUARANTEED_STEPS = (3, 2, 5), (3, 1), (3,)
+# Of the held-out goals, which no training seed draws.
+_HELD_OUT = 1_000_003
+# What draws at shifted parameters needs a width far above rounding, and few directions, each of which draws anew.
+DIRECTIONS, VALUES, WIDTH = 2, 10, 0.05
+
+
+class Setting(NamedTuple):
+    """A size of the experiment.
+
+    Arguments:
+        name: in the CSV.
+        horizon, hidden: H, and the widths of the policy's network.
+        sizes: with how many trajectories a policy adapts when it is judged at the end.
+        drawn: whether trajectories are kept for a figure.
+        goals: held-out goals.
+        fisher: on how many tasks the trust region's F is formed.
+        parts: into how many parts a run's curve is cut.
+    """
+
+    name: str
+    horizon: int
+    hidden: tuple[int, ...]
+    sizes: tuple[int, ...] = (TRAJECTORIES,)
+    drawn: bool = False
+    goals: int = 40
+    fisher: int = 2
+    parts: int = 5
+
+
+PAPER = Setting("paper", 100, (100, 100), (TRAJECTORIES, 2 * TRAJECTORIES), drawn=True)
+SMALL = Setting("small", 25, (32, 32))
+
+
+class Case(NamedTuple):
+    """One way of training: how it is called, N, the rule of the inner step size, the method and outer optimiser."""
+
+    name: str
+    inner_steps: int
+    rule: str
+    method: ax.MetaGradient | None
+    optimizer: Any = None
+
+
+def surrogate() -> ax.tasks.rl.LVC:
+    """As in published code: advantages standardised and not weighted by time, the mean over steps."""
+    rl = ax.tasks.rl
+    return rl.LVC(DISCOUNT, baseline=rl.LinearBaseline(), per_step=True, normalise=True, weigh_time=False)
+
+
+def plain_loss(setting: Setting, seeds: int) -> list[Row]:
+    """What a step of 0.1 does to untrained policies where advantages are neither standardised nor free of time's weight."""
+    rl = ax.tasks.rl
+    loss = rl.LVC(DISCOUNT, baseline=rl.LinearBaseline(), per_step=True)
+    problem, rows = rl.navigation(horizon=setting.horizon, loss=loss), []
+    for seed in range(seeds):
+        mark = {"part": "plain loss", "setting": setting.name, "method": page.UNTRAINED, "seed": seed}
+        rows += [mark | score for score in judge(setting, problem, policy(setting, seed), jnp.asarray(ALPHA), SHORT)]
+    return rows
+
+
+def policy(setting: Setting, seed: int) -> ax.tasks.rl.GaussianPolicy:
+    """The initial policy of a seed."""
+    return ax.tasks.rl.GaussianPolicy(ax.models.mlp((2, *setting.hidden, 2), key=initial_key(seed)), 2)
+
+
+def method(steps: int = 1, alpha: Any = ALPHA, curvature: Any = None, gradients: Any = None, **options: Any) -> ax.MetaGradient:
+    """A meta-gradient from 20 trajectories at every use."""
+    inner = ax.Inner(steps, alpha) if gradients is None else ax.Inner(steps, alpha, gradients=gradients)
+    samples = ax.Samples(TRAJECTORIES, TRAJECTORIES, TRAJECTORIES)
+    return ax.MetaGradient(inner, curvature or ax.curvature.Exact(), samples=samples, **options)
+
+
+def paper_cases() -> list[Case]:
+    """Those of the paper's setting."""
+    return [
+        Case(EXACT, 1, FIXED, method()),
+        Case(FIRST_ORDER, 1, FIXED, method(curvature=ax.curvature.FirstOrder())),
+        Case(PRETRAINED, 0, FIXED, method(0)),
+        Case(UNTRAINED, 0, FIXED, None),
+    ]
+
+
+def small_cases() -> list[Case]:
+    """Those of the small setting."""
+    c = ax.curvature
+    values = c.ZerothOrder(samples=VALUES, delta=WIDTH)
+    smoothed = ax.gradients.Smoothed(samples=VALUES, delta=WIDTH, antithetic=True)
+    return [
+        Case(EXACT, 1, FIXED, method()),
+        Case(FIRST_ORDER, 1, FIXED, method(curvature=c.FirstOrder())),
+        Case(PRETRAINED, 0, FIXED, method(0)),
+        Case(UNTRAINED, 0, FIXED, None),
+        Case(REUSED, 1, FIXED, method(independent_curvature=False)),
+        Case(FINITE_DIFFERENCE, 1, FIXED, method(curvature=c.FiniteDifference(delta=WIDTH))),
+        Case(GGS, 1, FIXED, method(curvature=c.GaussianSmoothing(samples=DIRECTIONS, delta=WIDTH))),  # type: ignore[call-arg]
+        Case(STEIN, 1, FIXED, method(curvature=values)),
+        # A trust region holds batches fixed, but these gradients draw at every shifted parameter: Adam.
+        Case(FROM_RETURNS, 1, FIXED, method(curvature=values, gradients=smoothed), optax.adam(1e-3)),
+        *(Case(EXACT, n, FIXED, method(n)) for n in FIXED_STEPS),
+        *(Case(EXACT, n, EDGE, method(n, ax.stepsize.Edge())) for n in EDGE_STEPS),
+        *(Case(EXACT, n, GUARANTEED, method(n, ax.stepsize.Guaranteed())) for n in GUARANTEED_STEPS),
+    ]
+
+
+def navigation(
+    out: Path, seeds: int = 5, steps: int = 200, say: Say = print, *, settings: Sequence[Setting] = (PAPER, SMALL),
+) -> None:  # fmt: skip
+    r"""Meta-train policies that find a goal they are not told of, with every method, and judge them on held-out goals.
+
+    Arguments:
+        out: the folder for navigation.csv, the figures and README.md; made if it is not there.
+        seeds: how many seeds; the initial policy and the tasks of a seed are the same for all methods.
+        steps: meta-steps.
+        say: told how far it is (default: printed).
+        settings: the paper's size and the small one.
+
+    Errors: `InputError` for fewer than two seeds or fewer than one meta-step.
+
+    Example:
+        >>> from pathlib import Path
+        >>> navigation(Path("reproduced/navigation"), seeds=2, steps=10)  # doctest: +SKIP
+
+    Source: Finn, Abbeel, Levine (2017), ICML; the settings of arXiv 2002.07836v1; docs/theory.md, section 10.3.
+    """
+    check_sizes(seeds, steps)
+    out.mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+    with jax.threefry_partitionable(False):
+        rows += plain_loss(settings[0], seeds)
+        for setting, cases in zip(settings, (paper_cases(), small_cases()), strict=True):
+            problem = ax.tasks.rl.navigation(horizon=setting.horizon, loss=surrogate())
+            for case in cases:
+                rows += train(setting, problem, case, seeds, steps, say)
+                # What is there is kept if a later method is stopped.
+                write_rows(out / "navigation.csv", COLUMNS, rows)
+    page.publish(out)
+
+
+def train(setting: Setting, problem: ax.Resampling, case: Case, seeds: int, steps: int, say: Say) -> list[Row]:
+    """The returns of a case along training and at its end, by seed."""
+    rows: list[Row] = []
+    about = {"setting": setting.name, "method": case.name, "inner_steps": case.inner_steps, "rule": case.rule}
+    step, each = None, 0
+    if case.method is not None:
+        optimizer = case.optimizer or ax.stepsize.TrustRegion(ax.tasks.rl.mean_kl, tasks=setting.fisher)
+        step = ax.make_step(problem, case.method, optimizer, TASKS)
+        each = ax.tasks.rl.environment_steps(case.method, problem, TASKS)
+    for seed in range(seeds):
+        began, params, alpha, at = time.perf_counter(), policy(setting, seed), jnp.asarray(ALPHA), 0
+        if step is not None:
+            state = step.init(params, seed)
+            for count in [0, *_chunks(steps, max(1, steps // setting.parts))]:
+                state, at = _advance(step, state, jnp.asarray(count)), at + count
+                alpha = alpha if case.rule == FIXED else state.inner.stepsize
+                mark = about | {"seed": seed, "meta_step": at, "env_steps": at * each, "trajectories": TRAJECTORIES}
+                rows += [mark | {"part": "training"} | score for score in judge(setting, problem, state.params, alpha, SHORT)]
+            params = state.params
+        seconds = time.perf_counter() - began
+        mark = about | {"seed": seed, "meta_step": at, "env_steps": at * each}
+        rows += [mark | {"part": "seconds", "value": seconds}, mark | {"part": "stepsize", "value": float(alpha)}]
+        for size in setting.sizes:
+            scores = judge(setting, problem, params, alpha, LONG, size)
+            rows += [mark | {"part": "final", "trajectories": size} | score for score in scores]
+        if seed == 0 and setting.drawn:
+            rows += [mark | {"part": "path"} | row for row in paths(setting, problem, params)]
+        which = f"{setting.name}: {case.name}, N = {case.inner_steps}, {case.rule}, seed {seed}"
+        found = [row["value"] for row in rows if row["part"] == "final" and row["seed"] == seed][:2]
+        say(f"{which}: {at} meta-steps in {seconds:.0f} s; return {found[0]:.2f}, after one step {found[1]:.2f}")
+    return rows
+
+
+def judge(
+    setting: Setting, problem: ax.Resampling, params: Any, alpha: Array, steps: Sequence[int], size: int = TRAJECTORIES
+) -> list[Row]:
+    """The mean return on the held-out goals after each number of steps, each from `size` trajectories."""
+    samples = ax.Samples(size, size, size)
+    curve = ax.evaluate(problem, params, ax.Inner(1, alpha), steps, setting.goals, _HELD_OUT, samples=samples)
+    return [{"adapted": int(n), "value": float(r)} for n, r in zip(curve.steps, curve.mean["return"], strict=True)]
+
+
+def paths(setting: Setting, problem: ax.Resampling, params: Any) -> list[Row]:
+    """Three trajectories for each of the drawn goals, before and after one step."""
+    rows: list[Row] = []
+    samples = ax.Samples(TRAJECTORIES, TRAJECTORIES, TRAJECTORIES)
+    for goal, place in enumerate(page.GOALS):
+        task = jnp.asarray(place)
+        adapted = ax.adapt(problem, params, task, ax.Inner(1, ALPHA), jax.random.key(goal), samples=samples).params
+        for steps, by in ((0, params), (1, adapted)):
+            batch = problem.draw(task, by, jax.random.key(goal + 100), 3)
+            for i, points in enumerate(batch.observations.tolist()):
+                rows += [{"adapted": steps, "goal": goal, "trajectories": i, "time": t, "x": x, "y": y}
+                         for t, (x, y) in enumerate(points)]  # fmt: skip
+    return rows
+
+
+def _chunks(steps: int, every: int) -> list[int]:
+    return [min(every, steps - at) for at in range(0, steps, every)]
+
+
+@eqx.filter_jit
+def _advance(step: Step, state: State, count: Array) -> State:
+    """`count` meta-steps."""
+    arrays, static = eqx.partition(state, eqx.is_array)
+    one = lambda _, arrays: eqx.filter(step(eqx.combine(arrays, static))[0], eqx.is_array)  # noqa: E731
+    return eqx.combine(jax.lax.fori_loop(0, count, one, arrays), static)

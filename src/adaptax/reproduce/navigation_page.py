@@ -1,0 +1,209 @@
+"""The figures and the page of the navigation experiment, from its CSV alone: every number and statement is computed here."""
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from adaptax.report.navigation import draw_paths, draw_returns
+from adaptax.report.tables import markdown
+from adaptax.reproduce.files import Row, distinct, pick, read_rows
+from adaptax.reproduce.methods import EXACT, FINITE_DIFFERENCE, FIRST_ORDER, GGS, STEIN
+
+EDGE, FIXED, GUARANTEED = "Edge", "α = 0.1", "Guaranteed"
+FROM_RETURNS = "zeroth order, from returns alone"
+PRETRAINED, UNTRAINED = "trained without adaptation", "untrained"
+REUSED = "exact, the step's samples reused"
+GOALS = ((0.4, 0.4), (-0.4, 0.3), (-0.2, -0.45), (0.45, -0.15))
+_ABOUT = (
+    "A policy moves a point from the origin to a goal that it is not told of; it adapts to the goal by policy-gradient steps "
+    "on trajectories of its own ([theory](../../theory.md), section 10.3). Goals are uniform on [−0.5, 0.5]², both entries of "
+    "an action are clipped to ±0.1, the reward is minus the distance to the goal. The return is undiscounted, and its mean is "
+    "over 40 held-out goals, always the same. 20 goals a meta-step and 20 trajectories at every use; outer step: "
+    "`TrustRegion(mean_kl)` with divergence at most 0.01, damping 1e-5 and 15 trials of 0.8, F on 2 of the 20 goals."
+)
+_SURROGATE = (
+    "**The loss** is `LVC(0.95, baseline=LinearBaseline(), per_step=True, normalise=True, weigh_time=False)`: generalised "
+    "advantages with λ = 1 and a linear baseline, standardised, the mean over steps, no weight of time. So does published "
+    "code, and its α = 0.1 presumes it: {} The price is that the gradient is not that of the discounted return; its scale is "
+    "another at every batch. The activation is ReLU and the policy's standard deviation 1 at first."
+)
+_PAIRS = (
+    "A seed's initial policy and goals are the same for all methods, and differences are paired by seed. One is called "
+    "better or worse where its interval leaves 0 out; the intervals are not corrected for the number of comparisons."
+)
+_WIDTHS = (
+    "GGS has 2 directions, both zeroth-order forms 10, all widths are 0.05; every direction draws episodes anew at its own "
+    "parameters. Values of the loss are minus the mean return over steps and know nothing of standardised advantages, so the "
+    "zeroth-order products have another scale than the gradients beside them. The last zeroth-order form takes its inner and "
+    "outer gradients from returns too; its outer step is Adam (1e-3), since the trust region holds batches fixed. All policies "
+    "are tested with policy-gradient steps."
+)
+
+
+class Mean(NamedTuple):
+    """A mean over seeds with its 95 % interval of Student."""
+
+    mean: float
+    half: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} ± {self.half:.2f}"
+
+
+def student(values: np.ndarray | list[float]) -> Mean:
+    """The mean of at least two numbers, and half the width of its 95 % interval.
+
+    Example:
+        >>> print(student([1.0, 2.0, 3.0]))
+        2.00 ± 2.48
+    """
+    x = np.asarray(values, float)
+    return Mean(float(x.mean()), float(stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x))))
+
+
+def by_seed(rows: list[Row], **wanted: object) -> np.ndarray:
+    """The values of these rows in the order of the seeds."""
+    return np.array([row["value"] for row in sorted(pick(rows, **wanted), key=lambda row: row["seed"])], float)
+
+
+def verdict(difference: Mean) -> str:
+    """What a paired difference of returns shows: better and worse only where the interval leaves 0 out."""
+    if not math.isfinite(difference.mean) or not math.isfinite(difference.half):
+        return "not finite"
+    if abs(difference.mean) <= difference.half:
+        return "not told apart"
+    return "better" if difference.mean > 0 else "worse"
+
+
+def publish(out: Path) -> None:
+    """Draw the figures and write README.md from navigation.csv in a folder."""
+    rows = read_rows(out / "navigation.csv")
+    final, training = pick(rows, part="final"), pick(rows, part="training")
+    paper, small = pick(final, setting="paper"), pick(final, setting="small")
+    seeds, steps = len(distinct(final, "seed")), max(row["meta_step"] for row in paper)
+    draw_returns(out, "returns", pick(training, setting="paper"), "meta_step", "meta-steps")
+    draw_paths(out, "paths", pick(rows, part="path"), GOALS)
+    estimators = [row for row in pick(training, setting="small", inner_steps=1, rule=FIXED) if row["method"] != REUSED]
+    draw_returns(out, "estimators", estimators, "env_steps", "environment steps")
+    parts = [
+        "# Planar navigation",
+        f"Written by `adaptax reproduce navigation --seeds {seeds} --steps {steps}` from [navigation.csv](navigation.csv).",
+        _ABOUT,
+        _SURROGATE.format(_scale(rows)),
+        f"Numbers are means over {seeds} seeds with 95 % intervals (Student). {_PAIRS}",
+        _paper(paper, pick(rows, setting="paper"), steps),
+        "![Return before and after adaptation along training](returns.png)",
+        "Lines: mean over seeds; bands: from the smallest to the largest seed.",
+        "![Trajectories before and after one step](paths.png)",
+        "Three trajectories for each of four goals, chosen by hand; seed 0.",
+        _small(small, rows),
+    ]
+    (out / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _scale(rows: list[Row]) -> str:
+    """What a step does to an untrained policy with the plain scale of advantages, and with the published one."""
+    first = {part: pick(rows, part=part, setting="paper", method=UNTRAINED) for part in ("plain loss", "final")}
+    first["final"] = pick(first["final"], trajectories=first["final"][0]["trajectories"])
+    plain, published = (student(by_seed(run, adapted=1) - by_seed(run, adapted=0)) for run in first.values())
+    return (
+        f"with weighed advantages, not standardised, one step of 0.1 changes the return of an untrained policy by {plain}, "
+        f"as published by {published}."
+    )
+
+
+def _paper(final: list[Row], rows: list[Row], steps: int) -> str:
+    methods, sizes, body = distinct(final, "method"), distinct(final, "trajectories"), []
+    for method in methods:
+        for size in sizes:
+            run = pick(final, method=method, trajectories=size)
+            cells = [str(student(by_seed(run, adapted=n))) for n in (0, 1, 2, 3)]
+            body.append([method, str(size), *cells, _against(final, method, EXACT, adapted=1, trajectories=size)])
+    header = ["method", "trajectories", "before", "after 1 step", "after 2", "after 3", "after 1, less exact's"]
+    text = [
+        "## The paper's setting",
+        f"Horizon 100, network 2-100-100-2, N = 1, α = 0.1, {steps} meta-steps; every policy adapts with steps of 0.1.",
+        markdown(header, body),
+    ]
+    for method in methods:
+        run = pick(final, method=method, trajectories=sizes[0])
+        gain = student(by_seed(run, adapted=1) - by_seed(run, adapted=0))
+        more = student(by_seed(run, adapted=2) - by_seed(run, adapted=1))
+        first, second = (f"{change} ({verdict(change)})" for change in (gain, more))
+        text.append(f"- {_capital(method)}: one step changes the return by {first}, a second one by {second}.")
+    found = {m: verdict(_difference(final, m, EXACT, adapted=1, trajectories=sizes[0])) for m in methods if m != EXACT}
+    text.append(
+        f"After one step with {sizes[0]} trajectories, beside exact: " + ", ".join(f"{m} {v}" for m, v in found.items()) + "."
+    )
+    seconds = {m: by_seed(pick(rows, part="seconds", method=m)) for m in methods if m != UNTRAINED}
+    text.append(
+        "Seconds for a run with its evaluations, median over seeds, on the two shared cores it was made on: "
+        + ", ".join(f"{m} {np.median(s):.0f}" for m, s in seconds.items()) + "."
+    )  # fmt: skip
+    lists = text[3 : 3 + len(methods)]
+    return "\n\n".join([*text[:3], "\n".join(lists), *text[3 + len(methods) :]])
+
+
+def _small(final: list[Row], rows: list[Row]) -> str:
+    rates = pick(rows, part="stepsize", setting="small")
+    parts = [
+        "## A smaller setting for the other questions",
+        "Horizon 25, network 2-32-32-2, the rest as above: what draws episodes for every direction would cost too much at the "
+        f"paper's size. {max(row['meta_step'] for row in final)} meta-steps.",
+        "### How many inner steps, and of what size",
+    ]
+    body = []
+    cases = dict.fromkeys((row["inner_steps"], row["rule"]) for row in pick(final, method=EXACT))
+    for n, rule in sorted(cases, key=lambda case: (list(dict.fromkeys(r for _, r in cases)).index(case[1]), case[0])):
+        run = pick(final, method=EXACT, inner_steps=n, rule=rule)
+        alpha = student(by_seed(rates, method=EXACT, inner_steps=n, rule=rule))
+        cells = [str(student(by_seed(run, adapted=k))) for k in (0, 1, 2, 3, 5)]
+        less = student(by_seed(run, adapted=n) - by_seed(final, method=EXACT, inner_steps=1, rule=FIXED, adapted=1))
+        beside = "0" if (n, rule) == (1, FIXED) else f"{less} ({verdict(less)})"
+        body.append([str(n), rule, f"{alpha.mean:.3g}", *cells, beside])
+    header = ["N", "rule", "α at the end", "before", "after 1", "after 2", "after 3", "after 5", "after N, less N = 1, α = 0.1"]
+    parts += [
+        markdown(header, body),
+        "Edge's α is one over the curvature measured on the surrogate of 20 episodes; Guaranteed's is an eighth of that, "
+        "over N. Policies are tested with the α they were trained with.",
+        "### Samples of their own for the Hessian factors, or the step's",
+    ]
+    one = pick(final, inner_steps=1, rule=FIXED) + pick(final, inner_steps=0)
+    reused = _difference(one, REUSED, EXACT, adapted=1)
+    steps = {m: pick(one, method=m)[0]["env_steps"] for m in (EXACT, REUSED)}
+    shared, own = (student(by_seed(one, method=m, adapted=1)) for m in (REUSED, EXACT))
+    parts.append(
+        f"With the step's samples reused (`independent_curvature=False`) the return after one step is {shared}, with samples "
+        f"of their own {own}; difference {reused} ({verdict(reused)}). The run takes {steps[REUSED]:,} environment steps with "
+        f"reuse and {steps[EXACT]:,} without."
+    )
+    parts.append("### Estimators of the Hessian-vector product")
+    body = []
+    for method in (EXACT, FIRST_ORDER, FINITE_DIFFERENCE, GGS, STEIN, FROM_RETURNS, PRETRAINED, UNTRAINED):
+        if run := pick(one, method=method):
+            cells = [str(student(by_seed(run, adapted=k))) for k in (0, 1)]
+            body.append([method, f"{run[0]['env_steps']:,}", *cells, _against(one, method, EXACT, adapted=1)])
+    parts += [
+        markdown(["method", "environment steps", "before", "after 1 step", "after 1, less exact's"], body),
+        "![Return against environment steps](estimators.png)",
+        _WIDTHS,
+    ]
+    return "\n\n".join(parts)
+
+
+def _difference(rows: list[Row], method: str, other: str, **wanted: object) -> Mean:
+    return student(by_seed(rows, method=method, **wanted) - by_seed(rows, method=other, **wanted))
+
+
+def _against(rows: list[Row], method: str, other: str, **wanted: object) -> str:
+    if method == other:
+        return "0"
+    difference = _difference(rows, method, other, **wanted)
+    return f"{difference} ({verdict(difference)})"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,112 @@
+"""The navigation experiment: its page from made-up rows, what its verdicts say, and a small run."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import adaptax as ax
+from adaptax.reproduce import navigation as experiment
+from adaptax.reproduce.files import pick, read_rows, write_rows
+from adaptax.reproduce.methods import EXACT, FIRST_ORDER
+from adaptax.reproduce.navigation_page import FIXED, FROM_RETURNS, PRETRAINED, UNTRAINED, publish, student, verdict
+
+
+def test_intervals_are_student_s():
+    x = [3.0, 4.5, 5.0, 9.0]
+    low, high = stats.ttest_1samp(x, 0).confidence_interval(0.95)
+    mean, half = student(x)
+    np.testing.assert_allclose((mean - half, mean + half), (low, high), rtol=1e-12)
+    assert verdict(student([1.0, 1.1, 0.9])) == "better" and verdict(student([-1.0, -1.1, -0.9])) == "worse"
+    assert verdict(student([-1.0, 1.1, 0.9])) == "not told apart" and verdict(student([1.0, np.nan])) == "not finite"
+
+
+def returns(case, seed, adapted):
+    """Made up: exact gains 20 by a step, the first-order method 20 and a little that is not the same for all seeds."""
+    base = -40.0 - seed
+    gain = {EXACT: 20.0, FIRST_ORDER: 20.0 + (-1) ** seed, PRETRAINED: 5.0}.get(case.name, 10.0)
+    return base + (gain if adapted == 1 else gain - 3 if adapted else 0)
+
+
+def made_up():
+    plain = {"part": "plain loss", "setting": "paper", "method": UNTRAINED}
+    rows = [
+        plain | {"seed": seed, "adapted": n, "value": -40.0 - seed + n / 4}
+        for seed in range(3) for n in (0, 1)
+    ]  # fmt: skip
+    for setting, cases in ((experiment.PAPER, experiment.paper_cases()), (experiment.SMALL, experiment.small_cases())):
+        for case in cases:
+            about = {"setting": setting.name, "method": case.name, "inner_steps": case.inner_steps, "rule": case.rule}
+            for seed in range(3):
+                mark = about | {"seed": seed, "meta_step": 0 if case.method is None else 7, "env_steps": 70}
+                rows += [mark | {"part": part, "value": 0.25} for part in ("seconds", "stepsize")]
+                for n in experiment.LONG:
+                    value = returns(case, seed, n)
+                    rows += [mark | {"part": "final", "trajectories": s, "adapted": n, "value": value} for s in setting.sizes]
+                if case.method is not None:
+                    both = [mark | {"part": "training", "adapted": n, "value": returns(case, seed, n)} for n in (0, 1)]
+                    rows += both + [row | {"meta_step": 0, "env_steps": 0, "value": -50.0} for row in both]
+                if setting.drawn and not seed:
+                    path = mark | {"part": "path", "trajectories": 0, "y": 0.0}
+                    rows += [path | {"adapted": n, "goal": goal, "time": t, "x": 0.1 * t}
+                             for n in (0, 1) for goal in range(4) for t in range(3)]  # fmt: skip
+    return rows
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    out = tmp_path_factory.mktemp("navigation")
+    write_rows(out / "navigation.csv", experiment.COLUMNS, made_up())
+    publish(out)
+    names = [f"{name}.{kind}" for name in ("estimators", "paths", "returns") for kind in ("png", "svg")]
+    assert sorted(path.name for path in out.iterdir()) == sorted(["README.md", "navigation.csv", *names])
+    return (out / "README.md").read_text()
+
+
+def test_the_page_has_the_numbers_of_the_csv(page):
+    assert "adaptax reproduce navigation --seeds 3 --steps 7`" in page
+    # Returns -40, -41, -42 before; 4.3027 is Student's quantile with two degrees of freedom.
+    assert f"| {EXACT} | 20 | -41.00 ± {4.3027 / 3**0.5:.2f} | -21.00 ± 2.48 | -24.00 ± 2.48 |" in page
+    first, second = "20.00 ± 0.00 (better)", "-3.00 ± 0.00 (worse)"
+    assert f"- {EXACT.capitalize()}: one step changes the return by {first}, a second one by {second}." in page
+    assert "untrained policy by 0.25 ± 0.00, as published by 10.00 ± 0.00." in page
+    for method in (FIRST_ORDER, PRETRAINED, UNTRAINED, FROM_RETURNS):
+        assert f"| {method} |" in page
+
+
+def test_statements_follow_the_data(page):
+    assert f"beside exact: {FIRST_ORDER} not told apart, {PRETRAINED} worse, {UNTRAINED} worse." in page
+
+
+def test_cases_are_what_they_are_called():
+    steps = lambda case: ax.tasks.rl.environment_steps(case.method, problem, experiment.TASKS)  # noqa: E731
+    problem = ax.tasks.rl.navigation(horizon=25, loss=experiment.surrogate())
+    cases = {(case.name, case.inner_steps, case.rule): case for case in experiment.small_cases()}
+    assert len(cases) == len(experiment.small_cases())
+    each = 20 * 25 * 20
+    assert steps(cases[EXACT, 1, FIXED]) == 3 * each and steps(cases[EXACT, 3, FIXED]) == 7 * each
+    assert steps(cases[FIRST_ORDER, 1, FIXED]) == 2 * each and steps(cases[PRETRAINED, 0, FIXED]) == each
+    assert steps(cases[FROM_RETURNS, 1, FIXED]) == (21 + 21 + 21) * each
+    assert all(case.method.inner.steps == case.inner_steps for case in cases.values() if case.method is not None)
+
+
+@pytest.mark.parametrize("seeds, steps, name", [(1, 5, "seeds=1"), (2, 0, "steps=0")])
+def test_bad_sizes(tmp_path, seeds, steps, name):
+    with pytest.raises(ax.InputError, match=name):
+        experiment.navigation(tmp_path / "out", seeds, steps)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_small_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment, "TASKS", 3)
+    monkeypatch.setattr(experiment, "TRAJECTORIES", 3)
+    monkeypatch.setattr(experiment, "VALUES", 2)
+    settings = [s._replace(horizon=3, hidden=(3,), goals=3, fisher=2) for s in (experiment.PAPER, experiment.SMALL)]
+    experiment.navigation(tmp_path, 2, 2, lambda text: None, settings=settings)
+    rows = read_rows(tmp_path / "navigation.csv")
+    assert np.all(np.isfinite([row["value"] for row in rows if "value" in row])) and (tmp_path / "README.md").exists()
+    for setting, cases in (("paper", experiment.paper_cases()), ("small", experiment.small_cases())):
+        assert {row["method"] for row in pick(rows, setting=setting)} == {case.name for case in cases}
+    # Before the first meta-step all methods are the same policy, and afterwards they are not.
+    first = pick(rows, part="training", setting="small", meta_step=0, seed=1, adapted=0)
+    assert len({row["value"] for row in first}) == 1 and len({row["value"] for row in pick(rows, part="final", seed=1)}) > 10
