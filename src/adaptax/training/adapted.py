@@ -1,5 +1,6 @@
 """The adapted parameters of a meta-step's tasks as functions of w, on batches that stay as they were drawn."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,15 @@ class AdaptedTasks(eqx.Module):
     weights: Array
     count: int = eqx.field(static=True)
     mesh: Mesh | None = eqx.field(static=True)
+
+    def first(self, tasks: int) -> AdaptedTasks:
+        """The same of the first tasks of each device's share, so many that all devices together have at least `tasks`."""
+        size = dev.share(self.mesh, tasks)
+        weights = self.weights[:size]
+        # Means are divided by the number of all tasks.
+        weights = weights * self.count / dev.total(self.mesh, jnp.sum(weights))
+        local = jax.tree.map(lambda leaf: leaf[:size], self.tasks)
+        return dataclasses.replace(self, tasks=local, keys=self.keys[:size], weights=weights)
 
     def region(self, divergence: Divergence) -> Region:
         inner, problem, samples = self.method.inner, self.problem, self.method.samples
