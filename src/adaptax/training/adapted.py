@@ -41,7 +41,7 @@ class AdaptedTasks(eqx.Module):
     count: int = eqx.field(static=True)
     mesh: Mesh | None = eqx.field(static=True)
 
-    def first(self, tasks: int) -> AdaptedTasks:
+    def first(self, tasks: int) -> "AdaptedTasks":
         """The same of the first tasks of each device's share, so many that all devices together have at least `tasks`."""
         size = dev.share(self.mesh, tasks)
         weights = self.weights[:size]
