@@ -8,7 +8,17 @@ import adaptax as ax
 from adaptax.reproduce import navigation as experiment
 from adaptax.reproduce.files import pick, read_rows, write_rows
 from adaptax.reproduce.methods import EXACT, FIRST_ORDER
-from adaptax.reproduce.navigation_page import FIXED, FROM_RETURNS, PRETRAINED, UNTRAINED, publish, student, verdict
+from adaptax.reproduce.navigation_page import (
+    EDGE,
+    FIXED,
+    FROM_RETURNS,
+    PRETRAINED,
+    REUSED,
+    UNTRAINED,
+    publish,
+    student,
+    verdict,
+)
 
 
 def test_intervals_are_student_s():
@@ -101,12 +111,21 @@ def test_a_small_run(tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "TASKS", 3)
     monkeypatch.setattr(experiment, "TRAJECTORIES", 3)
     monkeypatch.setattr(experiment, "VALUES", 2)
+    kept = {"paper": (EXACT, UNTRAINED), "small": (EXACT, PRETRAINED, UNTRAINED, REUSED, FROM_RETURNS)}
+    for setting, names in kept.items():
+        every = getattr(experiment, f"{setting}_cases")()
+        few = [case for case in every if case.name in names and case.inner_steps < 2 and case.rule != EDGE]
+        few += [case for case in every if (case.inner_steps, case.rule) == (3, EDGE)]
+        monkeypatch.setattr(experiment, f"{setting}_cases", lambda few=few: few)
     settings = [s._replace(horizon=3, hidden=(3,), goals=3, fisher=2) for s in (experiment.PAPER, experiment.SMALL)]
     experiment.navigation(tmp_path, 2, 2, lambda text: None, settings=settings)
     rows = read_rows(tmp_path / "navigation.csv")
     assert np.all(np.isfinite([row["value"] for row in rows if "value" in row])) and (tmp_path / "README.md").exists()
-    for setting, cases in (("paper", experiment.paper_cases()), ("small", experiment.small_cases())):
-        assert {row["method"] for row in pick(rows, setting=setting)} == {case.name for case in cases}
+    for setting, names in kept.items():
+        assert {row["method"] for row in pick(rows, setting=setting)} == set(names)
     # Before the first meta-step all methods are the same policy, and afterwards they are not.
     first = pick(rows, part="training", setting="small", meta_step=0, seed=1, adapted=0)
-    assert len({row["value"] for row in first}) == 1 and len({row["value"] for row in pick(rows, part="final", seed=1)}) > 10
+    last = pick(rows, part="final", setting="small", seed=1, adapted=0)
+    assert len({row["value"] for row in first}) == 1 and len({row["value"] for row in last}) == len(last) == 6
+    # What a rule resolved is what the policy is tested with.
+    assert all(row["value"] != 0.1 for row in pick(rows, part="stepsize", rule=EDGE))

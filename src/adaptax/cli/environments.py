@@ -26,7 +26,9 @@ def problem_of(config: Reinforcement) -> ax.Resampling:
 def policy_of(config: Reinforcement, problem: ax.Resampling, key: Any) -> Any:
     """A Gaussian policy of the environment's sizes."""
     inputs, outputs = problem.draw.environment.sizes
-    return rl.GaussianPolicy(ax.models.mlp((inputs, *config.hidden, outputs), key=key), outputs)
+    # A point in the plane runs away from larger weights before anything is learned.
+    init = "glorot" if isinstance(config, Navigation) else "he"
+    return rl.GaussianPolicy(ax.models.mlp((inputs, *config.hidden, outputs), key=key, init=init), outputs)
 
 
 @functools.cache

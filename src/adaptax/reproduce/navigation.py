@@ -88,8 +88,12 @@ def plain_loss(setting: Setting, seeds: int) -> list[Row]:
 
 
 def policy(setting: Setting, seed: int) -> ax.tasks.rl.GaussianPolicy:
-    """The initial policy of a seed."""
-    return ax.tasks.rl.GaussianPolicy(ax.models.mlp((2, *setting.hidden, 2), key=initial_key(seed)), 2)
+    """The initial policy of a seed, with weights N(0, 2/(inputs + outputs)) (Glorot and Bengio, 2010).
+
+    With larger ones the mean action grows with the position, and the point runs away before anything is learned.
+    """
+    network = ax.models.mlp((2, *setting.hidden, 2), key=initial_key(seed), init="glorot")
+    return ax.tasks.rl.GaussianPolicy(network, 2)
 
 
 def method(steps: int = 1, alpha: Any = ALPHA, curvature: Any = None, gradients: Any = None, **options: Any) -> ax.MetaGradient:

@@ -28,7 +28,8 @@ _SURROGATE = (
     "**The loss** is `LVC(0.95, baseline=LinearBaseline(), per_step=True, normalise=True, weigh_time=False)`: generalised "
     "advantages with λ = 1 and a linear baseline, standardised, the mean over steps, no weight of time. So does published "
     "code, and its α = 0.1 presumes it: {} The price is that the gradient is not that of the discounted return; its scale is "
-    "another at every batch. The activation is ReLU and the policy's standard deviation 1 at first."
+    "another at every batch. The activation is ReLU, weights are N(0, 2/(inputs + outputs)) at first, and the "
+    "policy's standard deviation is 1."
 )
 _PAIRS = (
     "A seed's initial policy and goals are the same for all methods, and differences are paired by seed. One is called "
