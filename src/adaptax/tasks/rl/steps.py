@@ -7,7 +7,7 @@ from adaptax.problem import Resampling
 from adaptax.tasks.rl.environment import Rollouts
 
 
-def environment_steps(method: Any, problem: Resampling, tasks: int = 1, *, again: bool = False) -> int:
+def environment_steps(method: Any, problem: Resampling, tasks: int = 1) -> int:
     r"""Environment steps of one meta-gradient, $BH\,(NSc_g + NDc_H + Tc_g)$, if no episode ends early.
 
     Every loss, gradient or Hessian-vector product at new parameters or with new samples is a batch of episodes: $c_g$ and
@@ -19,7 +19,6 @@ def environment_steps(method: Any, problem: Resampling, tasks: int = 1, *, again
         method: an `ax.MetaGradient`.
         problem: of `ax.tasks.rl.problem` or `navigation`.
         tasks: B, tasks a meta-step (default 1).
-        again: whether the outer optimiser draws the paths once more, as `ax.stepsize.TrustRegion` does: $BH(NS + T)$.
 
     Returns: a Python integer.
 
@@ -47,5 +46,4 @@ def environment_steps(method: Any, problem: Resampling, tasks: int = 1, *, again
     targets = steps if method.multi_step is not None and steps else 1
     episodes = sum(gradient) * (steps * samples.step + targets * samples.target)
     episodes += 0 if reused else sum(product) * steps * fresh
-    episodes += steps * samples.step + samples.target if again else 0
     return int(tasks) * draw.environment.horizon * episodes
