@@ -11,9 +11,9 @@ from adaptax.cli.usage import complaint
 
 # Arguments, and what the sentence must say: what is wrong, and what to change.
 COMMANDS = [
-    ("", "needs a command first: adaptax train|evaluate|measure|plan|demo"),
+    ("", "needs a command first: adaptax train|evaluate|measure|film|plan|demo"),
     ("trian sinusoid", "no command 'trian': did you mean train?"),
-    ("foo", "no command 'foo': use adaptax train|evaluate|measure|plan|demo"),
+    ("foo", "no command 'foo': use adaptax train|evaluate|measure|film|plan|demo"),
     ("train", "needs a task first: adaptax train sinusoid|matrix|images"),
     ("train --steps 3 sinusoid", "needs a task first"),
     ("train sinusoids", "no task 'sinusoids': did you mean sinusoid?"),
@@ -22,6 +22,9 @@ COMMANDS = [
     ("evaluate RUN --format xml", "--format xml cannot be used: make it table or json"),
     ("evaluate RUN more", "can do nothing with 'more': leave it out"),
     ("evaluate RUN", "There is no run in RUN: give the folder that adaptax train --out was given"),
+    ("film", "needs a run folder: adaptax film RUN"),
+    ("film RUN --goal left", "--goal left cannot be used: make it a number"),
+    ("film RUN", "There is no run in RUN: give the folder that adaptax train --out was given"),
     ("demo --steps 0", "--steps 0 must be a whole number of at least 1"),
     ("demo --seed -1", "--seed -1 must be a whole number from 0"),
     ("demo --out file", "--out file cannot be a folder, for file is a file: choose another one"),

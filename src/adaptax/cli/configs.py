@@ -47,6 +47,22 @@ class Measure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Film:
+    """Film the policy of a run on HalfCheetah or Ant before and after adaptation to one goal."""
+
+    run: tyro.conf.Positional[Path]
+    """The run folder."""
+    out: Path = Path("film.gif")
+    """The animated GIF to write."""
+    goal: tuple[float, ...] = ()
+    """Direction (-1 or 1), velocity, or place (two numbers); default: drawn as in training."""
+    seed: int = 0
+    """Of the goal, the adaptation and the episodes."""
+    steps: Number = None
+    """Inner steps of the adaptation (default: as after training)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Demo:
     """Meta-train sinusoids with 10 inner steps in half a minute, beside two baselines, and draw what was learned."""
 
@@ -196,6 +212,7 @@ Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Measure, tyro.conf.subcommand("measure")]
+    | Annotated[Film, tyro.conf.subcommand("film")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]

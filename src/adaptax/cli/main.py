@@ -76,6 +76,10 @@ def _run(arguments: list[str]) -> int:
         from adaptax.cli.measure import measure
 
         return measure(command)
+    if isinstance(command, configs.Film):
+        from adaptax.cli.film import film
+
+        return film(command)
     if isinstance(command, configs.Demo):
         from adaptax.cli.demo import demo
 

@@ -9,13 +9,14 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
-from adaptax.cli.configs import EXPERIMENTS, TASKS, Demo, Evaluate, Measure, Plan
+from adaptax.cli.configs import EXPERIMENTS, TASKS, Demo, Evaluate, Film, Measure, Plan
 from adaptax.errors import InputError
 
 _COMMANDS: dict[str, type | None] = {
     "train": None,
     "evaluate": Evaluate,
     "measure": Measure,
+    "film": Film,
     "plan": Plan,
     "demo": Demo,
     "reproduce": None,

@@ -3,6 +3,7 @@
 from adaptax.tasks.rl.advantages import LinearBaseline, advantages, returns_to_go
 from adaptax.tasks.rl.environment import Environment, Rollouts, Trajectories, mean_return, problem, rollout
 from adaptax.tasks.rl.family import GymnasiumEnvironment, gymnasium_family
+from adaptax.tasks.rl.film import film
 from adaptax.tasks.rl.locomotion import Ant, HalfCheetah, Locomotion, ant, cheetah
 from adaptax.tasks.rl.navigation import Navigation, navigation
 from adaptax.tasks.rl.network_baseline import NetworkBaseline
@@ -36,6 +37,7 @@ __all__ = [
     "ant",
     "cheetah",
     "environment_steps",
+    "film",
     "gymnasium_family",
     "mean_kl",
     "mean_return",

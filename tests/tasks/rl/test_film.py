@@ -1,0 +1,94 @@
+"""Films of MuJoCo's bodies, refused in one sentence where nothing can be drawn."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from PIL import Image
+
+import adaptax as ax
+from adaptax.tasks import rl
+
+pytest.importorskip("mujoco")
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+DRAWING = """
+import jax, jax.numpy as jnp, sys
+import adaptax as ax
+rl = ax.tasks.rl
+first, second = (rl.GaussianPolicy(lambda o, a=a: jnp.full((len(o), 6), a), 6, std=0.01) for a in (0.0, 1.0))
+try:
+    environment = rl.cheetah(horizon=2, physics="mujoco").draw.environment
+    films = {"before": first, "after": second}
+    print(rl.film(environment, jnp.array(1.0), films, sys.argv[1], jax.random.key(0), size=(64, 48)))
+except ax.InputError as error:
+    print(error)
+"""
+
+
+def problem_and_policy():
+    problem = rl.cheetah(horizon=2, physics="mujoco")
+    return problem, rl.GaussianPolicy(ax.models.mlp((17, 4, 6), key=jax.random.key(0)), 6)
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        ({"environment": rl.Navigation()}, "draws the bodies of MuJoCo, not Navigation: give it problem.draw.environment"),
+        ({"policies": {}}, "nothing to film: give policies by name"),
+        ({"policies": [3]}, "nothing to film: give policies by name"),
+        ({"policies": {"it": 3}}, r"policies\['it'\] is no policy.*use GaussianPolicy"),
+        ({"path": "film.png"}, "'film.png': give a file whose name ends in .gif"),
+        ({"path": "absent/film.gif"}, "no folder absent: make it first"),
+        ({"size": (0, 48)}, r"size=\(0, 48\)\) must be a width and a height in pixels"),
+        ({"size": (64, 481)}, r"size=\(64, 481\)\).*to \(640, 480\)"),
+        ({"size": 64}, r"size=64\) must be"),
+    ],
+)
+def test_mistakes(change, match, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    problem, policy = problem_and_policy()
+    given = {"environment": problem.draw.environment, "policies": {"it": policy}, "path": "film.gif", **change}
+    with pytest.raises(ax.InputError, match=match):
+        rl.film(**given, task=jnp.array(1.0), key=jax.random.key(0))
+    assert not list(tmp_path.iterdir())
+
+
+def draw(path, gl):
+    """Another process, for MuJoCo looks for a library to draw with when it is imported."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("MUJOCO_GL", "DISPLAY")} | gl
+    command = [sys.executable, "-c", DRAWING, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=path.parent)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.slow
+def test_a_film(tmp_path):
+    said = draw(tmp_path / "film.gif", {"MUJOCO_GL": "egl"})
+    if "MUJOCO_GL=egl" in said:
+        assert said.count("\n") == 0 and not (tmp_path / "film.gif").exists()
+        pytest.skip(said)
+    assert said.startswith("{'before': ") and "'after': " in said
+    with Image.open(tmp_path / "film.gif") as film:
+        assert film.n_frames == 3 and film.size == (128, 70) and film.info["duration"] == 50
+        first = film.convert("RGB")
+        # All begin alike and are drawn alike; then the torques differ.
+        assert len(first.getcolors(10_000)) > 10
+        assert first.crop((0, 22, 64, 70)).tobytes() == first.crop((64, 22, 128, 70)).tobytes()
+        film.seek(2)
+        last = film.convert("RGB")
+        assert last.crop((0, 22, 64, 70)).tobytes() != last.crop((64, 22, 128, 70)).tobytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["film.gif"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the variable is MuJoCo's on Linux")
+@pytest.mark.parametrize("gl, match", [({}, "nothing to draw with without MUJOCO_GL ("), ({"MUJOCO_GL": "x"}, "MUJOCO_GL=x (")])
+def test_nothing_to_draw_with(tmp_path, gl, match):
+    said = draw(tmp_path / "film.gif", gl)
+    assert match in said and "egl" in said and said.count("\n") == 0
+    assert not (tmp_path / "film.gif").exists()
