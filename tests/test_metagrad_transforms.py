@@ -99,6 +99,14 @@ def test_a_batch_is_the_mean_of_single_tasks(x64, in_flight):
     assert info.value.shape == info.stepsize.shape == (BATCH,)
 
 
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_a_batch_without_inner_steps_in_groups(in_flight):
+    problem, model, task = regression(sizes=(1, 3, 1))
+    method, tasks = ax.MetaGradient(ax.Inner(0, 0.1)), batch_of(task)
+    _, grad, info = method.batch(problem, model, tasks, in_flight=in_flight)
+    assert info.losses.shape == (BATCH, 0) and relative(grad, method.batch(problem, model, tasks)[1]) < 1e-5
+
+
 @pytest.mark.parametrize("in_flight", [1, 2, 3])
 def test_a_batch_of_random_tasks_gives_each_its_own_key(x64, in_flight):
     draw = lambda centre, w, key, size: centre + jax.random.normal(key, (size, 2))  # noqa: E731
