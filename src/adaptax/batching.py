@@ -26,6 +26,8 @@ def in_flight_for(
     count = jnp.shape(jax.tree.leaves((tasks, keys))[0])[0]
     if in_flight is not None:
         return min(check_in_flight(in_flight) or count, count)
+    if getattr(getattr(problem, "draw", None), "host", False):
+        return count
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf)[1:], leaf.dtype), tasks)
 
     def loss(params, task, key):

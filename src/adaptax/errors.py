@@ -12,3 +12,31 @@ class InputError(ValueError):
         >>> issubclass(InputError, ValueError)
         True
     """
+
+
+class HostFailure(RuntimeError):
+    """What the host was asked for by a compiled program and could not do: the message is one sentence.
+
+    `ax.train` raises it after saving the state before the meta-step that failed; the command line exits with code 1.
+
+    Example:
+        >>> from adaptax.errors import HostFailure
+        >>> issubclass(HostFailure, RuntimeError)
+        True
+    """
+
+
+# Compiled programs report another error in place of one that is raised in a callback, so the first is kept here.
+_noted: list[str] = []
+
+
+def note_failure(sentence: str) -> None:
+    """Keep a sentence until the program that called the host has come to its end."""
+    _noted.append(sentence)
+
+
+def noted_failure() -> str | None:
+    """The first sentence that was kept since this was last asked, or None."""
+    first = _noted[0] if _noted else None
+    _noted.clear()
+    return first

@@ -8,9 +8,11 @@ import jax
 import optax
 
 import adaptax as ax
-from adaptax.cli.configs import Images, Matrix, Sinusoid, Training
+from adaptax.cli import environments
+from adaptax.cli.environment_configs import Reinforcement
 from adaptax.cli.pictures import load
 from adaptax.cli.settings import canonical_stepsize
+from adaptax.cli.training_configs import Images, Matrix, Sinusoid, Training
 from adaptax.training.step import Step
 
 # Meta-steps fold small numbers into the seed's key; the initial parameters come from one that no run reaches.
@@ -33,15 +35,17 @@ class Built:
         held_out: the problem whose tasks the result is judged on.
         judged_on: what these tasks are, in words.
         left_out: alphabets or classes of the test data that were left out because they are training data too.
+        environment_steps: of one meta-step, in reinforcement learning.
     """
 
-    problem: ax.FiniteSum
+    problem: ax.FiniteSum | ax.Resampling
     params: Any
     method: ax.MetaGradient
     optimizer: optax.GradientTransformation
-    held_out: ax.FiniteSum
+    held_out: ax.FiniteSum | ax.Resampling
     judged_on: str
     left_out: tuple[str, ...] = ()
+    environment_steps: int | None = None
 
     def step(self, tasks_per_step: int) -> Step:
         """The meta-step, whose `init` says what the state looks like."""
@@ -53,8 +57,10 @@ def build(config: Training) -> Built:
     start = ax.models.shared_head(config.ways) if isinstance(config, Images) and config.head == "shared" else None
     inner = ax.Inner(config.inner_steps, parse_stepsize(config.stepsize), start=start)
     method = ax.MetaGradient(inner, _CURVATURES[config.curvature]())
-    optimizer = _optimizer(config.optimizer, config.learning_rate)
     key = initial_key(config.seed)
+    if isinstance(config, Reinforcement):
+        return _reinforcement(config, method, key)
+    optimizer = _optimizer(config.optimizer, config.learning_rate)
     if isinstance(config, Images):
         return _images(config, method, optimizer, key)
     if isinstance(config, Sinusoid):
@@ -85,6 +91,19 @@ def parse_stepsize(text: str) -> Any:
     if rule not in rules:
         return float(rule)
     return rules[rule](float(gamma)) if gamma else rules[rule]()
+
+
+def _reinforcement(config: Reinforcement, method: ax.MetaGradient, key: Any) -> Built:
+    n = config.trajectories
+    samples, independent = ax.Samples(n, n, n), config.independent_curvature
+    method = ax.MetaGradient(method.inner, method.curvature, samples=samples, independent_curvature=independent)
+    problem = environments.problem_of(config)
+    return Built(
+        problem, environments.policy_of(config, problem, key), method,
+        environments.outer(config.optimizer, config.learning_rate, config.radius), problem,
+        f"new goals, {n} episodes for each inner step",
+        environment_steps=environments.environment_steps(config, method, problem),
+    )  # fmt: skip
 
 
 def _images(config: Images, method: ax.MetaGradient, optimizer: optax.GradientTransformation, key: Any) -> Built:

@@ -58,7 +58,9 @@ def judge(config: Training, built: Built, state: State, skipped: int, seed: int 
     last = 2 * config.inner_steps if config.evaluation_steps is None else config.evaluation_steps
     # The step size in use at the end of training, never one measured on the held-out tasks.
     inner = state.inner
-    curve = ax.evaluate(built.held_out, state.params, inner, range(last + 1), config.evaluation_tasks, seed)
+    curve = ax.evaluate(
+        built.held_out, state.params, inner, range(last + 1), config.evaluation_tasks, seed, samples=built.method.samples
+    )
     rule = settings.canonical_stepsize(config.stepsize)
     return {
         "task": config.task,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from adaptax import __version__
 from adaptax.cli import configs
 from adaptax.cli.usage import parse
-from adaptax.errors import InputError
+from adaptax.errors import HostFailure, InputError
 
 _ABOUT = f"adaptax {__version__}: meta-learning by gradient descent with many inner steps. (--version prints the version.)"
 
@@ -36,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
+    except HostFailure as error:
+        print(error, file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         remedy = "give the same command to begin anew"
         if arguments[:1] == ["train"]:

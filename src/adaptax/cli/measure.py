@@ -13,6 +13,7 @@ from adaptax import theory
 from adaptax.cli import settings
 from adaptax.cli.build import Built, build
 from adaptax.cli.configs import TASKS, Measure, Plan, Training
+from adaptax.cli.environment_configs import Reinforcement
 from adaptax.cli.evaluate import load, open_run
 from adaptax.errors import InputError
 from adaptax.report import tables
@@ -28,6 +29,7 @@ def measure(options: Measure) -> int:
     """Print what is measured."""
     run, saved = open_run(options.run)
     config = settings.from_saved(saved, str(options.run))
+    _refuse_environments(config)
     settings.check_seed(options.seed)
     settings.check_count("--tasks", options.tasks, 8)
     if options.epsilon is not None and not 0 < options.epsilon < math.inf:
@@ -77,11 +79,13 @@ def for_plan(options: Plan, name: str) -> theory.Constants:
     """
     if name in TASKS:
         config = dataclasses.replace(TASKS[name](), seed=options.seed)
+        _refuse_environments(config)
         built = build(config)
         params = built.params
     else:
         run, saved = open_run(Path(name))
         config = settings.from_saved(saved, name)
+        _refuse_environments(config)
         built, state = load(run, saved, config)
         params = state.params
     known = built.method.inner
@@ -92,6 +96,14 @@ def for_plan(options: Plan, name: str) -> theory.Constants:
     if bad := [n for n, value in {**values, "gap": loss}.items() if not math.isfinite(value)]:
         raise InputError(f"{bad[0]} is not finite at these parameters: measure other ones, or train with another step size.")
     return theory.Constants(**values, gap=float(loss))
+
+
+def _refuse_environments(config: Training) -> None:
+    if isinstance(config, Reinforcement):
+        raise InputError(
+            f"{config.task} has no support sets to measure constants on, and its losses have no known lower bound: "
+            "use ax.measure.constants from Python, with a loss that is not normalised."
+        )
 
 
 def _limits(config: Training):

@@ -14,10 +14,12 @@ class Progress:
         title: what is trained.
         steps: meta-steps from the beginning of the run.
         tasks_per_step: tasks of each.
+        environment_steps: environment steps of each, in reinforcement learning.
     """
 
-    def __init__(self, title: str, steps: int, tasks_per_step: int):
+    def __init__(self, title: str, steps: int, tasks_per_step: int, environment_steps: int | None = None):
         self.title, self.steps, self.tasks_per_step = title, steps, tasks_per_step
+        self.environment_steps = environment_steps
         self.bar: Any = None
         self.began: tuple[float, int] | None = None
 
@@ -45,7 +47,10 @@ class Progress:
         self.began = self.began or (now, step)
         text = f"loss {record['loss'].mean():.4g}, step size {record['stepsize'][-1]:.3g}" if taken else ""
         if rate > 0:
-            text += f", {rate * self.tasks_per_step:,.0f} tasks/s, {_clock((self.steps - step) / rate)} left"
+            speed = f"{rate * self.tasks_per_step:,.0f} tasks/s"
+            if self.environment_steps is not None:
+                speed = f"{rate * self.environment_steps:,.0f} environment steps/s"
+            text += f", {speed}, {_clock((self.steps - step) / rate)} left"
         if self.bar is not None:
             self.bar.update(self.item, completed=step, text=text)
         elif step * 10 // self.steps > (step - taken) * 10 // self.steps:

@@ -26,6 +26,7 @@ _LEAST = {
     "inner_steps": 0, "steps": 1, "tasks_per_step": 1, "checkpoint_every": 1, "evaluate_every": 1, "monitor_every": 1,
     "evaluation_tasks": 2,
     "evaluation_steps": 0, "shots": 1, "queries": 1, "hidden": 1, "dim": 1, "ways": 2, "channels": 1, "size": 16,
+    "trajectories": 1, "horizon": 1,
 }  # fmt: skip
 
 
@@ -112,7 +113,10 @@ def read_file(path: Path, name: str = "--config") -> dict[str, Any]:
 def check(config: Training) -> None:
     """Refuse what cannot be before anything is computed, by the names that the options have here."""
     canonical_stepsize(config.stepsize)
-    for name in ("learning_rate", "sigma"):
+    for name in ("discount", "trace"):
+        if not 0 <= (value := getattr(config, name, 1.0)) <= 1:
+            raise InputError(f"{option(name)} {value} must be a number from 0 to 1.")
+    for name in ("learning_rate", "sigma", "radius"):
         if not 0 < (value := getattr(config, name, 1.0)) < math.inf:
             raise InputError(f"{option(name)} {value} must be a positive number such as 0.001.")
     check_seed(config.seed)

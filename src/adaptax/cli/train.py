@@ -28,7 +28,7 @@ def train(config: Training) -> int:
             return 0
         _tell(run, config)
         run.raise_steps(config.steps)
-    with Progress(config.task, config.steps, config.tasks_per_step) as progress:
+    with Progress(config.task, config.steps, config.tasks_per_step, built.environment_steps) as progress:
         state, history = ax.train(
             built.problem, built.params, built.method,
             optimizer=built.optimizer, steps=config.steps, tasks_per_step=config.tasks_per_step, seed=config.seed,

@@ -40,7 +40,7 @@ def linear(inputs: int, outputs: int, *, key: PRNGKeyArray, scale: float = 2.0, 
     return Linear(weight, jnp.zeros((outputs,), weight.dtype))
 
 
-def mlp(sizes: Sequence[int], *, key: PRNGKeyArray, activation: Callable = jax.nn.relu, dtype=None) -> MLP:
+def mlp(sizes: Sequence[int], *, key: PRNGKeyArray, activation: Callable = jax.nn.relu, dtype=None, init: str = "he") -> MLP:
     r"""Fully connected network $x_{i+1} = \phi(x_i W_i + b_i)$, without $\phi$ after the last layer.
 
     The result is the parameters and the model in one: a pytree whose only leaves are the weights and biases, and a
@@ -48,15 +48,17 @@ def mlp(sizes: Sequence[int], *, key: PRNGKeyArray, activation: Callable = jax.n
 
     Arguments:
         sizes: the widths of input, hidden layers and output, at least two; (1, 40, 40, 1) has two hidden layers. Weight i
-            has shape (sizes[i], sizes[i + 1]) and entries from $N(0, 2 / $ `sizes[i]`$)$; biases begin at 0.
+            has shape (sizes[i], sizes[i + 1]); biases begin at 0.
         key: decides the weights.
         activation: $\phi$, applied to arrays of shape (n, width) (default `jax.nn.relu`).
         dtype: number type of the parameters (default: JAX's, float32 unless double precision is enabled).
+        init: entries of weight i come from N(0, 2 / inputs) ("he", default), or from N(0, 2 / (inputs + outputs)) ("glorot"),
+            which keeps the outputs of a policy small.
 
     Returns: an `MLP`: `model(x)` takes x of shape (n, sizes[0]) to shape (n, sizes[-1]).
 
     Errors: `InputError` if there are fewer than two sizes, one is not a positive whole number, `activation` is not a
-        function, or `dtype` is no floating-point type; from `model(x)` if x has another shape.
+        function, `dtype` is no floating-point type, or `init` is unknown; from `model(x)` if x has another shape.
 
     Example:
         >>> import adaptax as ax, jax, jax.numpy as jnp
@@ -66,15 +68,20 @@ def mlp(sizes: Sequence[int], *, key: PRNGKeyArray, activation: Callable = jax.n
         >>> sum(leaf.size for leaf in jax.tree.leaves(model))
         1761
 
-    Source: the network of Finn, Abbeel, Levine (2017), ICML, for sinusoids; initial weights: He et al. (2015), ICCV.
+    Source: the network of Finn, Abbeel, Levine (2017), ICML, for sinusoids; initial weights: He et al. (2015), ICCV;
+    Glorot and Bengio (2010), AISTATS.
     """
     sizes = _sizes(sizes)
     if not callable(activation):
         raise InputError(f"mlp(activation={activation!r}) must be a function of an array: give one such as jax.nn.tanh.")
     if not jnp.issubdtype(jnp.zeros((), dtype).dtype, jnp.floating):
         raise InputError(f"mlp(dtype={jnp.dtype(dtype).name}) must be a floating-point type: give one such as jnp.float32.")
+    if init not in ("he", "glorot"):
+        raise InputError(f'mlp(init={init!r}) must be "he" or "glorot": change init=.')
     keys = jax.random.split(key, len(sizes) - 1)
-    layers = [linear(a, b, key=k, dtype=dtype) for a, b, k in zip(sizes[:-1], sizes[1:], keys, strict=True)]
+    scale = lambda a, b: 2.0 if init == "he" else 2 * a / (a + b)  # noqa: E731
+    pairs = zip(sizes[:-1], sizes[1:], keys, strict=True)
+    layers = [linear(a, b, key=k, dtype=dtype, scale=scale(a, b)) for a, b, k in pairs]
     return MLP(tuple(layers), activation)
 
 

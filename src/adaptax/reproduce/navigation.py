@@ -92,9 +92,8 @@ def policy(setting: Setting, seed: int) -> ax.tasks.rl.GaussianPolicy:
 
     With larger ones the mean action grows with the position, and the point runs away before anything is learned.
     """
-    network = ax.models.mlp((2, *setting.hidden, 2), key=initial_key(seed))
-    smaller = [layer.weight * (layer.weight.shape[0] / sum(layer.weight.shape)) ** 0.5 for layer in network.layers]
-    return ax.tasks.rl.GaussianPolicy(eqx.tree_at(lambda n: [layer.weight for layer in n.layers], network, smaller), 2)
+    network = ax.models.mlp((2, *setting.hidden, 2), key=initial_key(seed), init="glorot")
+    return ax.tasks.rl.GaussianPolicy(network, 2)
 
 
 def method(steps: int = 1, alpha: Any = ALPHA, curvature: Any = None, gradients: Any = None, **options: Any) -> ax.MetaGradient:

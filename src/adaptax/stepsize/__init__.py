@@ -2,6 +2,7 @@
 
 from adaptax.stepsize.learned import Learned, Meta
 from adaptax.stepsize.outer import AdaptiveOuter
+from adaptax.stepsize.proximal import Proximal
 from adaptax.stepsize.rates import Rates, Schedule
 from adaptax.stepsize.rules import AbstractRule, Edge, Estimate, Guaranteed
 from adaptax.stepsize.trust import TrustRegion
@@ -14,6 +15,7 @@ __all__ = [
     "Guaranteed",
     "Learned",
     "Meta",
+    "Proximal",
     "Rates",
     "Schedule",
     "TrustRegion",

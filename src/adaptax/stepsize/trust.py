@@ -24,10 +24,13 @@ class Region(NamedTuple):
     Arguments:
         evaluate: floating-point parameters -> (loss, divergence).
         product: v -> the Hessian of the divergence at the parameters of the meta-step, times v.
+        gradient: (floating-point parameters, loss, weight) -> the gradient of the mean of loss(adapted parameters, target
+            batch) + weight × the divergence of the parameters before adaptation on the first inner step's batch.
     """
 
     evaluate: Callable[[PyTree], tuple[Array, Array]]
     product: Callable[[PyTree], PyTree]
+    gradient: Callable[[PyTree, Callable[[PyTree, PyTree], Array], float], PyTree]
 
 
 class Adapted(Protocol):

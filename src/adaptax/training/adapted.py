@@ -1,5 +1,6 @@
 """The adapted parameters of a meta-step's tasks as functions of w, on batches that stay as they were drawn."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,15 @@ class AdaptedTasks(eqx.Module):
     count: int = eqx.field(static=True)
     mesh: Mesh | None = eqx.field(static=True)
 
+    def first(self, tasks: int) -> "AdaptedTasks":
+        """The same of the first tasks of each device's share, so many that all devices together have at least `tasks`."""
+        size = dev.share(self.mesh, tasks)
+        weights = self.weights[:size]
+        # Means are divided by the number of all tasks.
+        weights = weights * self.count / dev.total(self.mesh, jnp.sum(weights))
+        local = jax.tree.map(lambda leaf: leaf[:size], self.tasks)
+        return dataclasses.replace(self, tasks=local, keys=self.keys[:size], weights=weights)
+
     def region(self, divergence: Divergence) -> Region:
         inner, problem, samples = self.method.inner, self.problem, self.method.samples
         _, static = eqx.partition(self.params, _tree.is_floating)
@@ -72,6 +82,8 @@ class AdaptedTasks(eqx.Module):
             """w_N from the outer problem's floating-point parameters, on batches already drawn."""
             start, rates = inner.unpack(eqx.combine(floats, static))
             split = inner.split(start)
+            if not inner.steps:
+                return eqx.combine(split.adapting, split.frozen, split.static)
 
             def loss(w, frozen, j):
                 batch = jax.tree.map(lambda leaf: leaf[j], batches)
@@ -109,4 +121,17 @@ class AdaptedTasks(eqx.Module):
 
             return mean(one)
 
-        return Region(evaluate, product)
+        def gradient(floats, loss, weight):
+            def one(batches, last, old, key):
+                # Without inner steps the target batch is that of the parameters before adaptation.
+                first = jax.tree.map(lambda leaf: leaf[0], batches) if inner.steps else last
+
+                def objective(floats):
+                    before, now = (inner.unpack(eqx.combine(w, static))[0] for w in (floating(self.params)[0], floats))
+                    return loss(ends(floats, batches, key), last) + weight * divergence(before, now, first)
+
+                return jax.grad(objective)(floats)
+
+            return mean(one)
+
+        return Region(evaluate, product, gradient)

@@ -12,10 +12,11 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.errors import JaxRuntimeError
 from jaxtyping import PyTree
 
 from adaptax.batching import check_batch
-from adaptax.errors import InputError
+from adaptax.errors import HostFailure, InputError, noted_failure
 from adaptax.method import AbstractMethod
 from adaptax.problem import AbstractProblem
 from adaptax.training import devices as dev
@@ -102,7 +103,8 @@ def train(
     loss, grad_norm (of the batch's meta-gradient, also with memory), stepsize (NaN where not finite), skipped.
 
     Errors: `InputError` for bad arguments, before anything is computed or written; `Diverged` when training stopped
-    because nothing was finite, with the state saved if there is a folder.
+    because nothing was finite, `HostFailure` when an environment on the host failed, with the state saved if there is a
+    folder.
 
     Example:
         >>> import adaptax as ax, jax, jax.numpy as jnp, optax
@@ -228,12 +230,19 @@ def _loop(step, state, steps, stream, run, record, checkpoint_every, watch, call
         stops += [
             (done // every + 1) * every for every in (checkpoint_every, watch.evaluate_every, watch.monitor_every) if every
         ]
-        began = time.perf_counter()
-        if stream is None:
-            state, chunk, taken = run_chunk(step, state, jnp.array(min(stops) - done), _CAPACITY, jnp.array(max_skipped))
-        else:
-            state, chunk, taken = _host_step(step, state, stream)
-        taken = int(taken)
+        began, before = time.perf_counter(), state
+        try:
+            if stream is None:
+                state, chunk, taken = run_chunk(step, state, jnp.array(min(stops) - done), _CAPACITY, jnp.array(max_skipped))
+            else:
+                state, chunk, taken = _host_step(step, state, stream)
+            taken = int(taken)
+        except JaxRuntimeError as error:
+            if (sentence := noted_failure()) is None:
+                raise
+            if run is not None and saved != done:
+                run.save(before)
+            raise HostFailure(sentence) from error
         chunk = {name: np.asarray(values)[:taken] for name, values in chunk.items()}
         # Long enough to hide the host's work, short enough to be watched; results do not depend on it.
         if taken == length and time.perf_counter() - began < _SECONDS:

@@ -17,7 +17,7 @@ from adaptax.problem import AbstractProblem
 from adaptax.stepsize.learned import Learned, Meta
 from adaptax.stepsize.rules import AbstractRule, Estimate
 from adaptax.training import devices as dev
-from adaptax.training.few import AdaptedBatch
+from adaptax.training.adapted import AdaptedTasks
 from adaptax.training.memory import Memory, Table, recall, rows_of, source
 from adaptax.training.unadapted import UnadaptedGradients
 
@@ -169,7 +169,7 @@ class Step(eqx.Module):
 
         at_step = jax.random.fold_in(state.key, state.step)
         unadapted = UnadaptedGradients(problem, state.params, method, at_step, local is not None)
-        adapted = AdaptedBatch(problem, state.params, method, tasks, keys, weights, self.tasks_per_step, self.mesh)
+        adapted = AdaptedTasks(problem, state.params, method, tasks, keys, weights, self.tasks_per_step, self.mesh)
         direction, note = recall(self.memory, state.memory, self.mesh, grad, drawn, weights, grads)
         updates, opt_state = optax.with_extra_args_support(self.optimizer).update(
             direction, state.opt_state, floating, value=value, grad=direction, value_fn=value_fn, info=info,

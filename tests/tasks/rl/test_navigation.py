@@ -1,5 +1,6 @@
 """Planar navigation: the process, its distributions, and training on it."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -133,3 +134,40 @@ def test_the_returns_improve_by_one_step_after_training():
     after = ax.evaluate(problem, state.params, state.inner, **options)
     assert after.low["return"][1] > after.high["return"][0]
     assert after.low["return"][1] > before.high["return"][1]
+
+
+def test_a_network_baseline_lowers_the_variance_of_the_gradient():
+    policy = small(std=0.1)[1]
+    goal = jnp.array([0.5, 0.4])
+
+    @jax.jit
+    def variances(keys):
+        def both(key):
+            batch = rl.rollout(rl.Navigation(10), goal, policy, key, 11)
+            network = rl.NetworkBaseline((8,), steps=30, learning_rate=0.05)
+            grads = [jax.grad(rl.LVC(0.95, baseline=baseline))(policy, batch) for baseline in (None, network)]
+            return [jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(grad)]) for grad in grads]
+
+        return [jnp.sum(jnp.var(grads, axis=0)) for grads in jax.vmap(both)(keys)]
+
+    plain, fitted = variances(jax.random.split(jax.random.key(0), 64))
+    assert fitted < 0.3 * plain
+
+
+def test_noise_drawn_at_once_is_that_drawn_step_by_step():
+    problem, policy = small()
+
+    class Stepwise(eqx.Module):
+        inner: rl.GaussianPolicy
+
+        def sample(self, observations, key):
+            return self.inner.sample(observations, key)
+
+        def log_prob(self, observations, actions):
+            return self.inner.log_prob(observations, actions)
+
+    goal = jnp.array([0.3, -0.2])
+    one, other = (draw(problem, goal, each, 5) for each in (policy, Stepwise(policy)))
+    assert np.std(one.actions) > 0.1
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)

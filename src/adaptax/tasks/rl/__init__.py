@@ -2,29 +2,41 @@
 
 from adaptax.tasks.rl.advantages import LinearBaseline, advantages, returns_to_go
 from adaptax.tasks.rl.environment import Environment, Rollouts, Trajectories, mean_return, problem, rollout
+from adaptax.tasks.rl.family import GymnasiumEnvironment, gymnasium_family
+from adaptax.tasks.rl.locomotion import Ant, HalfCheetah, Locomotion, ant, cheetah
 from adaptax.tasks.rl.navigation import Navigation, navigation
+from adaptax.tasks.rl.network_baseline import NetworkBaseline
 from adaptax.tasks.rl.policies import GaussianPolicy, SoftmaxPolicy, mean_kl
 from adaptax.tasks.rl.steps import environment_steps
-from adaptax.tasks.rl.surrogates import LVC, DiCE, LikelihoodRatio, LoadedDiCE
+from adaptax.tasks.rl.surrogates import LVC, Clipped, DiCE, LikelihoodRatio, LoadedDiCE
 from adaptax.tasks.rl.tabular import MDP, Tabular, TabularEnvironment, tabular
 
 __all__ = [
     "LVC",
     "MDP",
+    "Ant",
+    "Clipped",
     "DiCE",
     "Environment",
     "GaussianPolicy",
+    "GymnasiumEnvironment",
+    "HalfCheetah",
     "LikelihoodRatio",
     "LinearBaseline",
     "LoadedDiCE",
+    "Locomotion",
     "Navigation",
+    "NetworkBaseline",
     "Rollouts",
     "SoftmaxPolicy",
     "Tabular",
     "TabularEnvironment",
     "Trajectories",
     "advantages",
+    "ant",
+    "cheetah",
     "environment_steps",
+    "gymnasium_family",
     "mean_kl",
     "mean_return",
     "navigation",

@@ -97,8 +97,23 @@ class LinearBaseline(eqx.Module):
         gram, moment = jnp.einsum("nhi,nhj->nij", used, used), jnp.einsum("nhi,nh->ni", used, returns)
         others = (lambda x: x.sum(0) - x) if self.leave_out else (lambda x: jnp.broadcast_to(x.sum(0), x.shape))
         matrix = others(gram) + self.ridge * jnp.eye(gram.shape[-1], dtype=gram.dtype)
-        coefficients = jnp.linalg.solve(matrix, others(moment)[..., None])[..., 0]
+        coefficients = jax.vmap(_solve)(matrix, others(moment))
         return jax.lax.stop_gradient(jnp.einsum("nhi,ni->nh", features, coefficients))
+
+
+def _solve(matrix: Float[Array, "f f"], right: Float[Array, " f"]) -> Float[Array, " f"]:
+    """The solution of a symmetric positive definite system, by elimination without pivoting.
+
+    (Batched LAPACK calls of one program may wait for each other's threads for ever on a CPU, as of jaxlib 0.10.2.)
+    """
+    scale = jax.lax.rsqrt(jnp.diagonal(matrix))
+    table = jnp.concatenate([matrix * scale * scale[:, None], (right * scale)[:, None]], axis=1)
+
+    def eliminate(k, table):
+        row = table[k] / table[k, k]
+        return (table - table[:, k, None] * row).at[k].set(row)
+
+    return scale * jax.lax.fori_loop(0, right.shape[0], eliminate, table)[:, -1]
 
 
 def _features(observations: Array, dtype: Any) -> Float[Array, "n H1 features"]:

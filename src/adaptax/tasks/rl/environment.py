@@ -1,7 +1,7 @@
 """Environments, batches of trajectories, and how a policy is run in an environment."""
 
 import abc
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -36,6 +36,8 @@ class Environment(eqx.Module):
     """
 
     horizon: eqx.AbstractVar[int]
+    # Whether steps are taken by the host, at a cost for each call: then all tasks of a device go abreast.
+    host: ClassVar[bool] = False
 
     def __check_init__(self):
         horizon = self.horizon
@@ -114,7 +116,8 @@ def rollout(environment: Environment, task: PyTree, policy: Any, key: Key[Array,
     Arguments:
         environment: what answers.
         task: one task.
-        policy: has `sample(observations, key)` and `log_prob(observations, actions)`, each on arrays with a leading axis n.
+        policy: has `sample(observations, key)` and `log_prob(observations, actions)`, each on arrays with a leading axis n. One
+            with `noise(key, n)` and `act(observations, noise)` too, such that `sample` is one after the other, is faster.
         key: decides everything.
         size: n, the number of episodes (static).
 
@@ -141,11 +144,14 @@ def rollout(environment: Environment, task: PyTree, policy: Any, key: Key[Array,
     observe = jax.vmap(lambda state: environment.observe(task, state))
     move = jax.vmap(lambda state, action, key: environment.step(task, state, action, key))
 
-    def step(carry, key):
-        state, alive = carry
-        act_key, move_key = jax.random.split(key)
+    # Noise that does not depend on the observations is drawn for all steps at once, which takes less time than step by step.
+    apart = hasattr(policy, "noise") and hasattr(policy, "act")
+    act = policy.act if apart else policy.sample
+
+    def step(carry, inputs):
+        (state, alive), (draw, move_key) = carry, inputs
         observations = observe(state)
-        actions = policy.sample(observations, act_key)
+        actions = act(observations, draw)
         log_probs = policy.log_prob(observations, actions)
         new, rewards, done = move(state, actions, jax.random.split(move_key, size))
         # After its end an episode stands still, so that nothing in it can become infinite.
@@ -155,7 +161,9 @@ def rollout(environment: Environment, task: PyTree, policy: Any, key: Key[Array,
 
     states = jax.vmap(lambda key: environment.reset(task, key))(jax.random.split(start_key, size))
     alive = jnp.ones(size, bool)
-    (last, _), records = jax.lax.scan(step, (states, alive), jax.random.split(run_key, environment.horizon))
+    act_keys, move_keys = jnp.unstack(jax.vmap(jax.random.split)(jax.random.split(run_key, environment.horizon)), axis=1)
+    draws = jax.vmap(lambda key: policy.noise(key, size))(act_keys) if apart else act_keys
+    (last, _), records = jax.lax.scan(step, (states, alive), (draws, move_keys))
     observations, *rest = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), records)
     observations = jnp.concatenate([observations, observe(last)[:, None]], axis=1)
     return jax.lax.stop_gradient(Trajectories(observations, *rest))
@@ -165,6 +173,11 @@ class Rollouts(eqx.Module):
     """`draw` of a reinforcement-learning problem: `rollout` in an environment."""
 
     environment: Environment
+
+    @property
+    def host(self) -> bool:
+        """Whether a draw calls the host."""
+        return self.environment.host
 
     def __call__(self, task: PyTree, params: Any, key: Key[Array, ""], size: int) -> Trajectories:
         return rollout(self.environment, task, params, key, size)

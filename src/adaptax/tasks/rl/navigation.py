@@ -46,6 +46,11 @@ class Navigation(Environment):
     radius: float = eqx.field(static=True, default=0.2)
     stop: bool = eqx.field(static=True, default=False)
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Entries of an observation and of an action."""
+        return 2, 2
+
     def __check_init__(self):
         if isinstance(self.radius, bool) or not isinstance(self.radius, int | float) or not 0 < self.radius < math.inf:
             raise InputError(f"Navigation(radius={self.radius!r}) must be a positive, finite number: change radius=.")

@@ -88,8 +88,15 @@ class GaussianPolicy(eqx.Module):
 
     def sample(self, observations: Float[Array, "n inputs"], key: Key[Array, ""]) -> Float[Array, "n size"]:
         """An action for each observation."""
-        mean = self._means(observations)
-        return mean + jnp.exp(self._scale) * jax.random.normal(key, mean.shape, mean.dtype)
+        return self.act(observations, self.noise(key, len(observations)))
+
+    def noise(self, key: Key[Array, ""], n: int) -> Float[Array, "n size"]:
+        """What `act` makes n actions of; `rollout` draws that of all steps at once."""
+        return jax.random.normal(key, (n, *self.log_std.shape), self.log_std.dtype)
+
+    def act(self, observations: Float[Array, "n inputs"], noise: Float[Array, "n size"]) -> Float[Array, "n size"]:
+        """The action for each observation that the noise decides."""
+        return self._means(observations) + jnp.exp(self._scale) * noise
 
     def log_prob(self, observations: Float[Array, "n inputs"], actions: Float[Array, "n size"]) -> Float[Array, " n"]:
         """The log densities of the actions."""

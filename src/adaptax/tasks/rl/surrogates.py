@@ -2,10 +2,12 @@ r"""Losses on a batch of trajectories whose derivatives, with the batch held fix
 
 All are $-\frac1n\sum_\tau\big(G_0 + \sum_t\gamma^t c_t(w)A_t\big)$, $G_0$ the discounted return and $A_t$ the advantage as
 collected. With the ratios $\rho_t = \pi_w(a_t \mid o_t)/\pi_{\text{then}}(a_t \mid o_t)$ they differ in $c_t$ alone:
-$\rho_{\le t} - \rho_{<t}$, $\rho_t - 1$, or $\log\rho_t$. At the parameters of the collection every value is $-G_0$.
+$\rho_{\le t} - \rho_{<t}$, $\rho_t - 1$ (clipped or not), or $\log\rho_t$. At the parameters of the collection every value is
+$-G_0$.
 """
 
 import abc
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -96,7 +98,7 @@ class AbstractAdvantageSurrogate(AbstractSurrogate):
     normalise: bool = eqx.field(static=True, default=False, kw_only=True)
 
     @abc.abstractmethod
-    def coefficients(self, log_ratios: Float[Array, "n H"]) -> Float[Array, "n H"]:
+    def coefficients(self, log_ratios: Float[Array, "n H"], advantage: Float[Array, "n H"]) -> Float[Array, "n H"]:
         r"""$c_t$, zero at the parameters of the collection."""
 
     def each(self, policy, trajectories):
@@ -110,7 +112,7 @@ class AbstractAdvantageSurrogate(AbstractSurrogate):
             advantage = jnp.where(mask, (advantage - mean) / jnp.sqrt(var + 1e-8), 0)
         advantage = jax.lax.stop_gradient(advantage * powers if self.weigh_time else advantage)
         value = jnp.sum(powers * trajectories.rewards, axis=1)
-        gain = jnp.sum(self.coefficients(trajectories.log_ratios(policy)) * advantage, axis=1)
+        gain = jnp.sum(self.coefficients(trajectories.log_ratios(policy), advantage) * advantage, axis=1)
         return self._loss(value + gain, trajectories)
 
 
@@ -142,7 +144,7 @@ class LoadedDiCE(AbstractAdvantageSurrogate):
     Source: Farquhar, Whiteson, Foerster (2019), Loaded DiCE, NeurIPS; docs/theory.md, section 2.1.
     """
 
-    def coefficients(self, log_ratios):
+    def coefficients(self, log_ratios, advantage):
         before = jnp.cumsum(log_ratios, axis=1) - log_ratios
         return jnp.exp(before) * jnp.expm1(log_ratios)
 
@@ -166,7 +168,7 @@ class LVC(AbstractAdvantageSurrogate):
     Source: Rothfuss et al. (2019), ProMP: proximal meta-policy search, ICLR; docs/theory.md, section 2.1.
     """
 
-    def coefficients(self, log_ratios):
+    def coefficients(self, log_ratios, advantage):
         return jnp.expm1(log_ratios)
 
 
@@ -188,5 +190,36 @@ class LikelihoodRatio(AbstractAdvantageSurrogate):
     Source: Finn, Abbeel, Levine (2017), ICML; docs/theory.md, section 2.1.
     """
 
-    def coefficients(self, log_ratios):
+    def coefficients(self, log_ratios, advantage):
         return log_ratios
+
+
+class Clipped(AbstractAdvantageSurrogate):
+    r"""The clipped surrogate: $c_tA_t = \min\{(\rho_t - 1)A_t,\ \mathrm{clip}(\rho_t - 1, -\epsilon, \epsilon)A_t\}$.
+
+    Up to a constant, that is $\min(\rho A, \mathrm{clip}(\rho, 1 - \epsilon, 1 + \epsilon)A)$. At the parameters of the
+    collection the gradient is that of `LVC`; a step whose ratio has left $[1 - \epsilon, 1 + \epsilon]$ in the direction of
+    its advantage gives none. It is for several steps on one batch: the loss of `ax.stepsize.Proximal`.
+
+    Arguments: those of `LoadedDiCE`, and
+        clip: $\epsilon$ (default 0.2).
+
+    Errors: those of `LoadedDiCE`, and `InputError` if clip is not a positive, finite number.
+
+    Example:
+        >>> import adaptax as ax
+        >>> ax.tasks.rl.Clipped(0.99, clip=0.3).clip
+        0.3
+
+    Source: Schulman et al. (2017), Proximal policy optimization algorithms, arXiv 1707.06347.
+    """
+
+    clip: float = eqx.field(static=True, default=0.2, kw_only=True)
+
+    def __check_init__(self):
+        if isinstance(self.clip, bool) or not isinstance(self.clip, int | float) or not 0 < self.clip < math.inf:
+            raise InputError(f"Clipped(clip={self.clip!r}) must be a positive, finite number: change clip=.")
+
+    def coefficients(self, log_ratios, advantage):
+        moved = jnp.expm1(log_ratios)
+        return jnp.where(advantage > 0, jnp.minimum(moved, self.clip), jnp.maximum(moved, -self.clip))

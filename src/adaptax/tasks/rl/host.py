@@ -1,0 +1,142 @@
+"""Environments that live on the host: one instance for each episode under way, called by compiled programs."""
+
+import itertools
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from adaptax._tree import first_line
+from adaptax.errors import InputError, note_failure
+
+
+class HostEnvironments:
+    """Instances of one kind of environment, with gymnasium's interface; an episode under way is known by its number.
+
+    Arguments:
+        make: makes one.
+        patience: seconds that a call for all episodes may take.
+    """
+
+    def __init__(self, make: Callable[[], Any], patience: float):
+        self.make, self.patience = make, patience
+        self.idle: list[Any] = []
+        self.running: dict[int, _Episode] = {}
+        self.numbers = itertools.count()
+        self.jobs: queue.SimpleQueue = queue.SimpleQueue()
+        self.worker: threading.Thread | None = None
+        self.first = self._new()
+        self.observations, self.discrete = self.first.observation_space, hasattr(self.first.action_space, "n")
+        self.idle.append(self.first)
+
+    def _new(self) -> Any:
+        env = self.make()
+        for name in ("reset", "step", "observation_space", "action_space"):
+            if not hasattr(env, name):
+                raise InputError(f"make() must return a gymnasium environment, and {type(env).__name__} has no {name}.")
+        inner = getattr(env, "unwrapped", env)
+        if not (callable(getattr(inner, "set_task", None)) or hasattr(inner, "task")):
+            raise InputError(f"{type(inner).__name__} cannot be told its task: give it set_task(task), or an attribute task.")
+        return env
+
+    def reset(self, tasks: list[Any], seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers and first observations of new episodes."""
+
+        def run():
+            begun = [self._begin(task, int(seed)) for task, seed in zip(tasks, seeds, strict=True)]
+            return tuple(np.asarray(column) for column in zip(*begun, strict=True))
+
+        return self._within_patience(run, "reset()")
+
+    def step(self, numbers: np.ndarray, actions: np.ndarray, horizon: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Observations, rewards and ends; episodes that have ended stay as they are."""
+
+        def run():
+            results = [self._step(int(n), action, horizon) for n, action in zip(numbers, actions, strict=True)]
+            return tuple(np.asarray(column) for column in zip(*results, strict=True))
+
+        return self._within_patience(run, "step()")
+
+    def _begin(self, task: Any, seed: int) -> tuple[int, np.ndarray]:
+        env = self.idle.pop() if self.idle else self._new()
+        inner = getattr(env, "unwrapped", env)
+        if callable(getattr(inner, "set_task", None)):
+            inner.set_task(task)
+        else:
+            inner.task = task
+        observation = np.asarray(env.reset(seed=seed)[0])
+        if observation.shape != self.observations.shape:
+            text = f"an observation of shape {observation.shape} where its space has {self.observations.shape}"
+            raise _Sentence(f"The environment gave {text}: make every make() return the same kind of environment.")
+        number = next(self.numbers) % 2**32
+        self.running[number] = _Episode(env, observation)
+        return number, observation
+
+    def _step(self, number: int, action: np.ndarray, horizon: int) -> tuple[np.ndarray, float, bool]:
+        episode = self.running[number]
+        episode.calls += 1
+        reward, done = 0.0, True
+        if not episode.ended:
+            chosen = int(action) if self.discrete else action
+            observation, reward, done, cut, _ = episode.env.step(chosen)
+            episode.observation, reward, done = np.asarray(observation), float(reward), bool(done)
+            if not np.isfinite(reward):
+                text = f"The environment gave a reward of {reward} at step {episode.calls} of an episode"
+                raise _Sentence(f"{text}: make its rewards finite.")
+            if cut and not done and episode.calls < horizon:
+                text = f"The environment cut an episode off at step {episode.calls}, before the horizon of {horizon}"
+                raise _Sentence(f"{text}: pass horizon={episode.calls}, or make it without a time limit.")
+            episode.ended = done
+        if episode.calls == horizon:
+            self.idle.append(self.running.pop(number).env)
+        return episode.observation, reward, done
+
+    def _within_patience(self, run: Callable[[], Any], what: str) -> Any:
+        """Run on a thread of our own, always the same while it answers: many simulators must not be moved between threads."""
+        if self.worker is None:
+            self.jobs = queue.SimpleQueue()
+            self.worker = threading.Thread(target=_work, args=(self.jobs,), daemon=True)
+            self.worker.start()
+        answer: queue.SimpleQueue = queue.SimpleQueue()
+        self.jobs.put((run, answer))
+        try:
+            result, error = answer.get(timeout=self.patience)
+        except queue.Empty:
+            self.worker, self.idle, self.running = None, [], {}
+            return self._fail(
+                f"The environment did not answer {what} within {self.patience:g} seconds: mend it, or pass patience=."
+            )
+        if error is None:
+            return result
+        at = max((episode.calls for episode in self.running.values()), default=0)
+        self.idle, self.running = [], {}
+        if isinstance(error, _Sentence | InputError):
+            return self._fail(str(error))
+        text = f"The environment raised {type(error).__name__} in {what} at step {at} of an episode ({first_line(error)})"
+        return self._fail(f"{text}: mend it, and go on with resume=True.")
+
+    def _fail(self, sentence: str) -> Any:
+        note_failure(sentence)
+        raise RuntimeError(sentence)
+
+
+class _Episode:
+    """An episode under way."""
+
+    def __init__(self, env: Any, observation: np.ndarray):
+        self.env, self.observation, self.calls, self.ended = env, observation, 0, False
+
+
+class _Sentence(Exception):
+    """A failure that is a sentence already."""
+
+
+def _work(jobs: queue.SimpleQueue) -> None:
+    while True:
+        run, answer = jobs.get()
+        try:
+            answer.put((run(), None))
+        except Exception as error:
+            answer.put((None, error))

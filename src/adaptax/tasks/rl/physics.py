@@ -1,0 +1,204 @@
+"""MuJoCo under a compiled program: the C engine by a host callback, or mujoco-mjx on the device, on the same models."""
+
+import abc
+import functools
+import os
+import queue
+import re
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.buffer_callback import buffer_callback
+from jaxtyping import Array, Float
+
+from adaptax.errors import InputError
+
+MODELS = {"half_cheetah": 5, "ant": 5}
+_MISSING = "needs MuJoCo and the models of gymnasium: pip install 'adaptax[rl]'."
+
+
+class Physics(eqx.Module):
+    """What moves a model: states are pytrees of arrays, of which `coordinates` gives positions and velocities.
+
+    Arguments:
+        name: "half_cheetah" or "ant", gymnasium's models (static).
+
+    Every control is held for the model's number of physics steps (5).
+    """
+
+    name: str = eqx.field(static=True)
+
+    def __check_init__(self):
+        if self.name not in MODELS:
+            raise InputError(f"There is no model {self.name!r}: use {' or '.join(MODELS)}.")
+        model_of(self.name)
+
+    @property
+    def interval(self) -> float:
+        """Seconds between two controls."""
+        return float(model_of(self.name).opt.timestep) * MODELS[self.name]
+
+    @abc.abstractmethod
+    def start(self, positions: Float[Array, " nq"], velocities: Float[Array, " nv"]) -> Any:
+        """The state at rest of everything but these."""
+
+    @abc.abstractmethod
+    def advance(self, state: Any, control: Float[Array, " nu"]) -> Any:
+        """The state one interval later."""
+
+    @abc.abstractmethod
+    def coordinates(self, state: Any) -> tuple[Float[Array, " nq"], Float[Array, " nv"]]:
+        """Positions and velocities."""
+
+
+class Engine(Physics):
+    """MuJoCo's own engine, in double precision: one call of the host moves all episodes that are abreast, on all cores.
+
+    A state is the engine's, bit for bit, beside its float32 copy; each interval starts its constraint solver cold. So an
+    episode depends on nothing but its own states, and is the same on any number of threads and devices.
+    """
+
+    def start(self, positions, velocities):
+        return self._call(_caller(_start, self.name, 1), positions, velocities)
+
+    def advance(self, state, control):
+        return self._call(_caller(_advance, self.name, jax.local_device_count()), state[0], control)
+
+    def coordinates(self, state):
+        nq, nv = model_of(self.name).nq, model_of(self.name).nv
+        return state[1][1 : 1 + nq], state[1][1 + nq : 1 + nq + nv]
+
+    def _call(self, function, *arguments):
+        size = _state_size(self.name)
+        shapes = jax.ShapeDtypeStruct((2 * size,), jnp.uint32), jax.ShapeDtypeStruct((size,), jnp.float32)
+        call = buffer_callback(function, shapes, vmap_method="broadcast_all")
+        return call(*map(jax.lax.stop_gradient, arguments))
+
+
+class OnDevice(Physics):
+    """mujoco-mjx, in the precision of the device: slower than the C engine on a CPU, thousands abreast on an accelerator."""
+
+    def __check_init__(self):
+        _mjx()
+
+    def start(self, positions, velocities):
+        return positions, velocities
+
+    def advance(self, state, control):
+        mjx, model = _mjx(), _device_model(self.name)
+        data = mjx.make_data(model_of(self.name)).replace(qpos=state[0], qvel=state[1], ctrl=control)
+        step = lambda data, _: (mjx.step(model, data), None)  # noqa: E731
+        data = jax.lax.scan(step, data, length=MODELS[self.name])[0]
+        return data.qpos, data.qvel
+
+    def coordinates(self, state):
+        return state
+
+
+@functools.cache
+def model_of(name: str) -> Any:
+    """The compiled model."""
+    try:
+        import gymnasium
+        import mujoco
+    except ImportError as error:
+        raise InputError(f"The environment {name!r} {_MISSING}") from error
+    path = os.path.join(os.path.dirname(gymnasium.__file__), "envs", "mujoco", "assets", f"{name}.xml")
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    # The compiler's own way of scaling the mass is deprecated; this is what it recommends instead.
+    mass = re.search(r'settotalmass="([\d.]+)"', text)
+    model = mujoco.MjModel.from_xml_string(text if mass is None else text.replace(mass.group(0), ""))  # type: ignore[attr-defined]
+    if mass is not None:
+        mujoco.mj_setTotalmass(model, float(mass.group(1)))  # type: ignore[attr-defined]
+        mujoco.mj_setConst(model, mujoco.MjData(model))  # type: ignore[attr-defined]
+    return model
+
+
+@functools.cache
+def _device_model(name: str) -> Any:
+    with jax.ensure_compile_time_eval():
+        return _mjx().put_model(model_of(name))
+
+
+def _mjx() -> Any:
+    try:
+        from mujoco import mjx
+    except ImportError as error:
+        raise InputError('physics="mjx" needs mujoco-mjx: pip install \'adaptax[rl]\', or use physics="mujoco".') from error
+    return mjx
+
+
+def _spec() -> Any:
+    import mujoco
+
+    return mujoco.mjtState.mjSTATE_FULLPHYSICS  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _state_size(name: str) -> int:
+    import mujoco
+
+    return mujoco.mj_stateSize(model_of(name), _spec())  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _caller(function: Any, name: str, devices: int) -> Any:
+    """One object for one callback, so that programs are compiled once; it works on the program's own buffers."""
+
+    def call(context: Any, out: Any, *arguments: Any) -> None:
+        states = np.ascontiguousarray(function(name, devices, *map(np.asarray, arguments)))
+        np.asarray(out[0])[...] = states.view(np.uint32)
+        np.asarray(out[1])[...] = states
+
+    return call
+
+
+def _start(name: str, devices: int, positions: np.ndarray, velocities: np.ndarray) -> np.ndarray:
+    state = np.zeros((*positions.shape[:-1], _state_size(name)))
+    nq = positions.shape[-1]
+    state[..., 1 : 1 + nq] = positions
+    state[..., 1 + nq : 1 + nq + velocities.shape[-1]] = velocities
+    return state
+
+
+def _advance(name: str, devices: int, bits: np.ndarray, control: np.ndarray) -> np.ndarray:
+    model = model_of(name)
+    states = np.ascontiguousarray(bits).view(np.float64)
+    lead = states.shape[:-1]
+    control = control.astype(np.float64).reshape(-1, 1, model.nu)
+    held = np.broadcast_to(control, (len(control), MODELS[name], model.nu))
+    with _Workers(name, max(1, _cores() // devices)) as (runner, data):
+        path, _ = runner.rollout(model, data, states.reshape(len(control), -1), held)
+    return path[:, -1].reshape(*lead, -1)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _Workers:
+    """A pool of threads with their scratch data, lent to one call at a time: devices call at the same time."""
+
+    idle: "dict[tuple[str, int], queue.LifoQueue]" = {}  # noqa: RUF012
+
+    def __init__(self, name: str, threads: int):
+        self.name, self.threads = name, threads
+        self.queue = self.idle.setdefault((name, threads), queue.LifoQueue())
+
+    def __enter__(self) -> tuple[Any, list]:
+        import mujoco
+        from mujoco import rollout
+
+        try:
+            self.lent = self.queue.get_nowait()
+        except queue.Empty:
+            data = [mujoco.MjData(model_of(self.name)) for _ in range(self.threads)]  # type: ignore[attr-defined]
+            self.lent = rollout.Rollout(nthread=self.threads if self.threads > 1 else 0), data
+        return self.lent
+
+    def __exit__(self, *_: Any) -> None:
+        self.queue.put(self.lent)

@@ -1,0 +1,156 @@
+"""Environments on the host: told their task, stepped in order, the same for the same seed; their failures are one sentence."""
+
+import time
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import adaptax as ax
+from adaptax.errors import HostFailure
+from adaptax.tasks import rl
+
+
+class Slope:
+    """x moves by the action and by noise; the reward is x times the task; an episode ends where x passes 1."""
+
+    observation_space = SimpleNamespace(shape=(1,), dtype=np.float32)
+    action_space = SimpleNamespace(shape=(1,), low=np.array([-1.0]), high=np.array([1.0]))
+
+    def __init__(self, trouble=None, at=3):
+        self.trouble, self.at, self.task = trouble, at, None
+
+    def reset(self, seed):
+        self.random, self.x, self.steps = np.random.default_rng(seed), np.zeros(1), 0
+        return self.x, {}
+
+    def step(self, action):
+        assert np.all(np.abs(action) <= 1)
+        self.steps += 1
+        self.x = self.x + action + 0.1 * self.random.normal(size=1)
+        reward, cut = float(self.x[0] * self.task), False
+        if self.steps == self.at:
+            if self.trouble == "raises":
+                raise ValueError("the arm fell off\nat once")
+            if self.trouble == "hangs":
+                time.sleep(20)
+            reward, cut = (np.nan if self.trouble == "nan" else reward), self.trouble == "cuts"
+        return self.x, reward, bool(self.x[0] > 1), cut, {}
+
+
+def family(horizon=5, **options):
+    return rl.gymnasium_family(lambda: Slope(**options), lambda key: jax.random.uniform(key, minval=1.0), horizon=horizon)
+
+
+def policy(outputs=1):
+    return rl.GaussianPolicy(ax.models.mlp((1, 4, outputs), key=jax.random.key(0)), outputs)
+
+
+def test_episodes_are_those_of_a_plain_loop():
+    problem = family(horizon=12)
+    task, params = jnp.asarray(1.5), policy()
+    keys = jax.random.split(jax.random.key(3), 2)
+    batch = jax.jit(jax.vmap(lambda key: problem.draw(task, params, key, 6)))(keys)
+    assert bool(jnp.any(batch.terminated)) and not bool(jnp.all(jnp.any(batch.terminated, axis=-1)))
+    mask, actions = np.asarray(batch.mask), np.asarray(batch.actions)
+    for i, key in enumerate(keys):
+        seeds = jax.vmap(jax.random.bits)(jax.random.split(jax.random.split(key)[0], 6))
+        for n, seed in enumerate(seeds):
+            env = Slope()
+            env.task = 1.5
+            env.reset(seed=int(seed))
+            for t in range(12):
+                if not mask[i, n, t]:
+                    assert batch.rewards[i, n, t] == 0
+                    continue
+                x, reward, done, _, _ = env.step(np.clip(actions[i, n, t].astype(np.float32), -1, 1))
+                np.testing.assert_allclose(batch.observations[i, n, t + 1], x, rtol=1e-5, atol=1e-6)
+                np.testing.assert_allclose(batch.rewards[i, n, t], reward, rtol=1e-5, atol=1e-6)
+                assert bool(batch.terminated[i, n, t]) == done
+    instances = problem.draw.environment.instances
+    assert not instances.running and len(instances.idle) == 12
+
+
+OUTER = optax.sgd(0.1)
+METHOD = ax.MetaGradient(ax.Inner(1, 0.1), samples=ax.Samples(2, 2, 2))
+
+
+def trained(problem, steps=3, **options):
+    state, history = ax.train(
+        problem, policy(), METHOD, optimizer=OUTER, steps=steps, tasks_per_step=2, **options
+    )  # fmt: skip
+    return jax.tree.leaves(state.params), history
+
+
+def test_a_run_is_decided_by_its_seed_and_failures_are_told_with_the_state_saved(tmp_path):
+    problem = family()
+    first, again = trained(problem), trained(problem)
+    for a, b in zip(first[0], again[0], strict=True):
+        np.testing.assert_array_equal(a, b)
+    # The same environments, one of which fails in the third meta-step of 60 environment steps.
+    step = Slope.step
+
+    def limited(self, action):
+        limited.calls += 1
+        if limited.calls == 150:
+            raise ValueError("the arm fell off\nat once")
+        return step(self, action)
+
+    limited.calls = 0
+    Slope.step = limited
+    try:
+        with pytest.raises(
+            HostFailure, match=r"raised ValueError in step\(\) at step \d of an episode \(the arm fell off"
+        ) as told:
+            trained(problem, out=tmp_path / "run", checkpoint_every=1)
+    finally:
+        Slope.step = step
+    assert "\n" not in str(told.value)
+    resumed = trained(problem, out=tmp_path / "run", checkpoint_every=1, resume=True)
+    for a, b in zip(first[0], resumed[0], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "options, match",
+    [
+        ({"trouble": "nan"}, "reward of nan at step 3 of an episode: make its rewards finite"),
+        ({"trouble": "cuts"}, "cut an episode off at step 3, before the horizon of 5: pass horizon=3"),
+        ({"trouble": "hangs"}, r"did not answer step\(\) within 1 seconds"),
+    ],
+)
+def test_failures_of_the_host(options, match):
+    problem = rl.gymnasium_family(lambda: Slope(**options), lambda key: jnp.ones(()), horizon=5, patience=1)
+    with pytest.raises(jax.errors.JaxRuntimeError, match=match):
+        jax.block_until_ready(jax.jit(lambda key: problem.draw(jnp.ones(()), policy(), key, 2).rewards)(jax.random.key(0)))
+
+
+class Deaf(Slope):
+    __slots__ = ()
+
+    def __init__(self):
+        pass
+
+
+class Boundless(Slope):
+    action_space = SimpleNamespace(shape=(1,), low=np.array([-np.inf]), high=np.array([1.0]))
+
+
+@pytest.mark.parametrize(
+    "make, match",
+    [
+        (lambda: rl.gymnasium_family(3, None), "make must be a function"),
+        (lambda: rl.gymnasium_family(Slope, None, patience=0), "patience=0.*positive"),
+        (lambda: rl.gymnasium_family(Deaf, None), r"Deaf cannot be told its task: give it set_task\(task\)"),
+        (lambda: rl.gymnasium_family(lambda: 3, None), "int has no reset"),
+        (lambda: rl.gymnasium_family(Slope, lambda key: key), "no time limit of its own: pass horizon="),
+        (lambda: rl.gymnasium_family(Boundless, lambda key: key, horizon=3), "bounds.*must be finite"),
+        (lambda: family().draw(jnp.ones(()), policy(2), jax.random.key(0), 2), r"takes actions of shape \(1,\).*gives \(2,\)"),
+    ],
+)
+def test_mistakes(make, match):
+    with pytest.raises(ax.InputError, match=match):
+        make()
