@@ -8,6 +8,7 @@ import pytest
 from helpers import no_tasks, regression, relative, squared
 
 import adaptax as ax
+from adaptax.batching import map_tasks
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -97,6 +98,20 @@ def test_a_batch_is_the_mean_of_single_tasks(x64, in_flight):
     assert relative(info, jax.tree.map(lambda *leaves: jnp.stack(leaves), *[s[2] for s in singles])) < 1e-11
     assert info.losses.shape == (BATCH, 3)
     assert info.value.shape == info.stepsize.shape == (BATCH,)
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_a_batch_without_inner_steps_in_groups(in_flight):
+    problem, model, task = regression(sizes=(1, 3, 1))
+    method, tasks = ax.MetaGradient(ax.Inner(0, 0.1)), batch_of(task)
+    _, grad, info = method.batch(problem, model, tasks, in_flight=in_flight)
+    assert info.losses.shape == (BATCH, 0) and relative(grad, method.batch(problem, model, tasks)[1]) < 1e-5
+
+
+@pytest.mark.parametrize("in_flight", [1, 2, 3])
+def test_tasks_may_have_and_give_empty_axes(in_flight):
+    numbers, empty = map_tasks(lambda x: (2 * x[0], x[1]), (jnp.arange(3.0), jnp.zeros((3, 0, 4))), in_flight)
+    assert numbers.tolist() == [0, 2, 4] and empty.shape == (3, 0, 4)
 
 
 @pytest.mark.parametrize("in_flight", [1, 2, 3])

@@ -78,7 +78,7 @@ def grouped(tree: PyTree, size: int) -> PyTree:
         missing = -leaf.shape[0] % size
         if missing:
             leaf = jnp.concatenate([leaf, jnp.broadcast_to(leaf[:1], (missing, *leaf.shape[1:]))])
-        return leaf.reshape((-1, size, *leaf.shape[1:]))
+        return leaf.reshape((leaf.shape[0] // size, size, *leaf.shape[1:]))
 
     return jax.tree.map(reshape, tree)
 
@@ -91,4 +91,4 @@ def map_tasks(function: Callable[[Any], Any], inputs: PyTree, in_flight: int) ->
     if in_flight == 1:
         return jax.lax.map(function, inputs)
     out = jax.lax.map(jax.vmap(function), grouped(inputs, in_flight))
-    return jax.tree.map(lambda leaf: leaf.reshape((-1, *leaf.shape[2:]))[:count], out)
+    return jax.tree.map(lambda leaf: leaf.reshape((leaf.shape[0] * leaf.shape[1], *leaf.shape[2:]))[:count], out)

@@ -157,7 +157,7 @@ def weighted_sum(
     shapes = jax.eval_shape(lambda x: add_shapes(one, x), inputs)
     (value, grad), infos = jax.lax.scan(add, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), inputs)
     if size > 1:
-        infos = jax.tree.map(lambda leaf: leaf.reshape((-1, *leaf.shape[2:])), infos)
+        infos = jax.tree.map(lambda leaf: leaf.reshape((leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])), infos)
     return value, grad, jax.tree.map(lambda leaf: leaf[:count], infos)
 
 

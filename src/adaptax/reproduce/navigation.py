@@ -15,7 +15,17 @@ import adaptax as ax
 from adaptax.reproduce import navigation_page as page
 from adaptax.reproduce.files import Row, Say, write_rows
 from adaptax.reproduce.methods import EXACT, FINITE_DIFFERENCE, FIRST_ORDER, GGS, STEIN
-from adaptax.reproduce.navigation_page import EDGE, FIXED, FROM_RETURNS, GUARANTEED, PRETRAINED, REUSED, UNTRAINED
+from adaptax.reproduce.navigation_page import (
+    EDGE,
+    FIXED,
+    FROM_RETURNS,
+    GUARANTEED,
+    LOADED,
+    PLAIN,
+    PRETRAINED,
+    REUSED,
+    UNTRAINED,
+)
 from adaptax.reproduce.training import check_sizes, initial_key
 from adaptax.training.step import State, Step
 
@@ -61,30 +71,20 @@ SMALL = Setting("small", 25, (32, 32))
 
 
 class Case(NamedTuple):
-    """One way of training: how it is called, N, the rule of the inner step size, the method and outer optimiser."""
+    """One way of training: how it is called, N, the rule of the inner step size, the method, outer optimiser and loss."""
 
     name: str
     inner_steps: int
     rule: str
     method: ax.MetaGradient | None
     optimizer: Any = None
+    loss: Any = None
 
 
-def surrogate() -> ax.tasks.rl.LVC:
-    """As in published code: advantages standardised and not weighted by time, the mean over steps."""
-    rl = ax.tasks.rl
-    return rl.LVC(DISCOUNT, baseline=rl.LinearBaseline(), per_step=True, normalise=True, weigh_time=False)
-
-
-def plain_loss(setting: Setting, seeds: int) -> list[Row]:
-    """What a step of 0.1 does to untrained policies where advantages are neither standardised nor free of time's weight."""
-    rl = ax.tasks.rl
-    loss = rl.LVC(DISCOUNT, baseline=rl.LinearBaseline(), per_step=True)
-    problem, rows = rl.navigation(horizon=setting.horizon, loss=loss), []
-    for seed in range(seeds):
-        mark = {"part": "plain loss", "setting": setting.name, "method": page.UNTRAINED, "seed": seed}
-        rows += [mark | score for score in judge(setting, problem, policy(setting, seed), jnp.asarray(ALPHA), SHORT)]
-    return rows
+def surrogate(kind: Any = ax.tasks.rl.LVC, *, published: bool = True) -> Any:
+    """As in published code advantages are standardised and not weighted by time; a mean over steps in any case."""
+    baseline = ax.tasks.rl.LinearBaseline()
+    return kind(DISCOUNT, baseline=baseline, per_step=True, normalise=published, weigh_time=not published)
 
 
 def policy(setting: Setting, seed: int) -> ax.tasks.rl.GaussianPolicy:
@@ -124,6 +124,8 @@ def small_cases() -> list[Case]:
         Case(PRETRAINED, 0, FIXED, method(0)),
         Case(UNTRAINED, 0, FIXED, None),
         Case(REUSED, 1, FIXED, method(independent_curvature=False)),
+        Case(LOADED, 1, FIXED, method(), loss=surrogate(ax.tasks.rl.LoadedDiCE)),
+        Case(PLAIN, 1, FIXED, method(), loss=surrogate(published=False)),
         Case(FINITE_DIFFERENCE, 1, FIXED, method(curvature=c.FiniteDifference(delta=WIDTH))),
         Case(GGS, 1, FIXED, method(curvature=c.GaussianSmoothing(samples=DIRECTIONS, delta=WIDTH))),  # type: ignore[call-arg]
         Case(STEIN, 1, FIXED, method(curvature=values)),
@@ -159,19 +161,18 @@ def navigation(
     out.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     with jax.threefry_partitionable(False):
-        rows += plain_loss(settings[0], seeds)
         for setting, cases in zip(settings, (paper_cases(), small_cases()), strict=True):
-            problem = ax.tasks.rl.navigation(horizon=setting.horizon, loss=surrogate())
             for case in cases:
-                rows += train(setting, problem, case, seeds, steps, say)
+                rows += train(setting, case, seeds, steps, say)
                 # What is there is kept if a later method is stopped.
                 write_rows(out / "navigation.csv", COLUMNS, rows)
     page.publish(out)
 
 
-def train(setting: Setting, problem: ax.Resampling, case: Case, seeds: int, steps: int, say: Say) -> list[Row]:
+def train(setting: Setting, case: Case, seeds: int, steps: int, say: Say) -> list[Row]:
     """The returns of a case along training and at its end, by seed."""
     rows: list[Row] = []
+    problem = ax.tasks.rl.navigation(horizon=setting.horizon, loss=case.loss or surrogate())
     about = {"setting": setting.name, "method": case.name, "inner_steps": case.inner_steps, "rule": case.rule}
     step, each = None, 0
     if case.method is not None:

@@ -16,7 +16,9 @@ EDGE, FIXED, GUARANTEED = "Edge", "α = 0.1", "Guaranteed"
 FROM_RETURNS = "zeroth order, from returns alone"
 PRETRAINED, UNTRAINED = "trained without adaptation", "untrained"
 REUSED = "exact, the step's samples reused"
+LOADED, PLAIN = "exact, LoadedDiCE", "exact, LVC, weighed and not standardised"
 GOALS = ((0.4, 0.4), (-0.4, 0.3), (-0.2, -0.45), (0.45, -0.15))
+_ESTIMATORS = (EXACT, FIRST_ORDER, FINITE_DIFFERENCE, GGS, STEIN, FROM_RETURNS, PRETRAINED)
 _ABOUT = (
     "A policy moves a point from the origin to a goal that it is not told of; it adapts to the goal by policy-gradient steps "
     "on trajectories of its own ([theory](../../theory.md), section 10.3). Goals are uniform on [−0.5, 0.5]², both entries of "
@@ -26,10 +28,10 @@ _ABOUT = (
 )
 _SURROGATE = (
     "**The loss** is `LVC(0.95, baseline=LinearBaseline(), per_step=True, normalise=True, weigh_time=False)`: generalised "
-    "advantages with λ = 1 and a linear baseline, standardised, the mean over steps, no weight of time. So does published "
-    "code, and its α = 0.1 presumes it: {} The price is that the gradient is not that of the discounted return; its scale is "
-    "another at every batch. The activation is ReLU, weights are N(0, 2/(inputs + outputs)) at first, and the "
-    "policy's standard deviation is 1."
+    "advantages with λ = 1 and a linear baseline, standardised, the mean over steps, no weight of time, as in published code, "
+    "whose α = 0.1 is taken here. So the gradient is not that of the discounted return, and its scale is another at every "
+    "batch; what else one may take is compared below. The activation is ReLU, weights are N(0, 2/(inputs + outputs)) at first, "
+    "and the policy's standard deviation is 1."
 )
 _PAIRS = (
     "A seed's initial policy and goals are the same for all methods, and differences are paired by seed. One is called "
@@ -87,13 +89,13 @@ def publish(out: Path) -> None:
     seeds, steps = len(distinct(final, "seed")), max(row["meta_step"] for row in paper)
     draw_returns(out, "returns", pick(training, setting="paper"), "meta_step", "meta-steps")
     draw_paths(out, "paths", pick(rows, part="path"), GOALS)
-    estimators = [row for row in pick(training, setting="small", inner_steps=1, rule=FIXED) if row["method"] != REUSED]
+    estimators = [row for row in pick(training, setting="small", inner_steps=1, rule=FIXED) if row["method"] in _ESTIMATORS]
     draw_returns(out, "estimators", estimators, "env_steps", "environment steps")
     parts = [
         "# Planar navigation",
         f"Written by `adaptax reproduce navigation --seeds {seeds} --steps {steps}` from [navigation.csv](navigation.csv).",
         _ABOUT,
-        _SURROGATE.format(_scale(rows)),
+        _SURROGATE,
         f"Numbers are means over {seeds} seeds with 95 % intervals (Student). {_PAIRS}",
         _paper(paper, pick(rows, setting="paper"), steps),
         "![Return before and after adaptation along training](returns.png)",
@@ -103,17 +105,6 @@ def publish(out: Path) -> None:
         _small(small, rows),
     ]
     (out / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-
-
-def _scale(rows: list[Row]) -> str:
-    """What a step does to an untrained policy with the plain scale of advantages, and with the published one."""
-    first = {part: pick(rows, part=part, setting="paper", method=UNTRAINED) for part in ("plain loss", "final")}
-    first["final"] = pick(first["final"], trajectories=first["final"][0]["trajectories"])
-    plain, published = (student(by_seed(run, adapted=1) - by_seed(run, adapted=0)) for run in first.values())
-    return (
-        f"with weighed advantages, not standardised, one step of 0.1 changes the return of an untrained policy by {plain}, "
-        f"as published by {published}."
-    )
 
 
 def _paper(final: list[Row], rows: list[Row], steps: int) -> str:
@@ -181,9 +172,19 @@ def _small(final: list[Row], rows: list[Row]) -> str:
         f"of their own {own}; difference {reused} ({verdict(reused)}). The run takes {steps[REUSED]:,} environment steps with "
         f"reuse and {steps[EXACT]:,} without."
     )
+    body = []
+    for method in (EXACT, LOADED, PLAIN):
+        cells = [str(student(by_seed(one, method=method, adapted=k))) for k in (0, 1, 2, 3)]
+        body.append([method, *cells, _against(one, method, EXACT, adapted=1)])
+    header = ["loss", "before", "after 1", "after 2", "after 3", "after 1, less exact's"]
+    parts += [
+        "### Which loss",
+        "Each policy is tested with steps of 0.1 on the loss it was trained with.",
+        markdown(header, body),
+    ]
     parts.append("### Estimators of the Hessian-vector product")
     body = []
-    for method in (EXACT, FIRST_ORDER, FINITE_DIFFERENCE, GGS, STEIN, FROM_RETURNS, PRETRAINED, UNTRAINED):
+    for method in (*_ESTIMATORS, UNTRAINED):
         if run := pick(one, method=method):
             cells = [str(student(by_seed(run, adapted=k))) for k in (0, 1)]
             body.append([method, f"{run[0]['env_steps']:,}", *cells, _against(one, method, EXACT, adapted=1)])
