@@ -163,7 +163,7 @@ def test_what_can_be_parsed_is_not_complained_about():
 def test_what_was_not_foreseen_is_still_one_sentence(run, monkeypatch):
     monkeypatch.setattr("adaptax.cli.usage.complaint", lambda arguments: None)
     assert run("train", "sinusoid", "--quux").sentence == "Unrecognized options: --quux: see adaptax --help."
-    assert run("train").sentence.startswith("Expected one of {sinusoid, matrix, images}")
+    assert run("train").sentence.startswith("Expected one of {sinusoid, matrix, images")
 
 
 def test_version(run):
