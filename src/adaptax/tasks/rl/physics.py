@@ -3,6 +3,7 @@
 import abc
 import contextlib
 import functools
+import importlib
 import io
 import os
 import queue
@@ -140,10 +141,9 @@ def _mjx() -> Any:
     try:
         # It prints to standard output that another engine is missing, where only results belong.
         with contextlib.redirect_stdout(io.StringIO()):
-            from mujoco import mjx
+            return importlib.import_module("mujoco.mjx")
     except ImportError as error:
         raise InputError('physics="mjx" needs mujoco-mjx: pip install \'adaptax[rl]\', or use physics="mujoco".') from error
-    return mjx
 
 
 def _spec() -> Any:
