@@ -165,20 +165,11 @@ def _small(final: list[Row], rows: list[Row]) -> str:
         f"paper's size. {max(row['meta_step'] for row in final)} meta-steps.",
         "### How many inner steps, and of what size",
     ]
-    body = []
-    cases = dict.fromkeys((row["inner_steps"], row["rule"]) for row in pick(final, method=EXACT))
-    for n, rule in sorted(cases, key=lambda case: (list(dict.fromkeys(r for _, r in cases)).index(case[1]), case[0])):
-        run = pick(final, method=EXACT, inner_steps=n, rule=rule)
-        alpha = student(by_seed(rates, method=EXACT, inner_steps=n, rule=rule))
-        cells = [str(student(by_seed(run, adapted=k))) for k in _TESTED]
-        less = student(by_seed(run, adapted=n) - by_seed(final, method=EXACT, inner_steps=1, rule=FIXED, adapted=1))
-        beside = "0" if (n, rule) == (1, FIXED) else f"{less} ({verdict(less)})"
-        body.append([str(n), rule, f"{alpha.mean:.3g}", *cells, beside])
-    header = ["N", "rule", "α at the end", "before", "after 1", "after 2", "after 3", "after 5", "after N, less N = 1, α = 0.1"]
     parts += [
-        markdown(header, body),
-        "Edge's α is one over the curvature measured on the surrogate of 20 episodes; Guaranteed's is an eighth of that, "
-        "over N. Policies are tested with the α they were trained with.",
+        _how_many(final, rates),
+        "N = 0 is the policy trained without adaptation. Edge's α is one over the curvature measured on the surrogate of 20 "
+        "episodes; Guaranteed's is an eighth of that, over N. Policies are tested with the α they were trained with.",
+        _as_trained(final),
         "### Samples of their own for the Hessian factors, or the step's",
     ]
     one = pick(final, inner_steps=1, rule=FIXED) + pick(final, inner_steps=0)
@@ -212,6 +203,32 @@ def _small(final: list[Row], rows: list[Row]) -> str:
         _WIDTHS,
     ]
     return "\n\n".join(parts)
+
+
+def _how_many(final: list[Row], rates: list[Row]) -> str:
+    """The table over N and rules."""
+    body, rules = [], (FIXED, EDGE, GUARANTEED)
+    rows = pick(final, method=EXACT) + pick(final, method=PRETRAINED)
+    cases = dict.fromkeys((row["inner_steps"], row["rule"]) for row in rows)
+    for n, rule in sorted(cases, key=lambda case: (rules.index(case[1]), case[0])):
+        run = pick(rows, inner_steps=n, rule=rule)
+        alpha = student(by_seed(pick(rates, method=run[0]["method"]), inner_steps=n, rule=rule))
+        less = student(by_seed(run, adapted=n) - by_seed(final, method=EXACT, inner_steps=1, rule=FIXED, adapted=1))
+        beside = "0" if (n, rule) == (1, FIXED) else f"{less} ({verdict(less)})"
+        cells = [str(student(by_seed(run, adapted=k))) for k in _TESTED]
+        body.append([str(n), rule, f"{alpha.mean:.3g}", *cells, beside])
+    header = ["N", "rule", "α at the end", "before", "after 1", "after 2", "after 3", "after 5", "after N, less N = 1, α = 0.1"]
+    return markdown(header, body)
+
+
+def _as_trained(final: list[Row]) -> str:
+    """The policy trained with N = n, after n steps, beside the one trained without adaptation, after as many."""
+    found = []
+    for n in sorted({row["inner_steps"] for row in pick(final, method=EXACT, rule=FIXED)}):
+        trained = by_seed(final, method=EXACT, rule=FIXED, inner_steps=n, adapted=n)
+        difference = student(trained - by_seed(final, method=PRETRAINED, adapted=n))
+        found.append(f"N = {n}: {difference} ({verdict(difference)})")
+    return "After N steps of 0.1, less the policy trained without adaptation after as many: " + "; ".join(found) + "."
 
 
 def _difference(rows: list[Row], method: str, other: str, **wanted: object) -> Mean:
