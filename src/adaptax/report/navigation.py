@@ -32,7 +32,9 @@ def draw_returns(folder: Path, name: str, rows: Rows, axis: str, label: str) -> 
             ax.fill_between(x, np.min(values, axis=1), np.max(values, axis=1), color=colour, alpha=0.13, linewidth=0)
         ax.set_title("after one step" if adapted else "before adaptation", fontsize=9)
         ax.set_xlabel(label, fontsize=9)
-        if axis == "env_steps":
+        if axis == "meta_step":
+            ax.xaxis.get_major_locator().set_params(integer=True)
+        else:
             ax.set_xscale("symlog", linthresh=min(row[axis] for row in rows if row[axis]))
     # A policy that runs away must not hide the others.
     values = np.array([row["value"] for row in rows])

@@ -46,6 +46,9 @@ _WIDTHS = (
 )
 
 
+_TESTED = (0, 1, 2, 3, 5)
+
+
 class Mean(NamedTuple):
     """A mean over seeds with its 95 % interval of Student."""
 
@@ -112,9 +115,9 @@ def _paper(final: list[Row], rows: list[Row], steps: int) -> str:
     for method in methods:
         for size in sizes:
             run = pick(final, method=method, trajectories=size)
-            cells = [str(student(by_seed(run, adapted=n))) for n in (0, 1, 2, 3)]
+            cells = [str(student(by_seed(run, adapted=n))) for n in _TESTED]
             body.append([method, str(size), *cells, _against(final, method, EXACT, adapted=1, trajectories=size)])
-    header = ["method", "trajectories", "before", "after 1 step", "after 2", "after 3", "after 1, less exact's"]
+    header = ["method", "trajectories", "before", "after 1 step", "after 2", "after 3", "after 5", "after 1, less exact's"]
     text = [
         "## The paper's setting",
         f"Horizon 100, network 2-100-100-2, N = 1, α = 0.1, {steps} meta-steps; every policy adapts with steps of 0.1.",
@@ -126,17 +129,32 @@ def _paper(final: list[Row], rows: list[Row], steps: int) -> str:
         more = student(by_seed(run, adapted=2) - by_seed(run, adapted=1))
         first, second = (f"{change} ({verdict(change)})" for change in (gain, more))
         text.append(f"- {_capital(method)}: one step changes the return by {first}, a second one by {second}.")
-    found = {m: verdict(_difference(final, m, EXACT, adapted=1, trajectories=sizes[0])) for m in methods if m != EXACT}
-    text.append(
-        f"After one step with {sizes[0]} trajectories, beside exact: " + ", ".join(f"{m} {v}" for m, v in found.items()) + "."
-    )
+    run = pick(final, trajectories=sizes[0])
+    for n in _TESTED[1:]:
+        found = {m: verdict(_difference(run, m, EXACT, adapted=n)) for m in methods if m != EXACT}
+        text.append(
+            f"- Beside exact after {n} with {sizes[0]} trajectories: " + ", ".join(f"{m} {v}" for m, v in found.items()) + "."
+        )
+    text.append(_best(run, methods))
     seconds = {m: by_seed(pick(rows, part="seconds", method=m)) for m in methods if m != UNTRAINED}
     text.append(
         "Seconds for a run with its evaluations, median over seeds, on the two shared cores it was made on: "
         + ", ".join(f"{m} {np.median(s):.0f}" for m, s in seconds.items()) + "."
     )  # fmt: skip
-    lists = text[3 : 3 + len(methods)]
-    return "\n\n".join([*text[:3], "\n".join(lists), *text[3 + len(methods) :]])
+    lists = [line for line in text if line.startswith("- ")]
+    return "\n\n".join([*text[:3], "\n".join(lists), *text[3 + len(lists) :]])
+
+
+def _best(rows: list[Row], methods: list[str]) -> str:
+    """Each method with as many steps as suit it, of those that were tried."""
+    best = {m: max(_TESTED, key=lambda n: by_seed(rows, method=m, adapted=n).mean()) for m in methods}
+    values = {m: by_seed(rows, method=m, adapted=best[m]) for m in methods}
+    told = [f"{m} after {best[m]}, {student(values[m])}" for m in methods]
+    beside = [f"{m} {verdict(student(values[m] - values[EXACT]))}" for m in methods if m != EXACT]
+    return (
+        "With as many steps of those tried as suit each best, chosen on these same goals: "
+        + "; ".join(told) + ". Beside exact's best: " + ", ".join(beside) + "."
+    )  # fmt: skip
 
 
 def _small(final: list[Row], rows: list[Row]) -> str:
@@ -147,20 +165,11 @@ def _small(final: list[Row], rows: list[Row]) -> str:
         f"paper's size. {max(row['meta_step'] for row in final)} meta-steps.",
         "### How many inner steps, and of what size",
     ]
-    body = []
-    cases = dict.fromkeys((row["inner_steps"], row["rule"]) for row in pick(final, method=EXACT))
-    for n, rule in sorted(cases, key=lambda case: (list(dict.fromkeys(r for _, r in cases)).index(case[1]), case[0])):
-        run = pick(final, method=EXACT, inner_steps=n, rule=rule)
-        alpha = student(by_seed(rates, method=EXACT, inner_steps=n, rule=rule))
-        cells = [str(student(by_seed(run, adapted=k))) for k in (0, 1, 2, 3, 5)]
-        less = student(by_seed(run, adapted=n) - by_seed(final, method=EXACT, inner_steps=1, rule=FIXED, adapted=1))
-        beside = "0" if (n, rule) == (1, FIXED) else f"{less} ({verdict(less)})"
-        body.append([str(n), rule, f"{alpha.mean:.3g}", *cells, beside])
-    header = ["N", "rule", "α at the end", "before", "after 1", "after 2", "after 3", "after 5", "after N, less N = 1, α = 0.1"]
     parts += [
-        markdown(header, body),
-        "Edge's α is one over the curvature measured on the surrogate of 20 episodes; Guaranteed's is an eighth of that, "
-        "over N. Policies are tested with the α they were trained with.",
+        _how_many(final, rates),
+        "N = 0 is the policy trained without adaptation. Edge's α is one over the curvature measured on the surrogate of 20 "
+        "episodes; Guaranteed's is an eighth of that, over N. Policies are tested with the α they were trained with.",
+        _as_trained(final),
         "### Samples of their own for the Hessian factors, or the step's",
     ]
     one = pick(final, inner_steps=1, rule=FIXED) + pick(final, inner_steps=0)
@@ -194,6 +203,32 @@ def _small(final: list[Row], rows: list[Row]) -> str:
         _WIDTHS,
     ]
     return "\n\n".join(parts)
+
+
+def _how_many(final: list[Row], rates: list[Row]) -> str:
+    """The table over N and rules."""
+    body, rules = [], (FIXED, EDGE, GUARANTEED)
+    rows = pick(final, method=EXACT) + pick(final, method=PRETRAINED)
+    cases = dict.fromkeys((row["inner_steps"], row["rule"]) for row in rows)
+    for n, rule in sorted(cases, key=lambda case: (rules.index(case[1]), case[0])):
+        run = pick(rows, inner_steps=n, rule=rule)
+        alpha = student(by_seed(pick(rates, method=run[0]["method"]), inner_steps=n, rule=rule))
+        less = student(by_seed(run, adapted=n) - by_seed(final, method=EXACT, inner_steps=1, rule=FIXED, adapted=1))
+        beside = "0" if (n, rule) == (1, FIXED) else f"{less} ({verdict(less)})"
+        cells = [str(student(by_seed(run, adapted=k))) for k in _TESTED]
+        body.append([str(n), rule, f"{alpha.mean:.3g}", *cells, beside])
+    header = ["N", "rule", "α at the end", "before", "after 1", "after 2", "after 3", "after 5", "after N, less N = 1, α = 0.1"]
+    return markdown(header, body)
+
+
+def _as_trained(final: list[Row]) -> str:
+    """The policy trained with N = n, after n steps, beside the one trained without adaptation, after as many."""
+    found = []
+    for n in sorted({row["inner_steps"] for row in pick(final, method=EXACT, rule=FIXED)}):
+        trained = by_seed(final, method=EXACT, rule=FIXED, inner_steps=n, adapted=n)
+        difference = student(trained - by_seed(final, method=PRETRAINED, adapted=n))
+        found.append(f"N = {n}: {difference} ({verdict(difference)})")
+    return "After N steps of 0.1, less the policy trained without adaptation after as many: " + "; ".join(found) + "."
 
 
 def _difference(rows: list[Row], method: str, other: str, **wanted: object) -> Mean:
