@@ -26,7 +26,7 @@ class HostFailure(RuntimeError):
     """
 
 
-# Compiled programs report another error in place of one that is raised in a callback, so the first is kept here.
+# An error raised in a callback may abort a program on several devices, so sentences are kept here instead.
 _noted: list[str] = []
 
 

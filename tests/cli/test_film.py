@@ -8,6 +8,7 @@ from adaptax.cli.film import _goal
 from adaptax.errors import InputError
 
 
+@pytest.mark.slow
 def test_only_runs_on_bodies(run, finished, tmp_path):
     sentence = run("film", finished["matrix"], "--out", tmp_path / "film.gif").sentence
     assert "draws the bodies of MuJoCo: give it a run on cheetah-dir" in sentence and "not on matrix" in sentence

@@ -45,6 +45,7 @@ def plainly(logits, problem, step, start, weight):
     return jnp.mean(jax.vmap(one)(step.sample(keys), keys))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_epochs_are_those_of_a_plain_loop_and_the_exact_return_rises(x64, steps):
     weight, rate = 0.7, 0.5
@@ -95,6 +96,7 @@ def test_two_devices_take_the_steps_of_one():
     assert int(one.opt_state[0].count) == 20
 
 
+@pytest.mark.slow
 def test_steps_that_are_not_finite_are_not_taken():
     family, _, step = setting(Proximal(lambda policy, batch: jnp.nan * jnp.sum(policy.logits), optax.adam(0.1)), steps=0)
     start = step.init(family.policy())

@@ -48,6 +48,7 @@ def test_the_step_of_a_quadratic(x64, steps):
     np.testing.assert_allclose(state.opt_state.divergence, shrunk**2 * RADIUS, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_the_divergence_s_hessian_may_be_of_the_first_tasks_alone(x64, devices):
     """A divergence whose scale is each task's own shows which tasks F is formed on."""
@@ -74,6 +75,7 @@ def test_a_step_that_does_not_lower_the_loss_is_not_taken(x64):
     assert int(state.opt_state.backtracks) == 2 and float(state.opt_state.divergence) == 0
 
 
+@pytest.mark.slow
 def test_mean_kl_against_samples(x64):
     network = ax.models.mlp((2, 4, 2), key=jax.random.key(0))
     old = rl.GaussianPolicy(network, 2, std=0.5)

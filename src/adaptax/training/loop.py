@@ -12,7 +12,6 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.errors import JaxRuntimeError
 from jaxtyping import PyTree
 
 from adaptax.batching import check_batch
@@ -231,18 +230,16 @@ def _loop(step, state, steps, stream, run, record, checkpoint_every, watch, call
             (done // every + 1) * every for every in (checkpoint_every, watch.evaluate_every, watch.monitor_every) if every
         ]
         began, before = time.perf_counter(), state
-        try:
-            if stream is None:
-                state, chunk, taken = run_chunk(step, state, jnp.array(min(stops) - done), _CAPACITY, jnp.array(max_skipped))
-            else:
-                state, chunk, taken = _host_step(step, state, stream)
-            taken = int(taken)
-        except JaxRuntimeError as error:
-            if (sentence := noted_failure()) is None:
-                raise
+        noted_failure()  # what failed before is not this run's
+        if stream is None:
+            state, chunk, taken = run_chunk(step, state, jnp.array(min(stops) - done), _CAPACITY, jnp.array(max_skipped))
+        else:
+            state, chunk, taken = _host_step(step, state, stream)
+        taken = int(taken)
+        if (sentence := noted_failure()) is not None:
             if run is not None and saved != done:
                 run.save(before)
-            raise HostFailure(sentence) from error
+            raise HostFailure(sentence)
         chunk = {name: np.asarray(values)[:taken] for name, values in chunk.items()}
         # Long enough to hide the host's work, short enough to be watched; results do not depend on it.
         if taken == length and time.perf_counter() - began < _SECONDS:

@@ -136,6 +136,7 @@ def test_the_returns_improve_by_one_step_after_training():
     assert after.low["return"][1] > before.high["return"][1]
 
 
+@pytest.mark.slow
 def test_a_network_baseline_lowers_the_variance_of_the_gradient():
     policy = small(std=0.1)[1]
     goal = jnp.array([0.5, 0.4])

@@ -156,7 +156,11 @@ def _stepper(instances: HostEnvironments, horizon: int) -> Callable[..., None]:
     return call
 
 
-def _fill(buffers: Any, columns: tuple[np.ndarray, ...]) -> None:
-    for buffer, column in zip(buffers, columns, strict=True):
+def _fill(buffers: Any, columns: tuple[np.ndarray, ...] | None) -> None:
+    """Answer the program; None, after a failure, as not a number."""
+    for i, buffer in enumerate(buffers):
         result = np.asarray(buffer)
-        result[...] = column.reshape(result.shape)
+        if columns is None:
+            result[...] = np.nan if np.issubdtype(result.dtype, np.floating) else 0
+        else:
+            result[...] = columns[i].reshape(result.shape)
