@@ -46,6 +46,11 @@ _WIDTHS = (
 )
 
 
+_RULES = {
+    FIXED: "N = 0 is the policy trained without adaptation. Policies are tested with the α they were trained with.",
+    EDGE: "Edge's α is one over the curvature measured on the surrogate of 20 episodes.",
+    GUARANTEED: "Guaranteed's is an eighth of Edge's, over N.",
+}
 _TESTED = (0, 1, 2, 3, 5)
 
 
@@ -167,8 +172,7 @@ def _small(final: list[Row], rows: list[Row]) -> str:
     ]
     parts += [
         _how_many(final, rates),
-        "N = 0 is the policy trained without adaptation. Edge's α is one over the curvature measured on the surrogate of 20 "
-        "episodes; Guaranteed's is an eighth of that, over N. Policies are tested with the α they were trained with.",
+        " ".join(text for rule, text in _RULES.items() if pick(final, rule=rule)),
         _as_trained(final),
         "### Samples of their own for the Hessian factors, or the step's",
     ]
