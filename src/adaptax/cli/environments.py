@@ -47,8 +47,8 @@ def environment_steps(config: Reinforcement, method: ax.MetaGradient, problem: a
     """Environment steps of one meta-step."""
     steps = rl.environment_steps(method, problem, config.tasks_per_step)
     if config.optimizer == "trust-region":
-        again = config.tasks_per_step + _REGION_TASKS
-        steps += again * config.horizon * config.trajectories * (config.inner_steps + 1)
+        # It draws the inner paths and their ends once more, and holds them fixed.
+        steps += config.tasks_per_step * config.horizon * config.trajectories * (config.inner_steps + 1)
     return steps
 
 

@@ -23,7 +23,7 @@ class Region(NamedTuple):
 
     Arguments:
         evaluate: floating-point parameters -> (loss, divergence).
-        product: v -> the Hessian of the divergence at the parameters of the meta-step, times v.
+        product: v -> the Hessian of the divergence at the parameters of the meta-step, times v; of all tasks, or the first.
         gradient: (floating-point parameters, loss, weight) -> the gradient of the mean of loss(adapted parameters, target
             batch) + weight × the divergence of the parameters before adaptation on the first inner step's batch.
     """
@@ -36,9 +36,7 @@ class Region(NamedTuple):
 class Adapted(Protocol):
     """What the training step hands to optimisers as `adapted`: it computes only what is asked of it."""
 
-    def region(self, divergence: Divergence) -> Region: ...
-
-    def first(self, tasks: int) -> "Adapted": ...
+    def region(self, divergence: Divergence, tasks: int | None = None) -> Region: ...
 
 
 class TrustState(eqx.Module):
@@ -108,9 +106,8 @@ class TrustRegion(optax.GradientTransformationExtraArgs):
         def update(updates: Any, state: Any, params: Any = None, *, adapted: Adapted | None = None, **extra: Any) -> Any:
             if adapted is None or params is None:
                 raise InputError("TrustRegion is fed by ax.train and ax.make_step: use it there, or pass adapted= to update.")
-            region = adapted.region(divergence)
-            product = (region if tasks is None else adapted.first(tasks).region(divergence)).product
-            damped = lambda v: _tree.add(product(v), _tree.scale(damping, v))  # noqa: E731
+            region = adapted.region(divergence, tasks)
+            damped = lambda v: _tree.add(region.product(v), _tree.scale(damping, v))  # noqa: E731
             x = cg(damped, updates, maxiter=iterations)[0]
             # Of x.(F + c)x the residual of the conjugate gradients is a part, so it is formed and not taken from g.x.
             bend = _tree.dot(x, damped(x))

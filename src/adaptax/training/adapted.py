@@ -1,6 +1,5 @@
 """The adapted parameters of a meta-step's tasks as functions of w, on batches that stay as they were drawn."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -41,16 +40,8 @@ class AdaptedTasks(eqx.Module):
     count: int = eqx.field(static=True)
     mesh: Mesh | None = eqx.field(static=True)
 
-    def first(self, tasks: int) -> "AdaptedTasks":
-        """The same of the first tasks of each device's share, so many that all devices together have at least `tasks`."""
-        size = dev.share(self.mesh, tasks)
-        weights = self.weights[:size]
-        # Means are divided by the number of all tasks.
-        weights = weights * self.count / dev.total(self.mesh, jnp.sum(weights))
-        local = jax.tree.map(lambda leaf: leaf[:size], self.tasks)
-        return dataclasses.replace(self, tasks=local, keys=self.keys[:size], weights=weights)
-
-    def region(self, divergence: Divergence) -> Region:
+    def region(self, divergence: Divergence, tasks: int | None = None) -> Region:
+        """Of all tasks; the product of the first of each device's share, that together are at least `tasks` (None: all)."""
         inner, problem, samples = self.method.inner, self.problem, self.method.samples
         _, static = eqx.partition(self.params, _tree.is_floating)
         size = in_flight_for(problem, inner.initial(self.params), self.tasks, self.keys, samples, None)
@@ -92,10 +83,12 @@ class AdaptedTasks(eqx.Module):
             path = forward(inner.descent(loss, key), split.adapting, split.frozen, rates, inner.steps, "iterates")
             return eqx.combine(path.final, split.frozen, split.static)
 
-        def mean(function: Callable[..., Any]) -> Any:
-            each = map_tasks(lambda x: function(*x[0], x[1]), (fixed, self.keys), size)
-            shares = jax.tree.map(lambda leaf: jnp.tensordot(self.weights.astype(leaf.dtype), leaf, 1), each)
-            return jax.tree.map(lambda leaf: leaf / self.count, dev.total(self.mesh, shares))
+        def mean(function: Callable[..., Any], first: int | None = None) -> Any:
+            inputs, weights = jax.tree.map(lambda leaf: leaf[:first], ((fixed, self.keys), self.weights))
+            each = map_tasks(lambda x: function(*x[0], x[1]), inputs, size)
+            shares = jax.tree.map(lambda leaf: jnp.tensordot(weights.astype(leaf.dtype), leaf, 1), each)
+            count = self.count if first is None else dev.total(self.mesh, jnp.sum(weights))
+            return jax.tree.map(lambda leaf: leaf / jnp.asarray(count, leaf.dtype), dev.total(self.mesh, shares))
 
         def evaluate(floats):
             def one(batches, last, old, key):
@@ -119,7 +112,7 @@ class AdaptedTasks(eqx.Module):
                 bent = jax.jvp(jax.grad(apart), (here,), (pushed,))[1]
                 return jax.vjp(to_end, floating(self.params)[0])[1](bent)[0]
 
-            return mean(one)
+            return mean(one, None if tasks is None else dev.share(self.mesh, tasks))
 
         def gradient(floats, loss, weight):
             def one(batches, last, old, key):
