@@ -13,10 +13,9 @@ from jax.experimental.buffer_callback import buffer_callback
 
 from adaptax.errors import InputError
 from adaptax.problem import Resampling
-from adaptax.tasks.rl.advantages import LinearBaseline
 from adaptax.tasks.rl.environment import Environment, problem
 from adaptax.tasks.rl.host import HostEnvironments
-from adaptax.tasks.rl.surrogates import LoadedDiCE
+from adaptax.tasks.rl.surrogates import published
 
 
 class GymnasiumEnvironment(Environment):
@@ -128,9 +127,7 @@ def gymnasium_family(
         if not all(math.isfinite(a) and math.isfinite(b) and a < b for a, b in zip(low, high, strict=True)):
             raise InputError("The bounds of the environment's actions must be finite, each low below its high: mend its space.")
     environment = GymnasiumEnvironment(instances=instances, horizon=limit, low=low, high=high)
-    if loss is None:
-        loss = LoadedDiCE(0.99, baseline=LinearBaseline(), per_step=True, normalise=True, weigh_time=False)
-    return problem(environment, sample_task, loss)
+    return problem(environment, sample_task, published() if loss is None else loss)
 
 
 # One object for one callback, so that programs are compiled once.

@@ -11,10 +11,9 @@ from jaxtyping import Array, Float, Key
 
 from adaptax.errors import InputError
 from adaptax.problem import Resampling
-from adaptax.tasks.rl.advantages import LinearBaseline
 from adaptax.tasks.rl.environment import Environment, problem
 from adaptax.tasks.rl.physics import Engine, OnDevice, Physics
-from adaptax.tasks.rl.surrogates import LoadedDiCE
+from adaptax.tasks.rl.surrogates import published
 
 Goal = Literal["direction", "velocity", "position"]
 
@@ -193,9 +192,7 @@ def _physics(name: str, physics: str | None) -> Physics:
 
 def _problem(kind: Any, name: str, goal: Goal, horizon: int, physics: str | None, loss: Any) -> Resampling:
     environment = kind(_physics(name, physics), goal, horizon)
-    if loss is None:
-        loss = LoadedDiCE(0.99, baseline=LinearBaseline(), per_step=True, normalise=True, weigh_time=False)
-    return problem(environment, _Goals(goal, kind.goals[goal]), loss)
+    return problem(environment, _Goals(goal, kind.goals[goal]), published() if loss is None else loss)
 
 
 def cheetah(

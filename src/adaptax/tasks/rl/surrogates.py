@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from adaptax.errors import InputError
-from adaptax.tasks.rl.advantages import advantages, returns_to_go
+from adaptax.tasks.rl.advantages import LinearBaseline, advantages, returns_to_go
 from adaptax.tasks.rl.environment import Trajectories
 
 
@@ -147,6 +147,11 @@ class LoadedDiCE(AbstractAdvantageSurrogate):
     def coefficients(self, log_ratios, advantage):
         before = jnp.cumsum(log_ratios, axis=1) - log_ratios
         return jnp.exp(before) * jnp.expm1(log_ratios)
+
+
+def published(discount: float = 0.99) -> LoadedDiCE:
+    """What environments with published step sizes take by default: standardised advantages, no weight of time, means."""
+    return LoadedDiCE(discount, baseline=LinearBaseline(), per_step=True, normalise=True, weigh_time=False)
 
 
 class LVC(AbstractAdvantageSurrogate):
