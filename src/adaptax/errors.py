@@ -35,8 +35,14 @@ def note_failure(sentence: str) -> None:
     _noted.append(sentence)
 
 
-def noted_failure() -> str | None:
-    """The first sentence that was kept since this was last asked, or None."""
-    first = _noted[0] if _noted else None
+def forget_failures() -> None:
+    """Before a program is run: what failed earlier is not its own."""
     _noted.clear()
-    return first
+
+
+def raise_failure() -> None:
+    """After a program has come to its end: raise `HostFailure` with the first sentence that was kept, if there is one."""
+    if _noted:
+        first = _noted[0]
+        _noted.clear()
+        raise HostFailure(first)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Key, PyTree
 
 from adaptax.batching import check_batch, in_flight_for, map_tasks
-from adaptax.errors import InputError
+from adaptax.errors import InputError, forget_failures, raise_failure
 from adaptax.inner import Inner
 from adaptax.objective import STEP, TARGET, check_problem, first, fold, plain, step_loss
 from adaptax.problem import AbstractProblem, Samples
@@ -66,7 +66,8 @@ def evaluate(
 
     Returns: `Curve(steps, mean, low, high)`.
 
-    Errors: `InputError` for no steps, negative ones, fewer than 2 tasks, or tasks that do not fit the loss.
+    Errors: `InputError` for no steps, negative ones, fewer than 2 tasks, or tasks that do not fit the loss; `HostFailure`
+    when an environment on the host failed.
 
     Example:
         >>> import adaptax as ax, jax, jax.numpy as jnp
@@ -95,8 +96,10 @@ def evaluate(
     check_count(seed, "seed", 0)
     mesh = dev.mesh_of(devices, count)
     problem, params, inner, batch, key = dev.replicate(mesh, (problem, params, inner, batch, jax.random.key(seed)))
+    forget_failures()
     values = _evaluate(problem, params, inner, batch, key, count, tuple(int(n) for n in wanted), samples, in_flight, mesh)
     table = {name: np.asarray(value, np.float64) for name, value in jax.device_get(values).items()}
+    raise_failure()
     mean = {name: value.mean(axis=0) for name, value in table.items()}
     half = {name: _NORMAL_95 * value.std(axis=0, ddof=1) / np.sqrt(count) for name, value in table.items()}
     return Curve(wanted, mean, {n: mean[n] - half[n] for n in mean}, {n: mean[n] + half[n] for n in mean})

@@ -15,7 +15,7 @@ import optax
 from jaxtyping import PyTree
 
 from adaptax.batching import check_batch
-from adaptax.errors import HostFailure, InputError, noted_failure
+from adaptax.errors import HostFailure, InputError, forget_failures, raise_failure
 from adaptax.method import AbstractMethod
 from adaptax.problem import AbstractProblem
 from adaptax.training import devices as dev
@@ -221,7 +221,14 @@ def _try(step: Step, state: State, batch: PyTree) -> None:
 
 
 def _loop(step, state, steps, stream, run, record, checkpoint_every, watch, callback, max_skipped):
-    length, saved = 1, None
+    length, saved = 1, None if run is None else run.newest()
+
+    def keep(state):
+        nonlocal saved
+        if run is not None and saved != int(state.step):
+            run.save(state)
+            saved = int(state.step)
+
     while (done := int(state.step)) < steps:
         if int(state.skipped) >= max_skipped:
             raise Diverged(_DIVERGED.format(count=max_skipped, step=done))
@@ -229,17 +236,19 @@ def _loop(step, state, steps, stream, run, record, checkpoint_every, watch, call
         stops += [
             (done // every + 1) * every for every in (checkpoint_every, watch.evaluate_every, watch.monitor_every) if every
         ]
-        began, before = time.perf_counter(), state
-        noted_failure()  # what failed before is not this run's
+        began = time.perf_counter()
+        forget_failures()
         if stream is None:
-            state, chunk, taken = run_chunk(step, state, jnp.array(min(stops) - done), _CAPACITY, jnp.array(max_skipped))
+            new, chunk, taken = run_chunk(step, state, jnp.array(min(stops) - done), _CAPACITY, jnp.array(max_skipped))
         else:
-            state, chunk, taken = _host_step(step, state, stream)
+            new, chunk, taken = _host_step(step, state, stream)
         taken = int(taken)
-        if (sentence := noted_failure()) is not None:
-            if run is not None and saved != done:
-                run.save(before)
-            raise HostFailure(sentence)
+        try:
+            raise_failure()
+        except HostFailure:
+            keep(state)
+            raise
+        state = new
         chunk = {name: np.asarray(values)[:taken] for name, values in chunk.items()}
         # Long enough to hide the host's work, short enough to be watched; results do not depend on it.
         if taken == length and time.perf_counter() - began < _SECONDS:
@@ -248,15 +257,18 @@ def _loop(step, state, steps, stream, run, record, checkpoint_every, watch, call
         done += taken
         if run is not None:
             run.append(done - taken, chunk)
-        watch(state, done, run, record)
-        if run is not None and checkpoint_every and done % checkpoint_every == 0:
-            run.save(state)
-            saved = done
+        try:
+            watch(state, done, run, record)
+        except HostFailure:
+            keep(state)
+            raise
+        if checkpoint_every and done % checkpoint_every == 0:
+            keep(state)
         if callback is not None:
             callback(state, chunk)
         diverged = int(state.skipped) >= max_skipped
-        if run is not None and (diverged or done >= steps) and saved != done:
-            run.save(state)
+        if diverged or done >= steps:
+            keep(state)
         if diverged:
             raise Diverged(_DIVERGED.format(count=max_skipped, step=done))
     return state
