@@ -178,8 +178,12 @@ ALLOWED = {
 }
 
 
+# The others take long to compile, and ask for nothing that these do not.
+QUICK = ("first order", "smoothing", "values", "reptile of values")
+
+
 @pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize("name", ALLOWED)
+@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ALLOWED])
 def test_nothing_is_differentiated_more_than_allowed(name):
     guard, method = ALLOWED[name]
     problem = guarded(GUARDS[guard])

@@ -111,7 +111,11 @@ def case(name):
     return inner, multi, given, task, (adapt, optimizer, strength, stepsize)
 
 
-@pytest.mark.parametrize("name", CASES)
+# What these do apart is in the last two cases together.
+SLOW = ("ANIL", "biases", "clipping", "momentum")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CASES])
 def test_meta_gradient(x64, name):
     inner, multi, given, task, parts = case(name)
     weights = [0, 0, 1] if multi is None else multi.weights(STEPS)

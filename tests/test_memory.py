@@ -69,7 +69,7 @@ KEPT = {
 
 
 # The others take long to compile with all optimisations, which the analysis needs.
-QUICK = ("exact", "Adam", "multi-step", "implicit")
+QUICK = ("exact", "multi-step")
 
 
 @pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in KEPT])

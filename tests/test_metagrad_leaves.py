@@ -171,7 +171,9 @@ def test_leaves_that_are_not_floating_point_pass_through():
         assert mean["count"] is None
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow), "float64"])
+@pytest.mark.parametrize(
+    "dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow), pytest.param("float64", marks=pytest.mark.slow)]
+)
 def test_dtype_is_preserved(x64, dtype):
     problem, model, task = regression(jnp.dtype(dtype))
     doubled = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), (model, task))

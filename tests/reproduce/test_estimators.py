@@ -54,6 +54,7 @@ def test_over_samples(x64):
             assert abs(row["value"] - row["predicted"]) < 4.5 * row["error"], row
 
 
+@pytest.mark.slow
 def test_files_and_page(tmp_path):
     lines = []
     sizes = {"samples": (1, 4), "deltas": (1e-6, 1e-4, 1e-2), "kinds": (losses.QUADRATIC,)}

@@ -16,6 +16,7 @@ from adaptax.reproduce.rates.problems import COSINE, FINITE, QUADRATIC, RESAMPLI
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
+@pytest.mark.slow
 def test_one_draw_is_distributed_as_the_mean_of_its_samples(x64):
     pool = problems.pool_of(COSINE)
     task = jax.tree.map(lambda leaf: leaf[0], pool.tasks.target)
@@ -37,7 +38,7 @@ def test_one_draw_is_distributed_as_the_mean_of_its_samples(x64):
     assert float(value) == float(pool.finite_sum.target_loss(w, task))
 
 
-@pytest.mark.parametrize("case", [FINITE, RESAMPLING])
+@pytest.mark.parametrize("case", [pytest.param(FINITE, marks=pytest.mark.slow), RESAMPLING])
 def test_exact_derivatives_and_one_step_without_noise(x64, case):
     pool, steps, alpha = problems.pool_of(COSINE), 3, jnp.asarray(0.05)
     exact, c = Exact(problems.problem_of(pool, case), steps), problems.constants_of(pool, case)

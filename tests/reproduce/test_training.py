@@ -41,6 +41,7 @@ def test_page_has_the_numbers_of_the_csv(folder):
         assert f"{np.median(errors):.2g} (" in page
 
 
+@pytest.mark.slow
 def test_the_page_can_be_made_again(folder):
     before = (folder / "README.md").read_text()
     matrix.describe(folder, matrix.experiment(6))

@@ -57,7 +57,9 @@ def test_rates_of_their_own_and_inner_optimisers():
     "inner, sentence",
     [
         (ax.Inner(2, 0.6), r"At meta-step 4 the inner step size is 2.4/lambda.*0\.83 times as large.*use ax\.stepsize\.Edge"),
-        (ax.Inner(2, ax.stepsize.Edge(3.0)), r"beyond 2/lambda steps overshoot.*lower gamma= of Edge"),
+        pytest.param(
+            ax.Inner(2, ax.stepsize.Edge(3.0)), r"beyond 2/lambda steps overshoot.*lower gamma= of Edge", marks=pytest.mark.slow
+        ),
         (ax.Inner(2, ax.stepsize.Guaranteed(0.5)), r"q = \(1 \+ alpha L\)\^\(2N\) is 2\.4\d.*lower gamma= of Guaranteed"),
     ],
 )

@@ -84,7 +84,7 @@ def test_samples_are_those_asked_for(x64):
     assert abs((mean[100] - smoothness(0.0, 0.0)) / slope / norms().mean() - 1) < 0.1
 
 
-@pytest.mark.parametrize("case", ["finite_sum", "resampling"])
+@pytest.mark.parametrize("case", ["finite_sum", pytest.param("resampling", marks=pytest.mark.slow)])
 def test_what_is_measured_is_below_the_constants_and_near_them(case):
     with pytest.warns(UserWarning, match="lower estimates"):
         outer = AdaptiveOuter(tasks=8, every=2)

@@ -54,6 +54,7 @@ UNBIASED = [rl.DiCE(DISCOUNT), rl.LoadedDiCE(DISCOUNT, baseline=some_values)]
 BIASED = [rl.LikelihoodRatio(DISCOUNT), rl.LVC(DISCOUNT)]
 
 
+@pytest.mark.slow
 def test_loaded_dice_is_unbiased_given_the_path():
     assert np.max(np.abs(z_scores(UNBIASED[1], 2, 5_000))) < 4
 
