@@ -16,6 +16,7 @@ BAD = [
     ("hessian-estimators --seeds 3", "has no option --seeds: did you mean --seed?"),
     ("rates --seeds 1", "--seeds 1 must be a whole number of at least 2"),
     ("navigation --seeds 1", "--seeds 1 must be a whole number of at least 2"),
+    ("navigation --processes 0", "--processes 0 must be a whole number of at least 1"),
     ("navigation --steps 0", "--steps 0 must be a whole number of at least 1"),
     ("rates --scale 0", "--scale 0.0 must be a positive number"),
     ("matrix --out file", "--out file cannot be a folder, for file is a file: choose another one"),
@@ -35,7 +36,7 @@ def test_bad_options(run, tmp_path, monkeypatch, arguments, sentence):
     [
         (matrix, "matrix", "--seeds 3 --steps 7", (3, 7)),
         (sinusoid, "sinusoid", "--seeds 2", (2, 3000)),
-        (navigation, "navigation", "--steps 7", (5, 7)),
+        (navigation, "navigation", "--steps 7 --processes 3", (5, 7, 3)),
         (rates, "rates", "--seeds 3 --scale 0.5", (3, 0.5)),
         (estimators, "hessian-estimators", "--repeats 20 --seed 4", (20, 4)),
     ],
@@ -44,8 +45,9 @@ def test_options_reach_the_experiment(run, tmp_path, monkeypatch, module, name, 
     monkeypatch.chdir(tmp_path)
     seen = []
 
-    def stand_in(out, *sizes):
+    def stand_in(out, *sizes, **options):
         *sizes, say = sizes
+        sizes += options.values()
         say("half-way")
         seen.append((str(out), *sizes))
 

@@ -101,10 +101,10 @@ def test_cases_are_what_they_are_called():
     assert all(case.method.inner.steps == case.inner_steps for case in cases.values() if case.method is not None)
 
 
-@pytest.mark.parametrize("seeds, steps, name", [(1, 5, "seeds=1"), (2, 0, "steps=0")])
-def test_bad_sizes(tmp_path, seeds, steps, name):
+@pytest.mark.parametrize("seeds, steps, processes, name", [(1, 5, 1, "seeds="), (2, 0, 1, "steps="), (2, 5, 0, "processes=")])
+def test_bad_sizes(tmp_path, seeds, steps, processes, name):
     with pytest.raises(ax.InputError, match=name):
-        experiment.navigation(tmp_path / "out", seeds, steps)
+        experiment.navigation(tmp_path / "out", seeds, steps, processes=processes)
     assert not (tmp_path / "out").exists()
 
 
@@ -116,12 +116,20 @@ def test_a_small_run(tmp_path, monkeypatch):
     kept = {"paper": (EXACT, UNTRAINED), "small": (EXACT, PRETRAINED, UNTRAINED, REUSED, LOADED, PLAIN, FROM_RETURNS)}
     for setting, names in kept.items():
         every = getattr(experiment, f"{setting}_cases")()
-        few = [case for case in every if case.name in names and case.inner_steps < 2 and case.rule != EDGE]
+        few = [case for case in every if case.name in names and case.inner_steps < 2 and case.rule == FIXED]
         few += [case for case in every if (case.inner_steps, case.rule) == (3, EDGE)]
         monkeypatch.setattr(experiment, f"{setting}_cases", lambda few=few: few)
     settings = [s._replace(horizon=3, hidden=(3,), goals=3, fisher=2) for s in (experiment.PAPER, experiment.SMALL)]
     experiment.navigation(tmp_path, 2, 2, lambda text: None, settings=settings)
     rows = read_rows(tmp_path / "navigation.csv")
+    # Given again, nothing is left to do; what is missing is done again, and found to be the same.
+    experiment.navigation(tmp_path, 2, 2, pytest.fail, settings=settings)
+    done, missing = [], {"setting": "small", "method": UNTRAINED, "seed": 1}
+    write_rows(tmp_path / "navigation.csv", experiment.COLUMNS, [row for row in rows if row not in pick(rows, **missing)])
+    experiment.navigation(tmp_path, 2, 2, done.append, settings=settings)
+    again = read_rows(tmp_path / "navigation.csv")
+    assert len(done) == 1 and "untrained, N = 0" in done[0]
+    assert [row for row in again if row["part"] != "seconds"] == [row for row in rows if row["part"] != "seconds"]
     assert np.all(np.isfinite([row["value"] for row in rows if "value" in row])) and (tmp_path / "README.md").exists()
     for setting, names in kept.items():
         assert {row["method"] for row in pick(rows, setting=setting)} == set(names)
@@ -131,3 +139,17 @@ def test_a_small_run(tmp_path, monkeypatch):
     assert len({row["value"] for row in first}) == 1 and len({row["value"] for row in last}) == len(last) == 8
     # What a rule resolved is what the policy is tested with.
     assert all(row["value"] != 0.1 for row in pick(rows, part="stepsize", rule=EDGE))
+
+
+@pytest.mark.slow
+def test_runs_in_processes_of_their_own_find_the_same(tmp_path):
+    settings = [s._replace(horizon=3, hidden=(3,), goals=3) for s in (experiment.PAPER, experiment.SMALL)]
+    last = len(experiment.paper_cases()) - 1
+    jobs = [(0, 0, 0), (0, last, 1)]
+    one, two = (dict(experiment._results(jobs, settings, 1, processes)) for processes in (1, 2))
+    assert sorted(one) == sorted(two) == sorted(jobs)
+    for job in jobs:
+        pairs = [(a, b) for a, b in zip(one[job][0], two[job][0], strict=True) if a["part"] != "seconds"]
+        assert all({**a, "value": 0} == {**b, "value": 0} for a, b in pairs)
+        # The number of host devices may be another there, and with it rounding.
+        np.testing.assert_allclose(*zip(*((a.get("value", 0), b.get("value", 0)) for a, b in pairs), strict=True), rtol=1e-3)

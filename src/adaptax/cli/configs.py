@@ -165,11 +165,13 @@ class NavigationExperiment:
     experiment: ClassVar[str] = "navigation"
 
     out: Path = Path("reproduced/navigation")
-    """Folder for the CSV, the figures and README.md."""
+    """Folder for the CSV, the figures and README.md; given again, what was stopped goes on."""
     seeds: int = 5
     """Runs of each method; the intervals are over them."""
     steps: int = 200
     """Meta-steps."""
+    processes: int = 1
+    """Runs at a time, each on cores of its own if there are so many."""
 
 
 Experiment = (

@@ -33,8 +33,12 @@ def reproduce(options: Options) -> int:
         from adaptax.reproduce.navigation import navigation
         from adaptax.reproduce.sinusoid import sinusoid
 
-        run = {MatrixExperiment: matrix, SinusoidExperiment: sinusoid, NavigationExperiment: navigation}[type(options)]
-        run(options.out, options.seeds, options.steps, _say)
+        if isinstance(options, NavigationExperiment):
+            settings.check_count("--processes", options.processes, 1)
+            navigation(options.out, options.seeds, options.steps, _say, processes=options.processes)
+        else:
+            run = {MatrixExperiment: matrix, SinusoidExperiment: sinusoid}[type(options)]
+            run(options.out, options.seeds, options.steps, _say)
     print(f"What was found: {options.out / 'README.md'}")
     return 0
 

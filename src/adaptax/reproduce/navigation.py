@@ -1,7 +1,10 @@
 """Planar navigation, a resampling problem: docs/theory.md, section 10.3."""
 
+import multiprocessing
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +17,7 @@ from jaxtyping import Array
 
 import adaptax as ax
 from adaptax.reproduce import navigation_page as page
-from adaptax.reproduce.files import Row, Say, write_rows
+from adaptax.reproduce.files import Row, Say, pick, read_rows, write_rows
 from adaptax.reproduce.methods import EXACT, FINITE_DIFFERENCE, FIRST_ORDER, GGS, STEIN
 from adaptax.reproduce.navigation_page import (
     EDGE,
@@ -27,7 +30,7 @@ from adaptax.reproduce.navigation_page import (
     REUSED,
     UNTRAINED,
 )
-from adaptax.reproduce.training import check_sizes, initial_key
+from adaptax.reproduce.training import check_count, check_sizes, initial_key
 from adaptax.training.step import State, Step
 
 COLUMNS = (
@@ -37,7 +40,7 @@ COLUMNS = (
 ALPHA, DISCOUNT, TASKS, TRAJECTORIES = 0.1, 0.95, 20, 20
 # Inner steps after which a policy is judged: along training, and at the end.
 SHORT, LONG = (0, 1), (0, 1, 2, 3, 5)
-FIXED_STEPS, EDGE_STEPS, GUARANTEED_STEPS = (3, 2, 5), (3, 1), (3,)
+FIXED_STEPS, EDGE_STEPS, GUARANTEED_STEPS = (2, 3, 5), (1, 2, 3, 5), (1, 2, 3, 5)
 # Of the held-out goals, which no training seed draws.
 _HELD_OUT = 1_000_003
 # What draws at shifted parameters needs a width far above rounding, and few directions, each of which draws anew.
@@ -139,18 +142,21 @@ def small_cases() -> list[Case]:
 
 
 def navigation(
-    out: Path, seeds: int = 5, steps: int = 200, say: Say = print, *, settings: Sequence[Setting] = (PAPER, SMALL),
+    out: Path, seeds: int = 5, steps: int = 200, say: Say = print, *, processes: int = 1,
+    settings: Sequence[Setting] = (PAPER, SMALL),
 ) -> None:  # fmt: skip
     r"""Meta-train policies that find a goal they are not told of, with every method, and judge them on held-out goals.
 
     Arguments:
-        out: the folder for navigation.csv, the figures and README.md; made if it is not there.
+        out: the folder for navigation.csv, the figures and README.md; made if it is not there. Runs of so many meta-steps
+            that navigation.csv has already are not run again, so that a stopped experiment goes on.
         seeds: how many seeds; the initial policy and the tasks of a seed are the same for all methods.
         steps: meta-steps.
         say: told how far it is (default: printed).
+        processes: how many runs go on at a time, each in a process of its own (default 1).
         settings: the paper's size and the small one.
 
-    Errors: `InputError` for fewer than two seeds or fewer than one meta-step.
+    Errors: `InputError` for fewer than two seeds, fewer than one meta-step or fewer than one process.
 
     Example:
         >>> from pathlib import Path
@@ -159,49 +165,85 @@ def navigation(
     Source: Finn, Abbeel, Levine (2017), ICML; the settings of arXiv 2002.07836v1; docs/theory.md, section 10.3.
     """
     check_sizes(seeds, steps)
+    check_count(processes, "processes")
     out.mkdir(parents=True, exist_ok=True)
-    rows: list[Row] = []
-    with jax.threefry_partitionable(False):
-        for setting, cases in zip(settings, (paper_cases(), small_cases()), strict=True):
-            for case in cases:
-                rows += train(setting, case, seeds, steps, say)
-                # What is there is kept if a later method is stopped.
-                write_rows(out / "navigation.csv", COLUMNS, rows)
+    cases = [(which, case) for which, group in enumerate((paper_cases(), small_cases())) for case in range(len(group))]
+    # Seed by seed, so that the long runs do not all come last.
+    jobs = [(*case, seed) for seed in range(seeds) for case in cases]
+    found = _kept(out / "navigation.csv", jobs, steps)
+    for job, (rows, text) in _results([job for job in jobs if job not in found], settings, steps, processes):
+        found[job] = rows
+        say(text)
+        write_rows(out / "navigation.csv", COLUMNS, [row for job in sorted(found) for row in found[job]])
     page.publish(out)
 
 
-def train(setting: Setting, case: Case, seeds: int, steps: int, say: Say) -> list[Row]:
-    """The returns of a case along training and at its end, by seed."""
+def _kept(path: Path, jobs: list[Any], steps: int) -> dict[Any, list[Row]]:
+    """What the runs found that are in the CSV already; each is there as a whole or not at all."""
+    rows, found = read_rows(path) if path.exists() else [], {}
+    for which, case, seed in jobs:
+        one, name = (paper_cases, small_cases)[which]()[case], (PAPER, SMALL)[which].name
+        run = pick(rows, setting=name, method=one.name, inner_steps=one.inner_steps, rule=one.rule, seed=seed)
+        if run and run[-1]["meta_step"] == (0 if one.method is None else steps):
+            found[which, case, seed] = run
+    return found
+
+
+def _results(jobs: list[Any], settings: Sequence[Setting], steps: int, processes: int) -> Iterator[tuple[Any, Any]]:
+    """Each run's name and what it found, in the order in which they end."""
+    if processes == 1:
+        yield from ((job, _run(settings, job, steps)) for job in jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    shares = context.SimpleQueue()
+    for which in range(processes):
+        shares.put(which)
+    with ProcessPoolExecutor(processes, context, _take_cores, (shares, processes)) as pool:
+        begun = {pool.submit(_run, settings, job, steps): job for job in jobs}
+        yield from ((begun[future], future.result()) for future in as_completed(begun))
+
+
+def _take_cores(shares: Any, processes: int) -> None:
+    """Keep this process to its share of the cores, if there is one for each: threads of several get in each other's way."""
+    which = shares.get()
+    if hasattr(os, "sched_setaffinity") and len(cores := sorted(os.sched_getaffinity(0))) >= processes:
+        os.sched_setaffinity(0, cores[which::processes])
+
+
+def _run(settings: Sequence[Setting], job: tuple[int, int, int], steps: int) -> tuple[list[Row], str]:
+    """One run; cases are named by their place, since not all of what they hold can be sent to another process."""
+    which, case, seed = job
+    with jax.threefry_partitionable(False):
+        return train(settings[which], (paper_cases, small_cases)[which]()[case], seed, steps)
+
+
+def train(setting: Setting, case: Case, seed: int, steps: int) -> tuple[list[Row], str]:
+    """The returns of a case along training and at its end, and one sentence about it."""
     rows: list[Row] = []
     problem = ax.tasks.rl.navigation(horizon=setting.horizon, loss=case.loss or surrogate())
-    about = {"setting": setting.name, "method": case.name, "inner_steps": case.inner_steps, "rule": case.rule}
-    step, each = None, 0
+    about = {"setting": setting.name, "method": case.name, "inner_steps": case.inner_steps, "rule": case.rule, "seed": seed}
+    began, params, alpha, at, each = time.perf_counter(), policy(setting, seed), jnp.asarray(ALPHA), 0, 0
     if case.method is not None:
         optimizer = case.optimizer or ax.stepsize.TrustRegion(ax.tasks.rl.mean_kl, tasks=setting.fisher)
         step = ax.make_step(problem, case.method, optimizer, TASKS)
         each = ax.tasks.rl.environment_steps(case.method, problem, TASKS)
-    for seed in range(seeds):
-        began, params, alpha, at = time.perf_counter(), policy(setting, seed), jnp.asarray(ALPHA), 0
-        if step is not None:
-            state = step.init(params, seed)
-            for count in [0, *_chunks(steps, max(1, steps // setting.parts))]:
-                state, at = _advance(step, state, jnp.asarray(count)), at + count
-                alpha = alpha if case.rule == FIXED else state.inner.stepsize
-                mark = about | {"seed": seed, "meta_step": at, "env_steps": at * each, "trajectories": TRAJECTORIES}
-                rows += [mark | {"part": "training"} | score for score in judge(setting, problem, state.params, alpha, SHORT)]
-            params = state.params
-        seconds = time.perf_counter() - began
-        mark = about | {"seed": seed, "meta_step": at, "env_steps": at * each}
-        rows += [mark | {"part": "seconds", "value": seconds}, mark | {"part": "stepsize", "value": float(alpha)}]
-        for size in setting.sizes:
-            scores = judge(setting, problem, params, alpha, LONG, size)
-            rows += [mark | {"part": "final", "trajectories": size} | score for score in scores]
-        if seed == 0 and setting.drawn and case.name in (EXACT, PRETRAINED):
-            rows += [mark | {"part": "path"} | row for row in paths(setting, problem, params)]
-        which = f"{setting.name}: {case.name}, N = {case.inner_steps}, {case.rule}, seed {seed}"
-        found = [row["value"] for row in rows if row["part"] == "final" and row["seed"] == seed][:2]
-        say(f"{which}: {at} meta-steps in {seconds:.0f} s; return {found[0]:.2f}, after one step {found[1]:.2f}")
-    return rows
+        state = step.init(params, seed)
+        for count in [0, *_chunks(steps, max(1, steps // setting.parts))]:
+            state, at = _advance(step, state, jnp.asarray(count)), at + count
+            alpha = alpha if case.rule == FIXED else state.inner.stepsize
+            mark = about | {"meta_step": at, "env_steps": at * each, "trajectories": TRAJECTORIES}
+            rows += [mark | {"part": "training"} | score for score in judge(setting, problem, state.params, alpha, SHORT)]
+        params = state.params
+    seconds = time.perf_counter() - began
+    mark = about | {"meta_step": at, "env_steps": at * each}
+    rows += [mark | {"part": "seconds", "value": seconds}, mark | {"part": "stepsize", "value": float(alpha)}]
+    finals = [mark | {"part": "final", "trajectories": size} | score
+              for size in setting.sizes for score in judge(setting, problem, params, alpha, LONG, size)]  # fmt: skip
+    if seed == 0 and setting.drawn and case.name in (EXACT, PRETRAINED):
+        finals += [mark | {"part": "path"} | row for row in paths(setting, problem, params)]
+    before, after = (row["value"] for row in finals[:2])
+    which = f"{setting.name}: {case.name}, N = {case.inner_steps}, {case.rule}, seed {seed}"
+    return rows + finals, f"{which}: {at} meta-steps in {seconds:.0f} s; return {before:.2f}, after one step {after:.2f}"
 
 
 def judge(

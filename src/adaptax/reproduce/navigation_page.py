@@ -143,7 +143,7 @@ def _paper(final: list[Row], rows: list[Row], steps: int) -> str:
     text.append(_best(run, methods))
     seconds = {m: by_seed(pick(rows, part="seconds", method=m)) for m in methods if m != UNTRAINED}
     text.append(
-        "Seconds for a run with its evaluations, median over seeds, on the two shared cores it was made on: "
+        "Seconds for a run with its evaluations, median over seeds, on one core of a shared machine: "
         + ", ".join(f"{m} {np.median(s):.0f}" for m, s in seconds.items()) + "."
     )  # fmt: skip
     lists = [line for line in text if line.startswith("- ")]
