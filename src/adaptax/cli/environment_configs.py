@@ -30,7 +30,7 @@ class Reinforcement(Training):
     """Of the rewards."""
     trace: float = 1.0
     """Lambda of the generalised advantages."""
-    surrogate: Literal["loaded-dice", "dice", "lvc", "likelihood-ratio"] = "loaded-dice"
+    surrogate: Literal["loaded-dice", "dice", "lvc", "likelihood-ratio"] = "lvc"
     """Whose derivatives estimate the policy's gradient and Hessian; dice takes no baseline."""
     baseline: Literal["linear", "none"] = "linear"
     """What is subtracted from returns to go, fitted to each batch."""
@@ -57,35 +57,44 @@ class Navigation(Reinforcement):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheetahDir(Reinforcement):
+class Body(Reinforcement):
+    """What HalfCheetah and Ant have in common."""
+
+    stepsize: StepSize = "0.5"
+    trace: float = 0.9
+    """Lambda of the generalised advantages."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheetahDir(Body):
     """MuJoCo's half cheetah that must find out whether to run forwards or backwards (needs the extra rl)."""
 
     task: ClassVar[str] = "cheetah-dir"
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheetahVel(Reinforcement):
+class CheetahVel(Body):
     """MuJoCo's half cheetah that must find out how fast to run (needs the extra rl)."""
 
     task: ClassVar[str] = "cheetah-vel"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AntDir(Reinforcement):
+class AntDir(Body):
     """MuJoCo's ant that must find out whether to run forwards or backwards (needs the extra rl)."""
 
     task: ClassVar[str] = "ant-dir"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AntVel(Reinforcement):
+class AntVel(Body):
     """MuJoCo's ant that must find out how fast to run (needs the extra rl)."""
 
     task: ClassVar[str] = "ant-vel"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AntGoal(Reinforcement):
+class AntGoal(Body):
     """MuJoCo's ant that must find out where to run to (needs the extra rl)."""
 
     task: ClassVar[str] = "ant-goal"

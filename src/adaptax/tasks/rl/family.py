@@ -92,7 +92,7 @@ def gymnasium_family(
             or finitely many), and `set_task(task)` or an attribute `task` on `environment.unwrapped`.
         sample_task: `sample_task(key) -> task`, a pytree of arrays, which arrive on the host as NumPy arrays.
         horizon: H (default: the environment's own time limit).
-        loss: the surrogate (default: `LoadedDiCE(0.99, baseline=LinearBaseline(), per_step=True, normalise=True,
+        loss: the surrogate (default: `LVC(0.99, baseline=LinearBaseline(), per_step=True, normalise=True,
             weigh_time=False)`).
         patience: seconds that the host may take for one step of all episodes (default 60).
 

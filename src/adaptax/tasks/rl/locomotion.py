@@ -205,7 +205,7 @@ def cheetah(
         horizon: H (default 100).
         physics: "mujoco", the C engine in double precision, called by the compiled program; "mjx", mujoco-mjx on the device
             (default: "mujoco" on a CPU, "mjx" on an accelerator).
-        loss: the surrogate (default: `LoadedDiCE(0.99, baseline=LinearBaseline(), per_step=True, normalise=True,
+        loss: the surrogate (default: `LVC(0.99, baseline=LinearBaseline(), per_step=True, normalise=True,
             weigh_time=False)`, as published code has it).
 
     Returns: an `ax.Resampling` whose parameters are a policy for 17 observations and 6 actions, for instance
