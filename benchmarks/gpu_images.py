@@ -1,0 +1,219 @@
+"""The exact meta-gradient of Conv4-64 on a GPU: ways to convolve, precisions, tasks in flight, and PyTorch beside them.
+
+    python benchmarks/gpu_images.py [--tasks 32 128] [--rounds 5] [--torch python]
+
+5-way 1-shot, 5 queries a class, N = 5. `--torch` names a Python that has PyTorch (default: this one). Every side gets the same
+parameters and tasks. PyTorch runs learn2learn's algorithm in eager mode (one task after another), and the same by `torch.func`
+with all tasks abreast, as it is and compiled. Prints one table and writes results/gpu_images.json.
+"""
+
+import argparse
+import contextlib
+import importlib
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import peer_inputs
+from machine import description
+
+HERE = Path(__file__).parent
+PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
+# The way of convolving, the precision of products, tasks in flight (None: as chosen), whether the row is one program.
+VARIANTS = [
+    ("winograd", "float32", None, False),
+    ("winograd", "tensorfloat32", None, False),
+    ("winograd", "tensorfloat32", None, True),
+    ("winograd", "bfloat16", None, False),
+    ("rows", "tensorfloat32", None, False),
+    ("grouped", "tensorfloat32", None, False),
+    ("winograd", "tensorfloat32", 8, False),
+]
+# Meta-gradients of one measurement.
+IN_A_ROW = 10
+
+
+def operations(tasks: int, steps: int = peer_inputs.STEPS) -> float:
+    """Of one meta-gradient, by formula: convolutions as defined, whatever way they are computed.
+
+    A loss takes F; its gradient 3F, less the first layer's gradient of the images; a Hessian-vector product twice that.
+    """
+    side, channels, layers = peer_inputs.SIDE, 1, []
+    for _ in range(4):
+        layers.append(2 * 9 * channels * peer_inputs.WIDTH * side**2)
+        side, channels = side // 2, peer_inputs.WIDTH
+    gradient = 3 * sum(layers) - layers[0]
+    support, target = peer_inputs.WAYS * peer_inputs.SHOTS, peer_inputs.WAYS * peer_inputs.QUERIES
+    return tasks * gradient * (3 * steps * support + target)
+
+
+def model_of(params, way: str):
+    """Conv4 with its convolutions in another way; the leaves stay the same."""
+    import equinox as eqx
+    import jax
+    import jax.numpy as jnp
+    from jax import lax
+
+    own = importlib.import_module("adaptax.models.conv4")
+    if way == "winograd":
+        return params
+
+    class Other(own.Block):
+        def __call__(self, x):
+            if way == "grouped":
+                # Under vmap over tasks with weights of their own XLA makes this one grouped convolution.
+                y = lax.conv_general_dilated(x, self.weight, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            else:
+                y = own._rows(x, self.weight)
+            flat = y.reshape(-1, y.shape[-1])
+            mean = flat.mean(0)
+            factor = self.scale * lax.rsqrt(((flat - mean) ** 2).mean(0) + own._EPSILON)
+            h, w = y.shape[1:3]
+            windows = [y[:, i : h // 2 * 2 : 2, j : w // 2 * 2 : 2] for i in range(2) for j in range(2)]
+            sign = lax.stop_gradient(jnp.where(self.scale < 0, -1, 1).astype(y.dtype))
+            a, b, c, d = (sign * part for part in windows)
+            largest = sign * own._larger(own._larger(a, b), own._larger(c, d))
+            return jax.nn.relu((largest - mean) * factor + self.shift)
+
+    blocks = tuple(Other(b.weight, b.scale, b.shift) for b in params.blocks)
+    return eqx.tree_at(lambda m: m.blocks, params, blocks)
+
+
+def measure_jax(inputs: Path, rounds: int, out: Path) -> None:
+    """All variants on one file of inputs; their programs are compiled side by side, then timed one after another."""
+    import jax
+    from peer_adaptax import load
+
+    from adaptax.batching import in_flight_for
+
+    if jax.default_backend() == "cpu":
+        raise SystemExit("JAX finds no accelerator here: this benchmark is for one.")
+    problem, method, params, tasks, names = load("conv4", inputs, "float32")
+    reference, records = None, []
+    chosen = in_flight_for(problem, params, tasks, None, method.samples, None)
+    algorithm = {"float32": "float32", "tensorfloat32": "tensorfloat32", "bfloat16": "BF16_BF16_F32"}
+
+    def compiled(variant):
+        way, precision, in_flight, chunk = variant
+        with jax.default_matmul_precision(algorithm[precision]):
+            model = model_of(params, way)
+            once = lambda p, t: method.batch(problem, p, t, in_flight=in_flight)[:2]  # noqa: E731
+
+            def many(p, t):
+                # Descent with a step of next to nothing: the next meta-gradient cannot begin before the last one ends.
+                step = lambda _, p: jax.tree.map(lambda w, g: w - 1e-6 * g, p, once(p, t)[1])  # noqa: E731
+                return jax.lax.fori_loop(0, IN_A_ROW, step, p)
+
+            start = time.perf_counter()
+            lowered = jax.jit(many if chunk else once).lower(model, tasks)
+        return model, lowered.compile(), time.perf_counter() - start
+
+    def attempt(variant):
+        try:
+            return compiled(variant)
+        except Exception as error:
+            return str(error).strip().splitlines()[0][:200]
+
+    with ThreadPoolExecutor(8) as pool:
+        programs = list(pool.map(attempt, VARIANTS))
+    for (way, precision, in_flight, chunk), found in zip(VARIANTS, programs, strict=True):
+        record = {"way": way, "precision": precision, "in_flight": in_flight or chosen, "one_program": chunk}
+        records.append(record)
+        if isinstance(found, str):
+            record["failed"] = found
+            continue
+        model, program, compiling = found
+        out_of_it, seconds = jax.block_until_ready(program(model, tasks)), []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            for _ in range(1 if chunk else IN_A_ROW):
+                last = program(model, tasks)
+            jax.block_until_ready(last)
+            seconds.append((time.perf_counter() - start) / IN_A_ROW)
+        temporaries = program.memory_analysis().temp_size_in_bytes / 2**20
+        record |= {"seconds": seconds, "compile_s": compiling, "temporaries_mib": temporaries}
+        print(f"adaptax {way} {precision} {in_flight} {chunk}: {1e3 * statistics.median(seconds):.3f} ms", flush=True)
+        if chunk:
+            continue
+        loss, grad = out_of_it
+        flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(grad)]).astype(float)
+        reference = flat if reference is None else reference
+        off = float(np.linalg.norm(flat - reference) / np.linalg.norm(reference))
+        record |= {"loss": float(loss), "difference": off}
+        if len(records) == 1:
+            np.savez(out.with_suffix(".npz"), **dict(zip(names, map(np.asarray, jax.tree.leaves(grad)), strict=True)))
+    peaks = {}
+    for precision in PRECISIONS:
+        with jax.default_matmul_precision(algorithm[precision]):
+            product = jax.jit(lambda a: jax.lax.fori_loop(0, 10, lambda _, b: a @ b * 1e-4, a))
+            square = jax.random.normal(jax.random.key(0), (8192, 8192))
+            jax.block_until_ready(product(square))
+            start = time.perf_counter()
+            jax.block_until_ready(product(square))
+            peaks[precision] = 20 * 8192**3 / (time.perf_counter() - start)
+    record = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "sides": records, "product_flops": peaks}
+    out.write_text(json.dumps(record))
+
+
+def agreement(ours: Path, theirs: Path) -> float:
+    with np.load(ours) as a, np.load(theirs) as b:
+        flat = [np.concatenate([np.ravel(file[name]).astype(float) for name in sorted(a.files)]) for file in (a, b)]
+    return float(np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[0]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", type=int, nargs="*", default=(32,))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--torch", default=sys.executable, help="a Python that has PyTorch (default: this one)")
+    parser.add_argument("--limit", type=float, help="seconds for PyTorch's sides (default: none)")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "gpu_images.json")
+    parser.add_argument("--side", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        return measure_jax(Path(arguments.side[0]), arguments.rounds, Path(arguments.side[1]))
+    cases = []
+    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for tasks in arguments.tasks:
+            inputs, ours, theirs = folder / f"{tasks}.npz", folder / f"ours{tasks}.json", folder / f"theirs{tasks}.json"
+            peer_inputs.TASKS["conv4"] = tasks
+            peer_inputs.write("conv4", inputs)
+            common = ["--rounds", str(arguments.rounds)]
+            side = [sys.executable, str(HERE / "gpu_images.py"), *common, "--side", str(inputs), str(ours)]
+            subprocess.run(side, check=True, env=environment)
+            other = [arguments.torch, str(HERE / "gpu_torch.py"), *common, "--inputs", str(inputs), "--out", str(theirs)]
+            case = {"tasks": tasks, "operations": operations(tasks), "adaptax": json.loads(ours.read_text())}
+            # What it found before it ran out of time is kept.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                subprocess.run(other, check=False, timeout=arguments.limit)
+            if theirs.exists():
+                case["torch"] = json.loads(theirs.read_text())
+                case["agreement"] = agreement(ours.with_suffix(".npz"), theirs.with_suffix(".npz"))
+            cases.append(case)
+            arguments.out.write_text(json.dumps({"machine": description(), "cases": cases}, indent=1) + "\n")
+    for case in cases:
+        print(f"\n{case['tasks']} tasks; PyTorch's float32 gradient differs by {case.get('agreement', math.nan):.1e}")
+        print("| side | ms | TFLOP/s by formula | difference from float32 |\n| --- | --- | --- | --- |")
+        for side in [*case["adaptax"]["sides"], *case.get("torch", {}).get("sides", [])]:
+            title = side.get("name") or f"adaptax, {side['way']}, {side['in_flight']} in flight"
+            title += f", {side['precision']}" + (", one program" if side.get("one_program") else "")
+            if "failed" in side:
+                print(f"| {title} | {side['failed']} | | |")
+                continue
+            best = statistics.median(side["seconds"])
+            off = side.get("difference", math.nan)
+            print(f"| {title} | {1e3 * best:.2f} | {case['operations'] / best / 1e12:.1f} | {off:.1e} |")
+
+
+if __name__ == "__main__":
+    main()
