@@ -62,24 +62,20 @@ def model_of(params, way: str):
     import jax.numpy as jnp
     from jax import lax
 
-    own = importlib.import_module("adaptax.models.conv4")
+    own = importlib.import_module("adaptax.models.convolution")
     if way == "winograd":
         return params
 
-    class Other(own.Block):
-        def __call__(self, x):
+    class Other(own.Unit):
+        def pooled(self, x):
             if way == "grouped":
                 # Under vmap over tasks with weights of their own XLA makes this one grouped convolution.
                 y = lax.conv_general_dilated(x, self.weight, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
             else:
                 y = own._rows(x, self.weight)
-            flat = y.reshape(-1, y.shape[-1])
-            mean = flat.mean(0)
-            factor = self.scale * lax.rsqrt(((flat - mean) ** 2).mean(0) + own._EPSILON)
-            h, w = y.shape[1:3]
-            windows = [y[:, i : h // 2 * 2 : 2, j : w // 2 * 2 : 2] for i in range(2) for j in range(2)]
+            mean, factor = self._statistics(y, False)
             sign = lax.stop_gradient(jnp.where(self.scale < 0, -1, 1).astype(y.dtype))
-            a, b, c, d = (sign * part for part in windows)
+            a, b, c, d = (sign * part for part in own._windows(y, False))
             largest = sign * own._larger(own._larger(a, b), own._larger(c, d))
             return jax.nn.relu((largest - mean) * factor + self.shift)
 

@@ -137,8 +137,25 @@ def navigation_speed() -> str:
     return f"{text}\n\n{table(result)}"
 
 
+def cheetah() -> str:
+    from cheetah import table
+
+    result = load("cheetah")
+    if result is None:
+        return ""
+    config, counts = result["seeds"][0]["config"], [record["final"]["step"] for record in result["seeds"]]
+    text = (
+        f"**Half cheetah.** It must find out whether to run forwards or backwards: {len(counts)} seeds side by side for "
+        f"{result['minutes']:.0f} minutes on {result['machine']['cores']} cores, {min(counts)} to {max(counts)} meta-steps of "
+        f"{config['tasks_per_step']} tasks with {config['trajectories']} episodes of {config['horizon']} steps "
+        "(`benchmarks/cheetah.py`). Return on held-out tasks, 95 % over tasks, before and after 1, 2, 3 gradient steps of "
+        f"{config['trajectories']} episodes; [along training](docs/experiments/cheetah/returns.png):"
+    )
+    return f"{text}\n\n{rows_of(*table(result))}"
+
+
 def results() -> str:
-    return "\n\n".join(part for part in (images(), peers(), navigation_speed(), memory(), blowup()) if part)
+    return "\n\n".join(part for part in (images(), peers(), navigation_speed(), cheetah(), memory(), blowup()) if part)
 
 
 def strategies() -> str:

@@ -29,7 +29,7 @@ class Flat(eqx.Module):
 def network(request, monkeypatch):
     """The affine map for conv4, save in the slow tests."""
     if "slow" not in request.keywords or "photos" in request.fixturenames:
-        flat = lambda ways, *, key, channels, image: Flat(ax.models.mlp((math.prod(image), ways), key=key))  # noqa: E731
+        flat = lambda ways, *, key, channels, image, norm: Flat(ax.models.mlp((math.prod(image), ways), key=key))  # noqa: E731
         monkeypatch.setattr(ax.models, "conv4", flat)
 
 

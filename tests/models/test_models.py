@@ -1,4 +1,4 @@
-"""mlp and conv4: shapes, types, keys, refusals, and the convolutional network beside one made of XLA's own operations."""
+"""Models: shapes, types, keys, refusals, and the convolutional networks beside some made of XLA's own operations."""
 
 import equinox as eqx
 import jax
@@ -13,22 +13,45 @@ import adaptax as ax
 IMAGES = [(28, 28, 1), (21, 30, 3), (16, 20, 3)]
 
 
+def normalised(unit, x):
+    """Convolution and normalisation, from operations that XLA has for each part."""
+    x = jax.lax.conv_general_dilated(x, unit.weight, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    if unit.norm == "batch":
+        mean, variance = jnp.mean(x, (0, 1, 2)), jnp.var(x, (0, 1, 2))
+        return (x - mean) / jnp.sqrt(variance + 1e-5) * unit.scale + unit.shift
+    parts = jnp.split(x, 8 if unit.norm == "group" else 1, axis=-1)
+    parts = [(p - p.mean((1, 2, 3), keepdims=True)) / jnp.sqrt(p.var((1, 2, 3), keepdims=True) + 1e-5) for p in parts]
+    return jnp.concatenate(parts, -1) * unit.scale + unit.shift
+
+
+def pooled(x):
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+
+
 def reference(model, images):
-    """The forward pass of conv4, from operations that XLA has for each part."""
+    """The forward pass of conv4."""
     x = images
     for block in model.blocks:
-        x = jax.lax.conv_general_dilated(x, block.weight, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        mean, variance = jnp.mean(x, (0, 1, 2)), jnp.var(x, (0, 1, 2))
-        x = jax.nn.relu((x - mean) / jnp.sqrt(variance + 1e-5) * block.scale + block.shift)
-        x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+        x = pooled(jax.nn.relu(normalised(block, x)))
     return x.reshape(x.shape[0], -1) @ model.head.weight + model.head.bias
+
+
+def residual_reference(model, images):
+    """The forward pass of resnet12."""
+    x, act = images, lambda y: jax.nn.leaky_relu(y, 0.1)
+    for block in model.blocks:
+        y = x
+        for unit in block.units[:2]:
+            y = act(normalised(unit, y))
+        x = pooled(act(normalised(block.units[2], y) + normalised(block.shortcut, x)))
+    return x.mean((1, 2)) @ model.head.weight + model.head.bias
 
 
 def moved(model, seed):
     """A network whose scales, shifts and biases are not those it begins with."""
     random = np.random.default_rng(seed)
     model = jax.tree.map(lambda leaf: leaf + (0.1 * random.normal(size=leaf.shape)).astype(leaf.dtype), model)
-    if hasattr(model, "blocks"):
+    if isinstance(model, ax.models.Conv4):
         # Where a scale is negative, the largest output of a pooling window comes from the smallest input.
         scales = lambda m: [block.scale for block in m.blocks]  # noqa: E731
         model = eqx.tree_at(scales, model, [scale.at[::3].multiply(-1) for scale in scales(model)])
@@ -63,7 +86,10 @@ def same(one, other):
 
 @pytest.mark.parametrize(
     "make",
-    [lambda key: ax.models.mlp((3, 5, 2), key=key), lambda key: ax.models.conv4(2, key=key, channels=3)],
+    [
+        lambda key: ax.models.mlp((3, 5, 2), key=key),
+        lambda key: ax.models.conv4(2, key=key, channels=3),
+    ],
     ids=["mlp", "conv4"],
 )
 def test_the_key_decides_the_parameters(make):
@@ -173,3 +199,48 @@ def test_derivatives_of_conv4(x64):
     pairs = zip(derivatives(lambda m, x: m(x)), derivatives(reference, xla_backend_optimization_level=0), strict=True)
     for got, expected in pairs:
         assert relative(got, expected) < 1e-9
+
+
+@pytest.mark.parametrize("norm", ["batch", "group", pytest.param("layer", marks=pytest.mark.slow)])
+def test_normalisations_are_what_they_are_called(quick_compilation, norm):
+    images = normal((6, *IMAGES[1]), 2)
+    model = moved(ax.models.conv4(5, key=jax.random.key(0), channels=16, image=IMAGES[1], norm=norm), 1)
+    run = jax.jit(lambda model, x: model(x))
+    whole = run(model, images)
+    np.testing.assert_allclose(whole, jax.jit(reference)(model, images), atol=2e-5)
+    # Whether a prediction depends on the other images at hand is what the choice is about.
+    alone = float(jnp.abs(run(model, images[:3]) - whole[:3]).max())
+    assert alone > 1e-2 if norm == "batch" else alone < 1e-5
+
+
+# Sides that are even, odd, and even again: 20, 10, 5, 2.
+RESIDUAL = (20, 22, 3)
+
+
+@pytest.mark.parametrize("norm", ["batch", pytest.param("layer", marks=pytest.mark.slow)])
+def test_resnet12_is_the_network_it_stands_for(quick_compilation, x64, norm):
+    model = moved(ax.models.resnet12(5, key=jax.random.key(0), channels=4, image=RESIDUAL, norm=norm), 1)
+    assert [block.shortcut.weight.shape for block in model.blocks] == [
+        (1, 1, 3, 4),
+        (1, 1, 4, 10),
+        (1, 1, 10, 20),
+        (1, 1, 20, 40),
+    ]
+    assert model.head.weight.shape == (40, 5)
+    images = jnp.asarray(normal((4, *RESIDUAL), 2), jnp.float64)
+    outputs = lambda forward: jax.jit(lambda m: jax.value_and_grad(lambda m: cross_entropy(forward, m, images))(m))  # noqa: E731
+    for got, expected in zip(outputs(lambda m, x: m(x))(model), outputs(residual_reference)(model), strict=True):
+        assert relative(got, expected) < 1e-9
+
+
+def test_resnet12_and_normalisations_refuse():
+    key, small = jax.random.key(0), (16, 16, 3)
+    refused("and an even number of channels", ax.models.resnet12, 5, key=key, channels=3, image=small)
+    refused("three for image", ax.models.resnet12, 5, key=key, image=(84, 84))
+    refused("too small: make them at least 16x16", ax.models.resnet12, 5, key=key, image=(84, 12, 3))
+    refused("must be 'batch', 'group' or 'layer'", ax.models.conv4, 5, key=key, norm="instance")
+    refused("make 12 a multiple of 8", ax.models.conv4, 5, key=key, channels=12, norm="group")
+    refused("make 4 a multiple of 8", ax.models.resnet12, 5, key=key, channels=4, image=small, norm="group")
+    apply = lambda x: ax.models.resnet12(2, key=key, channels=2, image=small)(x)  # noqa: E731
+    grey = jax.ShapeDtypeStruct((4, 16, 16, 1), "float32")
+    refused(r"of shape \(n, 16, 16, 3\), not .*: reshape", jax.eval_shape, apply, grey)

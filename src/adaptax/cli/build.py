@@ -123,5 +123,6 @@ def _images(config: Images, method: ax.MetaGradient, optimizer: optax.GradientTr
     held_out = ax.tasks.few_shot(test, *sizes, rotations=False)
     outputs = 1 if config.head == "shared" else config.ways
     image = (*train.images.shape[2:], 1) if isinstance(train, ax.tasks.Characters) else train.images.shape[1:]
-    params = ax.models.conv4(outputs, key=key, channels=config.channels, image=image)
+    make = {"conv4": ax.models.conv4, "resnet12": ax.models.resnet12}[config.model]
+    params = make(outputs, key=key, channels=config.channels, image=image, norm=config.norm)
     return Built(problem, params, method, optimizer, held_out, judged_on, left_out)

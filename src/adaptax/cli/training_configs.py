@@ -89,7 +89,7 @@ class Matrix(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class Images(Training):
-    """Few-shot classification of characters from an Omniglot zip, or of any images, with a four-block convolutional network."""
+    """Few-shot classification of characters from an Omniglot zip, or of any images, with a convolutional network."""
 
     task: ClassVar[str] = "images"
 
@@ -118,8 +118,12 @@ class Images(Training):
     """Support images of each class."""
     queries: int = 5
     """Target images of each class."""
+    model: Literal["conv4", "resnet12"] = "conv4"
+    """The network."""
     channels: int = 32
-    """Channels of the network's blocks."""
+    """Channels of conv4's blocks, or of the first of resnet12's."""
+    norm: Literal["batch", "group", "layer"] = "batch"
+    """Over what is normalised: all images at hand (predictions are then transductive), or each image by itself."""
     head: Literal["per-class", "shared"] = "shared"
     """Whether the inner steps begin with a class vector for each class, or with one for all."""
     rotations: bool = True

@@ -2,6 +2,7 @@
 
 from adaptax.models.conv4 import Conv4, conv4
 from adaptax.models.mlp import MLP, mlp
+from adaptax.models.resnet12 import ResNet12, resnet12
 from adaptax.models.shared_head import shared_head
 
-__all__ = ["MLP", "Conv4", "conv4", "mlp", "shared_head"]
+__all__ = ["MLP", "Conv4", "ResNet12", "conv4", "mlp", "resnet12", "shared_head"]

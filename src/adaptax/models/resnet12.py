@@ -1,0 +1,97 @@
+"""The residual network of twelve convolutions, the larger standard of few-shot image classification."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from adaptax.errors import InputError
+from adaptax.models.convolution import Unit, check_norm, max_pool, unit
+from adaptax.models.mlp import Linear
+
+_SLOPE = 0.1
+
+
+class Residual(eqx.Module):
+    """Three 3x3 units beside a 1x1 unit, leaky relu and 2x2 max pool."""
+
+    units: tuple[Unit, Unit, Unit]
+    shortcut: Unit
+
+    def __call__(self, x: Float[Array, "n h w inputs"]) -> Float[Array, "n h2 w2 outputs"]:
+        first, second, third = self.units
+        y = third(_leaky(second(_leaky(first(x))))) + self.shortcut(x)
+        return _leaky(max_pool(y))
+
+
+class ResNet12(eqx.Module):
+    """Four residual blocks, the mean over pixels, and a linear head; built by `resnet12`."""
+
+    blocks: tuple[Residual, ...]
+    head: Linear
+    image: tuple[int, int, int] = eqx.field(static=True)
+
+    def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n ways"]:
+        if images.ndim != 4 or images.shape[1:] != self.image:
+            raise InputError(
+                f"resnet12 takes images of shape (n, {', '.join(map(str, self.image))}), not {images.shape}: reshape them."
+            )
+        x = images
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean((1, 2)))
+
+
+def resnet12(
+    ways: int, *, key: PRNGKeyArray, channels: int = 64, image: tuple[int, int, int] = (84, 84, 3), norm: str = "batch",
+    dtype=None,
+) -> ResNet12:  # fmt: skip
+    r"""Four residual blocks of three convolutions each, the mean over pixels, and a linear head.
+
+    With $u_k(x) = \mathrm{norm}(x * W_k)$ and $\sigma$ the leaky relu of slope 0.1, a block is
+    $x \mapsto \sigma\big(\max_{2\times2}(u_3(\sigma(u_2(\sigma(u_1(x))))) + u_0(x))\big)$, $W_0$ of size 1x1, the others 3x3.
+    The blocks are $c$, $5c/2$, $5c$ and $10c$ wide: 64, 160, 320 and 640 as published. There is no dropout.
+
+    Arguments:
+        ways: classes, the length of the output.
+        key: of the initial weights (He's normal distribution; head: Glorot's uniform; scales 1, shifts and biases 0).
+        channels: c, an even number (default 64).
+        image: height, width and channels of the images; height and width at least 16, since each block halves them.
+        norm: "batch" (default), "group" or "layer", with the consequences of `conv4`.
+        dtype: of the parameters (default: JAX's default).
+
+    Returns: a module; `model(images)` takes (n, height, width, channels) and gives logits (n, ways).
+
+    Errors: `InputError` if a size is not a whole number of at least 1, channels is odd, the images are too small, there is no
+    such `norm`, or it is "group" and a block's width is no multiple of 8.
+
+    Example:
+        >>> import adaptax as ax, jax, jax.numpy as jnp
+        >>> model = ax.models.resnet12(5, key=jax.random.key(0), channels=4, image=(16, 16, 3))
+        >>> model(jnp.ones((2, 16, 16, 3))).shape, [block.shortcut.weight.shape[-1] for block in model.blocks]
+        ((2, 5), [4, 10, 20, 40])
+
+    Source: Lee, Maji, Ravichandran, Soatto (2019), Meta-learning with differentiable convex optimization, CVPR; Oreshkin et
+    al. (2018), TADAM, NeurIPS.
+    """
+    sizes = (ways, channels, *image)
+    if len(image) != 3 or not all(hasattr(size, "__index__") and size >= 1 for size in sizes) or channels % 2:
+        text = f"resnet12({ways}, channels={channels}, image={image}) needs whole numbers of at least 1, three for image"
+        raise InputError(f"{text}, and an even number of channels.")
+    if min(image[:2]) < 16:
+        raise InputError(f"resnet12 halves images four times, so {image[0]}x{image[1]} is too small: make them at least 16x16.")
+    widths = [image[2], channels, channels * 5 // 2, channels * 5, channels * 10]
+    for width in widths[1:]:
+        check_norm("resnet12", norm, width)
+    he, glorot = jax.nn.initializers.he_normal(), jax.nn.initializers.glorot_uniform()
+    dtype = jnp.zeros((), dtype).dtype
+    keys, blocks = jax.random.split(key, (5, 4)), []
+    for (a, b, c, d), i, o in zip(keys[:4], widths, widths[1:], strict=False):
+        units = unit(a, 3, i, o, norm, he, dtype), unit(b, 3, o, o, norm, he, dtype), unit(c, 3, o, o, norm, he, dtype)
+        blocks.append(Residual(units, unit(d, 1, i, o, norm, he, dtype)))
+    head = Linear(glorot(keys[4, 0], (widths[-1], ways), dtype), jnp.zeros(ways, dtype))
+    return ResNet12(tuple(blocks), head, (image[0], image[1], image[2]))
+
+
+def _leaky(x):
+    return jnp.where(x >= 0, x, _SLOPE * x)
