@@ -21,7 +21,7 @@ from machine import description
 HERE = Path(__file__).parent
 FIGURE = HERE.parent / "docs" / "experiments" / "cheetah"
 ADAPTAX = str(Path(sys.executable).parent / "adaptax")
-EVERY, STEPS, TASKS = 50, 3, 40
+EVERY, STEPS, TASKS = 50, 3, 200
 
 
 def train(runs: Path, seeds: int, minutes: float, rest: list[str]) -> None:

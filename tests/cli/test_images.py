@@ -115,6 +115,9 @@ def test_data_may_be_moved_and_may_not_be_changed(finished, zips, copied, run, t
         ("--data TRAIN --test-data TEST --ways 7", "There are only 6 classes"),
         ("--data TRAIN --ways 1", "--ways 1 must be a whole number of at least 2"),
         ("--data TRAIN --shots 2", "shots + queries is 7: give fewer shots or queries"),
+        ("--data TRAIN --validation 1", "--validation needs --evaluate-every"),
+        ("--data TRAIN --evaluate-every 1 --validation 2", "--validation 2 must leave some of 2 alphabets to train on"),
+        ("--data TRAIN --evaluate-every 1 --validation Klingon", "must be a number, or one of Greek, Latin."),
         ("--data TRAIN --channels 0", "--channels 0 must be a whole number of at least 1"),
         ("--data TRAIN --scale 1", "must be a number of at least 0 and below 1"),
     ],
@@ -170,14 +173,55 @@ def test_an_npz_is_read_as_grey_images(train, tmp_path):
 
 
 def test_what_is_read(photos, zips, tmp_path):
-    train, test, left_out = load(Images(data=photos, size=16, colour=True, split="train", test_split="test"))
+    train, _, test, left_out = load(Images(data=photos, size=16, colour=True, split="train", test_split="test"))
     assert isinstance(train, ImageClasses) and train.images.shape[1:] == (16, 16, 3) and left_out == ()
     assert len(train) == 7 and len(test) == 6 and not set(train.names) & set(test.names)
-    train, test, left_out = load(Images(data=photos / "train", test_data=photos, cache=tmp_path / "cache"))
+    train, _, test, left_out = load(Images(data=photos / "train", test_data=photos, cache=tmp_path / "cache"))
     assert train.images.shape[1:] == (84, 84, 1) and len(test) == 13 and left_out == ()
-    one, two, left_out = load(Images(data=zips[0], test_data=zips[1]))
+    one, _, two, left_out = load(Images(data=zips[0], test_data=zips[1]))
     assert isinstance(one, Characters) and isinstance(two, Characters) and left_out == ("Greek",)
-    one, two, left_out = load(Images(data=zips[0], test_data=zips[1], size=28))
+    one, _, two, left_out = load(Images(data=zips[0], test_data=zips[1], size=28))
     assert isinstance(one, ImageClasses) and len(two) == 6 and left_out == tuple(f"Greek/character{i:02}" for i in range(1, 7))
-    one, two, _ = load(Images(data=zips[0]))
-    assert one is two
+    one, chosen_by, two, _ = load(Images(data=zips[0]))
+    assert one is two and chosen_by is None
+
+
+def test_what_is_kept_for_validation(photos, zips):
+    kept = {"data": zips[0], "test_data": zips[1], "evaluate_every": 1}
+    train, chosen_by, test, left_out = load(Images(**kept, validation="1"))
+    assert isinstance(chosen_by, Characters) and len(chosen_by.alphabets) == 1
+    # Greek is in both archives: whichever alphabet is kept, nothing is judged on it.
+    assert sorted(train.alphabets + chosen_by.alphabets) == ["Greek", "Latin"] and test.alphabets == ("Tagalog",)
+    assert left_out == ("Greek",)
+    assert {load(Images(**kept, validation="1", seed=seed)).validation.alphabets for seed in range(8)} == {
+        ("Greek",),
+        ("Latin",),
+    }
+    assert load(Images(**kept, validation="Latin")).train.alphabets == ("Greek",)
+    general = {"data": photos, "size": 16, "split": "train", "evaluate_every": 1}
+    train, chosen_by, test, _ = load(Images(**general, validation="2", test_split="test"))
+    assert (len(train), len(chosen_by), len(test)) == (5, 2, 6) and not set(train.names) & set(chosen_by.names)
+    train, chosen_by, _, _ = load(Images(**general, validation="test"))
+    assert len(train) == 7 and len(chosen_by) == 6 and not set(train.names) & set(chosen_by.names)
+
+
+def test_validation_chooses_the_network(train, run, zips, tmp_path):
+    options = (
+        "--data",
+        zips[0],
+        "--test-data",
+        zips[1],
+        "--validation",
+        "Latin",
+        "--evaluate-every",
+        1,
+        "--out",
+        tmp_path / "run",
+    )
+    result = train("images", *options)
+    assert result.code == 0 and "(the best on validation tasks of 2)" in result.out
+    saved = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    accuracies = [json.loads(line)["accuracy"] for line in (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()]
+    assert saved["trained"] == 2 and saved["step"] == 1 + int(np.argmax(accuracies))
+    assert json.loads(run("evaluate", tmp_path / "run", "--format", "json").out) == saved
+    assert "is finished: nothing was changed" in train("images", *options).out

@@ -36,6 +36,7 @@ class Built:
         judged_on: what these tasks are, in words.
         left_out: alphabets or classes of the test data that were left out because they are training data too.
         environment_steps: of one meta-step, in reinforcement learning.
+        validation: the problem whose tasks choose the best state, if there is one.
     """
 
     problem: ax.FiniteSum | ax.Resampling
@@ -46,6 +47,7 @@ class Built:
     judged_on: str
     left_out: tuple[str, ...] = ()
     environment_steps: int | None = None
+    validation: ax.FiniteSum | None = None
 
     def step(self, tasks_per_step: int) -> Step:
         """The meta-step, whose `init` says what the state looks like."""
@@ -109,7 +111,7 @@ def _reinforcement(config: Reinforcement, method: ax.MetaGradient, key: Any) -> 
 def _images(config: Images, method: ax.MetaGradient, optimizer: optax.GradientTransformation, key: Any) -> Built:
     assert config.data is not None  # settings.check
     distortion = ax.tasks.Affine(config.angle, config.scale, config.shift, config.shear) if config.distort else None
-    train, test, left_out = load(config)
+    train, validation, test, left_out = load(config)
     sizes = (config.ways, config.shots, config.queries)
     problem = ax.tasks.few_shot(train, *sizes, rotations=config.rotations, distortion=distortion, flips=config.flips)
     kind = "characters" if isinstance(train, ax.tasks.Characters) else "classes"
@@ -121,8 +123,9 @@ def _images(config: Images, method: ax.MetaGradient, optimizer: optax.GradientTr
         judged_on = f"{len(test)} classes with {sum(test.counts):,} images"
     # As they were drawn: neither turned nor distorted.
     held_out = ax.tasks.few_shot(test, *sizes, rotations=False)
+    chosen_by = None if validation is None else ax.tasks.few_shot(validation, *sizes, rotations=False)
     outputs = 1 if config.head == "shared" else config.ways
     image = (*train.images.shape[2:], 1) if isinstance(train, ax.tasks.Characters) else train.images.shape[1:]
     make = {"conv4": ax.models.conv4, "resnet12": ax.models.resnet12}[config.model]
     params = make(outputs, key=key, channels=config.channels, image=image, norm=config.norm)
-    return Built(problem, params, method, optimizer, held_out, judged_on, left_out)
+    return Built(problem, params, method, optimizer, held_out, judged_on, left_out, validation=chosen_by)

@@ -12,7 +12,7 @@ from adaptax.cli.training_configs import File, Images, Matrix, Name, Number, Rea
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Evaluate the newest checkpoint of a run on held-out tasks."""
+    """Evaluate the newest checkpoint of a run on held-out tasks; the best one, if it was trained with --validation."""
 
     run: tyro.conf.Positional[Path]
     """The run folder."""

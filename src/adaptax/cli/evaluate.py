@@ -25,7 +25,7 @@ SEED = 1
 
 
 def evaluate(options: Evaluate) -> int:
-    """Print the evaluation of a run's newest checkpoint."""
+    """Print the evaluation of a run's newest checkpoint, or of its best one if it was validated."""
     run, saved = open_run(options.run)
     config = _changed(settings.from_saved(saved, str(options.run)), options)
     settings.check_seed(options.seed)
@@ -33,7 +33,7 @@ def evaluate(options: Evaluate) -> int:
     settings.check_count("--steps", options.steps, 0)
     built, state = load(run, saved, config)
     skipped = run.history()["skipped"][: int(state.step)]
-    result = judge(config, built, state, sum(skipped), options.seed)
+    result = judge(config, built, state, sum(skipped), options.seed, run.newest())
     print(json.dumps(result, indent=2) if options.format == "json" else tables.evaluation(result))
     return 0
 
@@ -47,14 +47,19 @@ def open_run(folder: Path) -> tuple[Run, dict[str, Any]]:
 
 
 def load(run: Run, saved: dict[str, Any], config: Training) -> tuple[Built, State]:
-    """What the options stand for, and the newest checkpoint."""
+    """What the options stand for, and the newest checkpoint, or with validation the best one."""
     built = build(config)
     _check_data(config, saved)
-    return built, run.load(_blank(built.step(config.tasks_per_step), built.params))
+    like = _blank(built.step(config.tasks_per_step), built.params)
+    best = None if built.validation is None else run.load_best(like)
+    return built, run.load(like) if best is None else best
 
 
-def judge(config: Training, built: Built, state: State, skipped: int, seed: int = SEED) -> dict[str, Any]:
+def judge(
+    config: Training, built: Built, state: State, skipped: int, seed: int = SEED, trained: int | None = None
+) -> dict[str, Any]:
     """Held-out scores after 0..M inner steps, with nothing in them that differs between two calls."""
+    chosen = {} if built.validation is None else {"trained": trained}
     last = 2 * config.inner_steps if config.evaluation_steps is None else config.evaluation_steps
     # The step size in use at the end of training, never one measured on the held-out tasks.
     inner = state.inner
@@ -65,6 +70,7 @@ def judge(config: Training, built: Built, state: State, skipped: int, seed: int 
     return {
         "task": config.task,
         "step": int(state.step),
+        **chosen,
         "skipped": int(skipped),
         "inner_steps": config.inner_steps,
         "stepsize": float(np.mean(inner.stepsize)),

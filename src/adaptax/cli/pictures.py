@@ -2,6 +2,9 @@
 
 import functools
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
 
 from adaptax.cli.configs import Images
 from adaptax.cli.progress import Reading
@@ -10,19 +13,59 @@ from adaptax.tasks.images import Characters, ImageClasses, held_out, prepare_ima
 from adaptax.tasks.images.sources import TARS
 
 Data = Characters | ImageClasses
+# What is folded into the seed's key to draw what is kept for validation.
+_VALIDATION = 2**32 - 2
 
 
-def load(config: Images) -> tuple[Data, Data, tuple[str, ...]]:
-    """What to train on, what to judge by, and what was left out of that; without test data the two are one."""
+class Parts(NamedTuple):
+    """What to train on, to choose by (or None), and to judge by; and what was left out of that."""
+
+    train: Data
+    validation: Data | None
+    test: Data
+    left_out: tuple[str, ...] = ()
+
+
+def load(config: Images) -> Parts:
+    """The data of a run; without test data what is judged by is what is trained on."""
     assert config.data is not None  # settings.check
     read = _reader(config)
-    train = read(config.data, config.split)
+    train, validation = read(config.data, config.split), None
+    if config.validation is not None:
+        train, validation = _hold_out(config, config.validation, train, read)
     if config.test_data is None and config.test_split is None:
-        return train, train, ()
+        return Parts(train, validation, train)
     test = read(config.test_data or config.data, config.test_split)
     # One reader makes both, so that they are of one kind.
     test, left_out = held_out(test, train)  # pyright: ignore[reportArgumentType]
-    return train, test, left_out
+    if validation is not None:
+        # What chooses the network is no more to be judged by than what trains it.
+        test, more = held_out(test, validation)  # pyright: ignore[reportArgumentType]
+        left_out = (*left_out, *more)
+    return Parts(train, validation, test, left_out)
+
+
+def _hold_out(config: Images, wanted: str, train: Data, read: Any) -> tuple[Data, Data]:
+    """What is left to train on, and what is kept for validation."""
+    number, key = wanted.isdecimal(), jax.random.fold_in(jax.random.key(config.seed), _VALIDATION)
+    if isinstance(train, Characters):
+        names = train.alphabets
+        if number:
+            if not 0 < int(wanted) < len(names):
+                raise InputError(f"--validation {wanted} must leave some of {len(names)} alphabets to train on: keep fewer.")
+            kept = {names[i] for i in jax.random.permutation(key, len(names))[: int(wanted)].tolist()}
+        elif wanted not in names:
+            raise InputError(f"--validation {wanted} must be a number, or one of {', '.join(names)}.")
+        else:
+            kept = {wanted}
+        return train.without_alphabets(kept), train.without_alphabets(set(names) - kept)
+    if number:
+        if not 0 < int(wanted) < len(train):
+            raise InputError(f"--validation {wanted} must leave some of {len(train)} classes to train on: keep fewer.")
+        validation, rest = train.split(int(wanted), len(train) - int(wanted), key=key)
+        return rest, validation
+    validation = read(config.data, wanted)
+    return train, held_out(validation, train)[0]
 
 
 def _reader(config: Images):

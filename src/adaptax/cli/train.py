@@ -22,7 +22,7 @@ def train(config: Training) -> int:
     run = None if config.out is None else Run(config.out)
     if run is not None and run.is_run(run.folder):
         described = _agree(run, described, config.resume)
-        if (result := run.evaluation()) is not None and result["step"] == config.steps == run.newest():
+        if (result := run.evaluation()) is not None and result.get("trained", result["step"]) == config.steps == run.newest():
             print(tables.evaluation(result))
             print(f"{config.out} is finished: nothing was changed (--resume with more --steps goes on).")
             return 0
@@ -33,9 +33,10 @@ def train(config: Training) -> int:
             built.problem, built.params, built.method,
             optimizer=built.optimizer, steps=config.steps, tasks_per_step=config.tasks_per_step, seed=config.seed,
             out=config.out, resume=run is not None, checkpoint_every=None if run is None else config.checkpoint_every,
-            evaluate_every=config.evaluate_every, monitor_every=config.monitor_every, callback=progress, config=described,
+            evaluate_every=config.evaluate_every, validation=built.validation, monitor_every=config.monitor_every,
+            callback=progress, config=described,
         )  # fmt: skip
-    result = judge(config, built, state, history["skipped"].sum())
+    result = judge(config, built, state, history["skipped"].sum(), trained=config.steps)
     text = tables.evaluation(result)
     if run is not None:
         run.write_evaluation(result, text)

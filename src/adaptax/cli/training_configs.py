@@ -110,6 +110,9 @@ class Images(Training):
     """Train on the classes below the folder, or in the list, of this name only (default: all)."""
     test_split: Label = None
     """The same of --test-data, or of --data if that is not given (default: all)."""
+    validation: Label = None
+    """Judge on these every --evaluate-every meta-steps, and keep the best: as many classes of --data (alphabets of an
+    Omniglot zip) as a number says, drawn by --seed; or an alphabet, or a split of --data, by name (default: none)."""
     cache: File = None
     """Folder where images are prepared once and mapped into memory (default: they are read anew)."""
     ways: int = 5

@@ -34,9 +34,10 @@ def evaluation(result: dict[str, Any]) -> str:
     Arguments:
         result: what `evaluation.json` holds.
     """
+    chosen = f" (the best on validation tasks of {result['trained']})" if "trained" in result else ""
     rule = "as given" if result["stepsize_rule"] == "number" else f"from {result['stepsize_rule']}, as in training"
     lines = [
-        f"{result['task']} after {result['step']} meta-steps with N = {result['inner_steps']}",
+        f"{result['task']} after {result['step']} meta-steps with N = {result['inner_steps']}{chosen}",
         f"{result['tasks']} held-out tasks (seed {result['seed']}): {result['judged_on']}",
         f"inner step size {result['stepsize']:.4g} ({rule}); mean and 95 % interval over tasks",
     ]

@@ -19,6 +19,7 @@ from adaptax.errors import HostFailure, InputError, forget_failures, raise_failu
 from adaptax.method import AbstractMethod
 from adaptax.problem import AbstractProblem
 from adaptax.training import devices as dev
+from adaptax.training.best import Best
 from adaptax.training.memory import Memory
 from adaptax.training.run import Run
 from adaptax.training.step import RECORDED, State, Step, check_count, make_step, run_chunk
@@ -54,6 +55,7 @@ def train(
     resume: bool = False,
     checkpoint_every: int | None = None,
     evaluate_every: int | None = None,
+    validation: AbstractProblem | None = None,
     monitor_every: int | None = None,
     certify: bool = False,
     callback: Callable[[State, dict[str, np.ndarray]], Any] | None = None,
@@ -85,6 +87,10 @@ def train(
         checkpoint_every: meta-steps between checkpoints in `out` (default: one at the end).
         evaluate_every: meta-steps between evaluations on 200 held-out tasks before and after N steps; their losses are
             in the history as `held_out` (NaN between evaluations) and in `evaluations.jsonl`.
+        validation: the problem that gives these tasks (default: `problem`). Then the state of the best evaluation is kept,
+            in `best/` of the run folder if there is one, and returned instead of the last: that of the highest accuracy or
+            return after N steps if the problem has such a metric, otherwise of the lowest loss. A run goes on from its
+            last state all the same.
         monitor_every: meta-steps between measurements of stability on 16 tasks apart: in the history (NaN between) and in
             `stability.jsonl` are `q`, $(1+\alpha\hat L)^{2N}$; `alpha_lambda`, $\alpha\hat\lambda$; `rising`, the share of
             tasks whose inner loss rises along the path. A `StabilityWarning` names the remedy when $\alpha\hat\lambda > 2$,
@@ -98,7 +104,8 @@ def train(
         devices: to spread tasks over (default: all local devices).
         config: what `config.json` shall say (default: the arguments), compared when a run is resumed.
 
-    Returns: the final `State`, and a dict of NumPy arrays of length `steps` (less the step count of a `state` given):
+    Returns: the final `State` (with `validation` the best one), and a dict of NumPy arrays of length `steps` (less the step
+    count of a `state` given):
     loss, grad_norm (of the batch's meta-gradient, also with memory), stepsize (NaN where not finite), skipped.
 
     Errors: `InputError` for bad arguments, before anything is computed or written; `Diverged` when training stopped
@@ -122,6 +129,10 @@ def train(
     for name, value in rare.items():
         if value is not None:
             check_count(value, name)
+    if validation is not None and evaluate_every is None:
+        raise InputError("validation= needs evaluate_every= to say when the state is judged.")
+    if validation is not None and not isinstance(validation, AbstractProblem):
+        raise InputError(f"validation= must be ax.FiniteSum or ax.Resampling, not {type(validation).__name__}.")
     if certify and monitor_every is None:
         raise InputError("certify=True needs monitor_every= to say when the gradient's bound is measured.")
     if out is None and (resume or checkpoint_every is not None):
@@ -147,7 +158,7 @@ def train(
         stream = itertools.chain([ahead], stream)
     start = step.init(params, seed, ahead) if state is None else state
     first = int(start.step)
-    watch = Watch(step, evaluate_every, monitor_every, certify, seed + _SEED_OFFSET)
+    watch = Watch(step, evaluate_every, monitor_every, certify, seed + _SEED_OFFSET, validation)
     record = _Record(first, watch.names())
     if run is not None and found:
         restored = run.restore(start)
@@ -160,9 +171,12 @@ def train(
     if stream is not None:
         stream = itertools.islice(stream, int(start.step) - first, None)
 
+    if validation is not None:
+        watch.best = Best(run, run.evaluations() if run is not None and found else ())
     state = dev.replicate(step.mesh, start)
     state = _loop(step, state, steps, stream, run, record, checkpoint_every, watch, callback, max_skipped)
-    return dev.collect(step.mesh, state), record.arrays()
+    last = dev.collect(step.mesh, state)
+    return (last if watch.best is None else dev.collect(step.mesh, watch.best.choose(last))), record.arrays()
 
 
 @functools.cache

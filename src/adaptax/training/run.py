@@ -30,7 +30,8 @@ class Run:
 
     `config.json` says what is run, `environment.json` with what, `history.jsonl` has one line a meta-step,
     `evaluations.jsonl` and `stability.jsonl` one for each measurement, `checkpoints/` the states and `manifest.json` their
-    checksums. A checkpoint counts once the manifest names it; whatever a stopped run wrote after its last checkpoint is taken
+    checksums, `best/` and `best.json` the state that did best on validation tasks.
+    A checkpoint counts once the manifest names it; whatever a stopped run wrote after its last checkpoint is taken
     back on resuming, so that the run goes on bit for bit.
     """
 
@@ -160,6 +161,36 @@ class Run:
                 return self._as(like, arrays)
         raise InputError(f"{self.folder.name} has no whole checkpoint yet: let the run reach its first one.")
 
+    def save_best(self, state: State) -> None:
+        """Keep the state that has done best on validation tasks, beside the checkpoints."""
+        step, arrays = int(state.step), _arrays(state)
+        # A run that is gone through again comes to the same later best once more.
+        if step <= self._best().get("step", -1):
+            return
+        with self._manager("best", 1) as manager:
+            _save(manager, step, arrays)
+        _write(self.folder / "best.json", {"step": step, "sha256": _digest(arrays)})
+
+    def load_best(self, like: State) -> State | None:
+        """The state that `save_best` kept, or None."""
+        if not (best := self._best()):
+            return None
+        with self._manager("best", 1) as manager:
+            arrays = _restore(manager, best["step"])
+        if arrays is None or _digest(arrays) != best["sha256"]:
+            raise InputError(
+                f"{self.folder.name} has a best checkpoint that is damaged: delete its best.json to use the newest."
+            )
+        return self._as(like, arrays)
+
+    def _best(self) -> dict[str, Any]:
+        path = self.folder / "best.json"
+        try:
+            return json.loads(path.read_text()) if path.is_file() else {}
+        except ValueError as error:
+            text = f"{self.folder.name} has a best.json that cannot be read: delete it to use the newest checkpoint."
+            raise InputError(text) from error
+
     def append(self, first_step: int, record: dict[str, np.ndarray]) -> None:
         """Add one line for each meta-step."""
         with open(self.folder / "history.jsonl", "a") as file:
@@ -216,11 +247,11 @@ class Run:
             text = f"{self.folder.name} has a manifest.json that cannot be read: restore it, or use another output folder."
             raise InputError(text) from error
 
-    def _manager(self):
+    def _manager(self, folder: str = "checkpoints", kept: int = _KEPT):
         import orbax.checkpoint as ocp
 
-        options = ocp.CheckpointManagerOptions(max_to_keep=_KEPT, enable_async_checkpointing=False)
-        return ocp.CheckpointManager(self.folder / "checkpoints", options=options)
+        options = ocp.CheckpointManagerOptions(max_to_keep=kept, enable_async_checkpointing=False)
+        return ocp.CheckpointManager(self.folder / folder, options=options)
 
     def _cut_all(self, steps: int) -> None:
         for name in ("history.jsonl", *_RARE):

@@ -3,7 +3,9 @@
 from typing import Any
 
 from adaptax.measure import stationarity
+from adaptax.problem import AbstractProblem
 from adaptax.training import devices as dev
+from adaptax.training.best import Best
 from adaptax.training.evaluate import evaluate
 from adaptax.training.monitor import NAMES as STABILITY
 from adaptax.training.monitor import monitor, warn
@@ -22,11 +24,17 @@ class Watch:
         evaluate_every, monitor_every: meta-steps between measurements; None for never.
         certify: whether a bound on the meta-gradient goes with stability.
         seed: of tasks that training has no part of.
+        validation: the problem whose tasks are held out (default: that of the run).
     """
 
-    def __init__(self, step: Step, evaluate_every: int | None, monitor_every: int | None, certify: bool, seed: int):
+    best: Best | None = None
+
+    def __init__(
+        self, step: Step, evaluate_every: int | None, monitor_every: int | None, certify: bool, seed: int,
+        validation: AbstractProblem | None = None,
+    ):  # fmt: skip
         self.step, self.evaluate_every, self.monitor_every = step, evaluate_every, monitor_every
-        self.certify, self.seed = certify, seed
+        self.certify, self.seed, self.problem = certify, seed, step.problem if validation is None else validation
 
     def names(self) -> list[str]:
         """What the history has beside its columns."""
@@ -39,6 +47,8 @@ class Watch:
         if self.evaluate_every and done % self.evaluate_every == 0:
             entry = self._evaluate(state)
             record.note(done, {"held_out": entry["loss"]})
+            if self.best is not None:
+                self.best.offer(entry, state)
             if run is not None:
                 run.append_evaluation({"step": done, **entry})
         if self.monitor_every and done % self.monitor_every == 0:
@@ -54,7 +64,7 @@ class Watch:
     def _evaluate(self, state: State) -> dict[str, float]:
         step = self.step
         curve = evaluate(
-            step.problem, state.params, state.inner, sorted({0, step.method.inner.steps}), _HELD_OUT, self.seed,
+            self.problem, state.params, state.inner, sorted({0, step.method.inner.steps}), _HELD_OUT, self.seed,
             samples=step.method.samples, in_flight=step.in_flight,
             devices=None if step.mesh is None else list(step.mesh.devices.flat),
         )  # fmt: skip
