@@ -115,6 +115,7 @@ def test_data_may_be_moved_and_may_not_be_changed(finished, zips, copied, run, t
         ("--data TRAIN --test-data TEST --ways 7", "There are only 6 classes"),
         ("--data TRAIN --ways 1", "--ways 1 must be a whole number of at least 2"),
         ("--data TRAIN --shots 2", "shots + queries is 7: give fewer shots or queries"),
+        ("--data TRAIN --method prototypical", "--method prototypical takes no inner steps: add --inner-steps 0."),
         ("--data TRAIN --validation 1", "--validation needs --evaluate-every"),
         ("--data TRAIN --evaluate-every 1 --validation 2", "--validation 2 must leave some of 2 alphabets to train on"),
         ("--data TRAIN --evaluate-every 1 --validation Klingon", "must be a number, or one of Greek, Latin."),
@@ -225,3 +226,12 @@ def test_validation_chooses_the_network(train, run, zips, tmp_path):
     assert saved["trained"] == 2 and saved["step"] == 1 + int(np.argmax(accuracies))
     assert json.loads(run("evaluate", tmp_path / "run", "--format", "json").out) == saved
     assert "is finished: nothing was changed" in train("images", *options).out
+
+
+@pytest.mark.slow
+def test_prototypical_networks_in_the_same_command(train, run, zips, tmp_path):
+    options = ("--method", "prototypical", "--inner-steps", 0, "--norm", "layer", "--out", tmp_path / "run")
+    result = train("images", "--data", zips[0], "--test-data", zips[1], *options)
+    saved = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert result.code == 0 and saved["steps"] == [0] and 0 < saved["scores"]["accuracy"]["mean"][0] <= 1
+    assert json.loads(run("evaluate", tmp_path / "run", "--format", "json").out) == saved

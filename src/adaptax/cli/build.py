@@ -124,6 +124,9 @@ def _images(config: Images, method: ax.MetaGradient, optimizer: optax.GradientTr
     # As they were drawn: neither turned nor distorted.
     held_out = ax.tasks.few_shot(test, *sizes, rotations=False)
     chosen_by = None if validation is None else ax.tasks.few_shot(validation, *sizes, rotations=False)
+    if config.method == "prototypical":
+        of = ax.tasks.prototypical
+        problem, held_out, chosen_by = of(problem), of(held_out), None if chosen_by is None else of(chosen_by)
     outputs = 1 if config.head == "shared" else config.ways
     image = (*train.images.shape[2:], 1) if isinstance(train, ax.tasks.Characters) else train.images.shape[1:]
     make = {"conv4": ax.models.conv4, "resnet12": ax.models.resnet12}[config.model]

@@ -18,7 +18,7 @@ Config = TypeVar("Config", bound=Training)
 # How a run is started says nothing about what it is.
 _NOT_SAVED = ("out", "config", "resume", "cache")
 # Saved only where they are set, so that runs from before there were such options go on.
-_LATER = {"colour": False, "flips": False, "model": "conv4", "norm": "batch", "validation": None}
+_LATER = {"colour": False, "flips": False, "model": "conv4", "norm": "batch", "validation": None, "method": "maml"}
 DIGEST = "_sha256"
 
 # The smallest value of each option that is a whole number.
@@ -130,6 +130,8 @@ def check(config: Training) -> None:
         check_folder(config.out)
     if isinstance(config, Images) and config.data is None:
         raise InputError("There is nothing to train on: add --data PATH, an Omniglot zip or a folder of class folders.")
+    if isinstance(config, Images) and config.method == "prototypical" and config.inner_steps:
+        raise InputError("--method prototypical takes no inner steps: add --inner-steps 0.")
     if isinstance(config, Images) and config.validation is not None and config.evaluate_every is None:
         raise InputError("--validation needs --evaluate-every to say when the network is judged: add --evaluate-every 100.")
 

@@ -121,6 +121,8 @@ class Images(Training):
     """Support images of each class."""
     queries: int = 5
     """Target images of each class."""
+    method: Literal["maml", "prototypical"] = "maml"
+    """prototypical does not adapt: images go to the nearest class mean of the network's features (--inner-steps 0)."""
     model: Literal["conv4", "resnet12"] = "conv4"
     """The network."""
     channels: int = 32

@@ -20,6 +20,10 @@ class Conv4(eqx.Module):
     image: tuple[int, int, int] = eqx.field(static=True)
 
     def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n ways"]:
+        return self.head(self.features(images))
+
+    def features(self, images: Float[Array, "n h w c"]) -> Float[Array, "n features"]:
+        """What the head is applied to."""
         if images.ndim != 4 or images.shape[1:] != self.image:
             raise InputError(
                 f"conv4 takes images of shape (n, {', '.join(map(str, self.image))}), not {images.shape}: reshape them."
@@ -27,7 +31,7 @@ class Conv4(eqx.Module):
         x = images
         for block in self.blocks:
             x = block.pooled(x)
-        return self.head(x.reshape(x.shape[0], -1))
+        return x.reshape(x.shape[0], -1)
 
 
 def conv4(

@@ -32,6 +32,10 @@ class ResNet12(eqx.Module):
     image: tuple[int, int, int] = eqx.field(static=True)
 
     def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n ways"]:
+        return self.head(self.features(images))
+
+    def features(self, images: Float[Array, "n h w c"]) -> Float[Array, "n features"]:
+        """What the head is applied to."""
         if images.ndim != 4 or images.shape[1:] != self.image:
             raise InputError(
                 f"resnet12 takes images of shape (n, {', '.join(map(str, self.image))}), not {images.shape}: reshape them."
@@ -39,7 +43,7 @@ class ResNet12(eqx.Module):
         x = images
         for block in self.blocks:
             x = block(x)
-        return self.head(x.mean((1, 2)))
+        return x.mean((1, 2))
 
 
 def resnet12(

@@ -12,6 +12,7 @@ from adaptax.tasks.images import (
     held_out,
     open_prepared,
     prepare_images,
+    prototypical,
     read_characters,
     read_images,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "held_out",
     "open_prepared",
     "prepare_images",
+    "prototypical",
     "read_characters",
     "read_images",
     "rl",

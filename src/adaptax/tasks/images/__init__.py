@@ -7,6 +7,7 @@ from adaptax.tasks.images.episodes import few_shot
 from adaptax.tasks.images.holding import held_out
 from adaptax.tasks.images.omniglot import read_characters
 from adaptax.tasks.images.prepared import open_prepared, prepare_images
+from adaptax.tasks.images.prototypes import prototypical
 from adaptax.tasks.images.reading import read_images
 from adaptax.tasks.images.stream import episodes
 
@@ -19,6 +20,7 @@ __all__ = [
     "held_out",
     "open_prepared",
     "prepare_images",
+    "prototypical",
     "read_characters",
     "read_images",
 ]
