@@ -116,6 +116,8 @@ def test_data_may_be_moved_and_may_not_be_changed(finished, zips, copied, run, t
         ("--data TRAIN --ways 1", "--ways 1 must be a whole number of at least 2"),
         ("--data TRAIN --shots 2", "shots + queries is 7: give fewer shots or queries"),
         ("--data TRAIN --method prototypical", "--method prototypical takes no inner steps: add --inner-steps 0."),
+        ("--data TRAIN --method pretrain --stepsize edge", "give --stepsize a number such as 0.1"),
+        ("--data TRAIN --method pretrain --validation 1 --evaluate-every 1", "leave out --validation"),
         ("--data TRAIN --validation 1", "--validation needs --evaluate-every"),
         ("--data TRAIN --evaluate-every 1 --validation 2", "--validation 2 must leave some of 2 alphabets to train on"),
         ("--data TRAIN --evaluate-every 1 --validation Klingon", "must be a number, or one of Greek, Latin."),
@@ -234,4 +236,17 @@ def test_prototypical_networks_in_the_same_command(train, run, zips, tmp_path):
     result = train("images", "--data", zips[0], "--test-data", zips[1], *options)
     saved = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert result.code == 0 and saved["steps"] == [0] and 0 < saved["scores"]["accuracy"]["mean"][0] <= 1
+    assert json.loads(run("evaluate", tmp_path / "run", "--format", "json").out) == saved
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["everything", "head"])
+def test_pretrained_networks_in_the_same_command(train, run, zips, tmp_path, part):
+    options = ("--method", "pretrain", "--fine-tune", part, "--out", tmp_path / "run")
+    result = train("images", "--data", zips[0], "--test-data", zips[1], *options)
+    saved = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert result.code == 0
+    check(saved)
+    # With the new head all classes are alike.
+    assert saved["scores"]["accuracy"]["mean"][0] == pytest.approx(0.2)
     assert json.loads(run("evaluate", tmp_path / "run", "--format", "json").out) == saved

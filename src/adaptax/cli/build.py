@@ -1,6 +1,7 @@
 """From a configuration to the problem, the parameters, the method and the optimiser that it describes."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,7 @@ class Built:
         judged_on: what these tasks are, in words.
         left_out: alphabets or classes of the test data that were left out because they are training data too.
         environment_steps: of one meta-step, in reinforcement learning.
+        tuned: the parameters and the inner loop that a state is judged with (default: its own).
         validation: the problem whose tasks choose the best state, if there is one.
     """
 
@@ -48,6 +50,7 @@ class Built:
     left_out: tuple[str, ...] = ()
     environment_steps: int | None = None
     validation: ax.FiniteSum | None = None
+    tuned: Callable[[Any], tuple[Any, ax.Inner]] | None = None
 
     def step(self, tasks_per_step: int) -> Step:
         """The meta-step, whose `init` says what the state looks like."""
@@ -127,8 +130,27 @@ def _images(config: Images, method: ax.MetaGradient, optimizer: optax.GradientTr
     if config.method == "prototypical":
         of = ax.tasks.prototypical
         problem, held_out, chosen_by = of(problem), of(held_out), None if chosen_by is None else of(chosen_by)
+    if config.method == "pretrain":
+        return _pretrained(config, ax.tasks.joint(problem), optimizer, key, held_out, judged_on, left_out)
     outputs = 1 if config.head == "shared" else config.ways
-    image = (*train.images.shape[2:], 1) if isinstance(train, ax.tasks.Characters) else train.images.shape[1:]
-    make = {"conv4": ax.models.conv4, "resnet12": ax.models.resnet12}[config.model]
-    params = make(outputs, key=key, channels=config.channels, image=image, norm=config.norm)
+    params = _network(config, outputs, held_out, key)
     return Built(problem, params, method, optimizer, held_out, judged_on, left_out, validation=chosen_by)
+
+
+def _network(config: Images, outputs: int, problem: ax.FiniteSum, key: Any) -> Any:
+    """The network that is asked for, of the images' size."""
+    make = {"conv4": ax.models.conv4, "resnet12": ax.models.resnet12}[config.model]
+    images = jax.eval_shape(problem.sample_task, jax.random.key(0)).support[0]
+    return make(outputs, key=key, channels=config.channels, image=images.shape[1:], norm=config.norm)
+
+
+def _pretrained(config, problem, optimizer, key, held_out, judged_on, left_out) -> Built:
+    """A classifier of all training classes, which is judged with a new head that all classes share at first."""
+    params = _network(config, problem.loss.ways, held_out, key)
+    options: dict[str, Any] = {"start": ax.models.shared_head(config.ways)}
+    if config.fine_tune == "head":
+        options["adapt"] = lambda path: path.startswith("head")
+    inner = ax.Inner(config.inner_steps, parse_stepsize(config.stepsize), **options)
+    tuned = lambda state: (ax.models.fresh_head(state.params), inner)  # noqa: E731
+    method = ax.MetaGradient(ax.Inner(0, 1.0))
+    return Built(problem, params, method, optimizer, held_out, judged_on, left_out, tuned=tuned)

@@ -62,9 +62,9 @@ def judge(
     chosen = {} if built.validation is None else {"trained": trained}
     last = 2 * config.inner_steps if config.evaluation_steps is None else config.evaluation_steps
     # The step size in use at the end of training, never one measured on the held-out tasks.
-    inner = state.inner
+    params, inner = (state.params, state.inner) if built.tuned is None else built.tuned(state)
     curve = ax.evaluate(
-        built.held_out, state.params, inner, range(last + 1), config.evaluation_tasks, seed, samples=built.method.samples
+        built.held_out, params, inner, range(last + 1), config.evaluation_tasks, seed, samples=built.method.samples
     )
     rule = settings.canonical_stepsize(config.stepsize)
     return {

@@ -18,7 +18,10 @@ Config = TypeVar("Config", bound=Training)
 # How a run is started says nothing about what it is.
 _NOT_SAVED = ("out", "config", "resume", "cache")
 # Saved only where they are set, so that runs from before there were such options go on.
-_LATER = {"colour": False, "flips": False, "model": "conv4", "norm": "batch", "validation": None, "method": "maml"}
+_LATER = {
+    "colour": False, "flips": False, "model": "conv4", "norm": "batch", "validation": None, "method": "maml",
+    "fine_tune": "everything",
+}  # fmt: skip
 DIGEST = "_sha256"
 
 # The smallest value of each option that is a whole number.
@@ -132,6 +135,10 @@ def check(config: Training) -> None:
         raise InputError("There is nothing to train on: add --data PATH, an Omniglot zip or a folder of class folders.")
     if isinstance(config, Images) and config.method == "prototypical" and config.inner_steps:
         raise InputError("--method prototypical takes no inner steps: add --inner-steps 0.")
+    if isinstance(config, Images) and config.method == "pretrain" and not canonical_stepsize(config.stepsize)[0].isdigit():
+        raise InputError("--method pretrain is fine-tuned with a step size of its own: give --stepsize a number such as 0.1.")
+    if isinstance(config, Images) and config.method == "pretrain" and config.validation is not None:
+        raise InputError("--method pretrain is not chosen by validation: leave out --validation.")
     if isinstance(config, Images) and config.validation is not None and config.evaluate_every is None:
         raise InputError("--validation needs --evaluate-every to say when the network is judged: add --evaluate-every 100.")
 

@@ -121,8 +121,11 @@ class Images(Training):
     """Support images of each class."""
     queries: int = 5
     """Target images of each class."""
-    method: Literal["maml", "prototypical"] = "maml"
-    """prototypical does not adapt: images go to the nearest class mean of the network's features (--inner-steps 0)."""
+    method: Literal["maml", "prototypical", "pretrain"] = "maml"
+    """prototypical does not adapt: images go to the nearest class mean of the network's features (--inner-steps 0). pretrain
+    tells all training classes apart and is fine-tuned when it is judged, by N steps and up to twice as many."""
+    fine_tune: Literal["everything", "head"] = "everything"
+    """What adapts when a pretrained network is judged."""
     model: Literal["conv4", "resnet12"] = "conv4"
     """The network."""
     channels: int = 32

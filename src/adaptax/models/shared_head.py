@@ -16,15 +16,12 @@ class SharedHead(eqx.Module):
     ways: int = eqx.field(static=True)
 
     def __call__(self, model: PyTree) -> PyTree:
-        layers = getattr(model, "layers", None)
-        head: Any = getattr(model, "head", layers[-1] if isinstance(layers, tuple) else None)
-        if not isinstance(head, Linear) or head.bias.shape != (1,):
+        head = _head(model)
+        if head is None or head.bias.shape != (1,):
             raise InputError(
                 "shared_head spreads the one output of a network over all classes: make it conv4(1, ...) or mlp((..., 1))."
             )
-        spread = Linear(jnp.repeat(head.weight, self.ways, axis=1), jnp.repeat(head.bias, self.ways))
-        where = lambda model: model.head if hasattr(model, "head") else model.layers[-1]  # noqa: E731
-        return eqx.tree_at(where, model, spread)
+        return _with_head(model, Linear(jnp.repeat(head.weight, self.ways, axis=1), jnp.repeat(head.bias, self.ways)))
 
 
 def shared_head(ways: int) -> SharedHead:
@@ -54,3 +51,37 @@ def shared_head(ways: int) -> SharedHead:
     if isinstance(ways, bool) or not isinstance(ways, int) or ways < 2:
         raise InputError(f"shared_head(ways={ways!r}) must be a whole number of at least 2.")
     return SharedHead(ways)
+
+
+def fresh_head(model: PyTree, outputs: int = 1) -> PyTree:
+    """The network with a last layer of zeros, to be fine-tuned to classes that it was not trained on.
+
+    Arguments:
+        model: a network whose last layer is `head` or the last of `layers`.
+        outputs: of the new layer (default 1, which `shared_head` spreads over the classes of a task).
+
+    Errors: `InputError` if there is no such layer.
+
+    Example:
+        >>> import adaptax as ax, jax
+        >>> model = ax.models.conv4(64, key=jax.random.key(0), channels=8)
+        >>> ax.models.fresh_head(model).head.weight.shape
+        (8, 1)
+
+    Source: Chen et al. (2019), A closer look at few-shot classification, ICLR.
+    """
+    head = _head(model)
+    if head is None:
+        raise InputError("fresh_head takes a network whose last layer is its head, such as adaptax.models.conv4.")
+    inputs, dtype = head.weight.shape[0], head.weight.dtype
+    return _with_head(model, Linear(jnp.zeros((inputs, outputs), dtype), jnp.zeros(outputs, dtype)))
+
+
+def _head(model: PyTree) -> Linear | None:
+    layers = getattr(model, "layers", None)
+    head: Any = getattr(model, "head", layers[-1] if isinstance(layers, tuple) else None)
+    return head if isinstance(head, Linear) else None
+
+
+def _with_head(model: PyTree, head: Linear) -> PyTree:
+    return eqx.tree_at(lambda model: model.head if hasattr(model, "head") else model.layers[-1], model, head)

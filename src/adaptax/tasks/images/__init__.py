@@ -5,6 +5,7 @@ from adaptax.tasks.images.classes import ImageClasses
 from adaptax.tasks.images.distortion import Affine
 from adaptax.tasks.images.episodes import few_shot
 from adaptax.tasks.images.holding import held_out
+from adaptax.tasks.images.joint import joint
 from adaptax.tasks.images.omniglot import read_characters
 from adaptax.tasks.images.prepared import open_prepared, prepare_images
 from adaptax.tasks.images.prototypes import prototypical
@@ -18,6 +19,7 @@ __all__ = [
     "episodes",
     "few_shot",
     "held_out",
+    "joint",
     "open_prepared",
     "prepare_images",
     "prototypical",

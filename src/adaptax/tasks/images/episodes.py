@@ -17,12 +17,13 @@ from adaptax.tasks.images.scoring import Accuracy, Batch, CrossEntropy
 
 
 class Draw(eqx.Module):
-    """What an episode is made of: rows of the images by class, quarter turns of each class, and keys to change images by."""
+    """What an episode is made of: its classes, turned ones counted; rows of the images by class; keys to change images by."""
 
     support: Int[Array, "ways shots"]
     target: Int[Array, "ways queries"]
     turns: Int[Array, " ways"]
     keys: Key[Array, "2"]
+    classes: Int[Array, " ways"]
 
 
 class SampleEpisode(eqx.Module):
@@ -41,7 +42,10 @@ class SampleEpisode(eqx.Module):
     distortion: Affine | None
 
     def __call__(self, key: Key[Array, ""]) -> Task:
-        draw = self.draw(key)
+        return self.of(self.draw(key))
+
+    def of(self, draw: Draw) -> Task:
+        """The episode of a draw."""
         # Two small programs: XLA on the CPU takes three times as long when one distorted array is split afterwards.
         return self.task(draw, self._rows(draw.support), self._rows(draw.target))
 
@@ -54,7 +58,7 @@ class SampleEpisode(eqx.Module):
         pick = lambda k, count: distinct(k, count, self.shots + self.queries, self.most)  # noqa: E731
         rows = self.starts[kind, None] + jax.vmap(pick)(keys, self.counts[kind])
         support, target = rows[:, : self.shots], rows[:, self.shots :]
-        return Draw(support, target, chosen // classes, jnp.stack([support_key, target_key]))
+        return Draw(support, target, chosen // classes, jnp.stack([support_key, target_key]), chosen)
 
     def task(self, draw: Draw, support: UInt8[Array, "..."], target: UInt8[Array, "..."]) -> Task:
         """The episode, given the images of its rows."""
