@@ -67,13 +67,13 @@ def model_of(params, way: str):
         return params
 
     class Other(own.Unit):
-        def pooled(self, x):
+        def pooled(self, x, given=None):
             if way == "grouped":
                 # Under vmap over tasks with weights of their own XLA makes this one grouped convolution.
                 y = lax.conv_general_dilated(x, self.weight, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
             else:
                 y = own._rows(x, self.weight)
-            mean, factor = self._statistics(y, False)
+            mean, factor = self._statistics(y, False, given)
             sign = lax.stop_gradient(jnp.where(self.scale < 0, -1, 1).astype(y.dtype))
             a, b, c, d = (sign * part for part in own._windows(y, False))
             largest = sign * own._larger(own._larger(a, b), own._larger(c, d))

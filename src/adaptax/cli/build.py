@@ -130,6 +130,8 @@ def _images(config: Images, method: ax.MetaGradient, optimizer: optax.GradientTr
     if config.method == "prototypical":
         of = ax.tasks.prototypical
         problem, held_out, chosen_by = of(problem), of(held_out), None if chosen_by is None else of(chosen_by)
+    elif config.norm == "batch":
+        held_out = ax.tasks.both_accuracies(held_out)
     if config.method == "pretrain":
         return _pretrained(config, ax.tasks.joint(problem), optimizer, key, held_out, judged_on, left_out)
     outputs = 1 if config.head == "shared" else config.ways

@@ -19,18 +19,18 @@ class Conv4(eqx.Module):
     head: Linear
     image: tuple[int, int, int] = eqx.field(static=True)
 
-    def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n ways"]:
-        return self.head(self.features(images))
+    def __call__(self, images: Float[Array, "n h w c"], given: int | None = None) -> Float[Array, "n ways"]:
+        return self.head(self.features(images, given))
 
-    def features(self, images: Float[Array, "n h w c"]) -> Float[Array, "n features"]:
-        """What the head is applied to."""
+    def features(self, images: Float[Array, "n h w c"], given: int | None = None) -> Float[Array, "n features"]:
+        """What the head is applied to; batches are normalised by their first `given` images (default: by all)."""
         if images.ndim != 4 or images.shape[1:] != self.image:
             raise InputError(
                 f"conv4 takes images of shape (n, {', '.join(map(str, self.image))}), not {images.shape}: reshape them."
             )
         x = images
         for block in self.blocks:
-            x = block.pooled(x)
+            x = block.pooled(x, given)
         return x.reshape(x.shape[0], -1)
 
 
@@ -45,7 +45,9 @@ def conv4(
     statistics. What the mean is over decides what a prediction may know:
 
     - "batch", the literature's usual choice for MAML: each channel over all images at hand, so that a target image's
-      prediction depends on the other target images. Accuracies are *transductive*, and higher for it.
+      prediction depends on the other target images. Accuracies are *transductive*, and higher for it. `model(images,
+      given=n)` takes the statistics of the first n images: with the support set before the target images, predictions
+      depend on that and on the image alone (`ax.tasks.both_accuracies`).
     - "group": 8 groups of channels, each image by itself; "layer": all channels of an image. A prediction depends on the
       image alone.
 

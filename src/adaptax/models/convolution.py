@@ -23,6 +23,8 @@ _EPSILON = 1e-5
 class Unit(eqx.Module):
     """Same convolution without bias, and normalisation with a learned scale and shift.
 
+    By batch it has the statistics of the images at hand, or of the first `given` of them.
+
     Everything is matrix products and elementwise, at any order of differentiation and under `vmap`: compilers' own
     convolutions are slow with one filter per task, and in some derivatives.
     """
@@ -32,15 +34,15 @@ class Unit(eqx.Module):
     shift: Float[Array, " outputs"]
     norm: str = eqx.field(static=True, default="batch")
 
-    def __call__(self, x: Float[Array, "n h w inputs"]) -> Float[Array, "n h w outputs"]:
+    def __call__(self, x: Float[Array, "n h w inputs"], given: int | None = None) -> Float[Array, "n h w outputs"]:
         y, apart = _convolve(x, self.weight)
-        mean, factor = self._statistics(y, apart)
+        mean, factor = self._statistics(y, apart, given)
         return (_whole(y, apart) - mean) * factor + self.shift
 
-    def pooled(self, x: Float[Array, "n h w inputs"]) -> Float[Array, "n h2 w2 outputs"]:
+    def pooled(self, x: Float[Array, "n h w inputs"], given: int | None = None) -> Float[Array, "n h2 w2 outputs"]:
         """The same, then relu and 2x2 max pool."""
         y, apart = _convolve(x, self.weight)
-        mean, factor = self._statistics(y, apart)
+        mean, factor = self._statistics(y, apart, given)
         # Normalisation and relu are monotone, so a quarter of the work is left if the pool comes first. What is compared is
         # the stored y, up to a sign: a maximum over recomputed, hence rounded, numbers has no reliable derivative.
         sign = lax.stop_gradient(jnp.where(self.scale < 0, -1, 1).astype(y.dtype))
@@ -48,9 +50,13 @@ class Unit(eqx.Module):
         largest = sign * _larger(_larger(a, b), _larger(c, d))
         return jax.nn.relu((largest - mean) * factor + self.shift)
 
-    def _statistics(self, y, apart):
-        """The mean, and the scale over the deviation, of each channel; of each image too if it is normalised by itself."""
+    def _statistics(self, y, apart, given):
+        """The mean, and the scale over the deviation, of each channel; of each image too if it is normalised by itself.
+
+        With `given`, those of a batch are of its first images alone.
+        """
         if self.norm == "batch":
+            y = y if given is None else y[:, :given] if apart else y[:given]
             flat = y.reshape(-1, y.shape[-1])
             mean = flat.mean(0)
             return mean, self.scale * lax.rsqrt(((flat - mean) ** 2).mean(0) + _EPSILON)

@@ -18,9 +18,9 @@ class Residual(eqx.Module):
     units: tuple[Unit, Unit, Unit]
     shortcut: Unit
 
-    def __call__(self, x: Float[Array, "n h w inputs"]) -> Float[Array, "n h2 w2 outputs"]:
+    def __call__(self, x: Float[Array, "n h w inputs"], given: int | None = None) -> Float[Array, "n h2 w2 outputs"]:
         first, second, third = self.units
-        y = third(_leaky(second(_leaky(first(x))))) + self.shortcut(x)
+        y = third(_leaky(second(_leaky(first(x, given)), given)), given) + self.shortcut(x, given)
         return _leaky(max_pool(y))
 
 
@@ -31,18 +31,18 @@ class ResNet12(eqx.Module):
     head: Linear
     image: tuple[int, int, int] = eqx.field(static=True)
 
-    def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n ways"]:
-        return self.head(self.features(images))
+    def __call__(self, images: Float[Array, "n h w c"], given: int | None = None) -> Float[Array, "n ways"]:
+        return self.head(self.features(images, given))
 
-    def features(self, images: Float[Array, "n h w c"]) -> Float[Array, "n features"]:
-        """What the head is applied to."""
+    def features(self, images: Float[Array, "n h w c"], given: int | None = None) -> Float[Array, "n features"]:
+        """What the head is applied to; batches are normalised by their first `given` images (default: by all)."""
         if images.ndim != 4 or images.shape[1:] != self.image:
             raise InputError(
                 f"resnet12 takes images of shape (n, {', '.join(map(str, self.image))}), not {images.shape}: reshape them."
             )
         x = images
         for block in self.blocks:
-            x = block(x)
+            x = block(x, given)
         return x.mean((1, 2))
 
 

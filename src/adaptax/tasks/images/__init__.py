@@ -10,12 +10,14 @@ from adaptax.tasks.images.omniglot import read_characters
 from adaptax.tasks.images.prepared import open_prepared, prepare_images
 from adaptax.tasks.images.prototypes import prototypical
 from adaptax.tasks.images.reading import read_images
+from adaptax.tasks.images.scoring import both_accuracies
 from adaptax.tasks.images.stream import episodes
 
 __all__ = [
     "Affine",
     "Characters",
     "ImageClasses",
+    "both_accuracies",
     "episodes",
     "few_shot",
     "held_out",

@@ -7,11 +7,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from adaptax.errors import InputError
-from adaptax.problem import FiniteSum, Task
-from adaptax.tasks.images.scoring import Batch, CrossEntropy
+from adaptax.problem import FiniteSum
+from adaptax.tasks.images.scoring import Batch, CrossEntropy, WithSupport
 
 Pair = tuple[Batch, Batch]
 
@@ -46,7 +46,7 @@ def prototypical(problem: FiniteSum) -> FiniteSum:
     if not isinstance(problem, FiniteSum) or not isinstance(problem.loss, CrossEntropy):
         raise InputError("prototypical takes the problem that adaptax.tasks.few_shot returns: give it that.")
     ways = problem.loss.ways
-    return FiniteSum(NearestMean(ways), _WithSupport(problem.sample_task), metrics=NearestMeanAccuracy(ways))
+    return FiniteSum(NearestMean(ways), WithSupport(problem.sample_task), metrics=NearestMeanAccuracy(ways))
 
 
 class NearestMean(eqx.Module):
@@ -67,16 +67,6 @@ class NearestMeanAccuracy(eqx.Module):
     def __call__(self, params: Callable, batch: Batch | Pair) -> dict[str, Array]:
         logits, labels = _logits(params, batch, self.ways)
         return {"accuracy": jnp.mean(jnp.argmax(logits, axis=-1) == labels, dtype=logits.dtype)}
-
-
-class _WithSupport(eqx.Module):
-    """`sample_task` whose target holds the support set too."""
-
-    sample: Callable
-
-    def __call__(self, key: Key[Array, ""]) -> Task:
-        task = self.sample(key)
-        return Task(task.support, (task.support, task.target))
 
 
 def _logits(params: Any, batch: Any, ways: int) -> tuple[Float[Array, "n ways"], Array]:

@@ -1,0 +1,53 @@
+"""Accuracy with target images at hand together, and one by one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import adaptax as ax
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture(scope="module")
+def problem():
+    images = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 1), np.uint8)
+    return ax.tasks.few_shot(ax.tasks.ImageClasses(images, tuple("abcd"), (6,) * 4), 3, 2, 2, rotations=False)
+
+
+@pytest.mark.parametrize("make, channels", [(ax.models.conv4, 3), pytest.param(ax.models.resnet12, 2, marks=pytest.mark.slow)])
+def test_statistics_of_the_first_images(make, channels):
+    images = jnp.asarray(np.random.default_rng(1).uniform(size=(7, 16, 16, 1)), jnp.float32)
+    model = jax.jit(lambda key: make(3, key=key, channels=channels, image=(16, 16, 1)))(jax.random.key(0))
+    all_of, seven, four, fewer = jax.jit(lambda m, x: (m(x), m(x, 7), m(x, 4), m(x[:6], 4)))(model, images)
+    np.testing.assert_allclose(seven, all_of, atol=1e-5)
+    # Those after the first four depend on these and on themselves.
+    np.testing.assert_allclose(fewer[4:], four[4:6], atol=1e-5)
+    assert float(jnp.abs(all_of - four).max()) > 1e-3
+
+
+def test_both_accuracies(problem):
+    both, key = ax.tasks.both_accuracies(problem), jax.random.key(3)
+    method = ax.MetaGradient(ax.Inner(1, 0.1))
+
+    @jax.jit
+    def run(key):
+        model = ax.models.conv4(3, key=key, channels=3, image=(16, 16, 1))
+        tasks = [p.sample_task(key) for p in (problem, both)]
+        scores = [p.scores(model, task.target) for p, task in zip((problem, both), tasks, strict=True)]
+        (support, _), (images, labels) = tasks[0].support, tasks[0].target
+        # One target image at a time behind the support set.
+        logits = jax.vmap(lambda image: model(jnp.concatenate([support, image[None]]), 6)[6])(images)
+        return scores, jnp.mean(jnp.argmax(logits, 1) == labels), method(both, model, tasks[1])[1], model, tasks[0]
+
+    (plain, found), one_by_one, gradient, model, task = run(key)
+    assert found["loss"] == plain["loss"] and found["accuracy"] == plain["accuracy"]
+    assert float(found["accuracy_nontransductive"]) == pytest.approx(float(one_by_one))
+    expected = jax.jit(lambda model, task: method(problem, model, task)[1])(model, task)
+    assert jax.tree.all(jax.tree.map(lambda a, b: np.allclose(a, b, atol=1e-6), gradient, expected))
+
+
+def test_refusal():
+    with pytest.raises(ax.InputError, match="both_accuracies takes the problem that"):
+        ax.tasks.both_accuracies(ax.tasks.sinusoid())
