@@ -154,8 +154,20 @@ def cheetah() -> str:
     return f"{text}\n\n{rows_of(*table(result))}"
 
 
+def gpu_rl() -> str:
+    result = load("gpu_rl")
+    if result is None:
+        return ""
+    names = {"mjx": "mujoco-mjx", "mujoco": "MuJoCo's C engine, called from the compiled program"}
+    cases = [case for case in result["cases"] if "failed" not in case]
+    rates = "; ".join(f"{c['steps_per_s']:,.0f} with {c['episodes']:,} episodes abreast ({names[c['engine']]})" for c in cases)
+    return f"Environment steps/s of the half cheetah on one {result['device']}: {rates} (`benchmarks/gpu_rl.py`)."
+
+
 def results() -> str:
-    return "\n\n".join(part for part in (images(), peers(), navigation_speed(), cheetah(), memory(), blowup()) if part)
+    return "\n\n".join(
+        part for part in (images(), peers(), navigation_speed(), cheetah(), gpu_rl(), memory(), blowup()) if part
+    )
 
 
 def strategies() -> str:
