@@ -213,6 +213,8 @@ def _take_cores(shares: Any, processes: int) -> None:
 def _run(settings: Sequence[Setting], job: tuple[int, int, int], steps: int) -> tuple[list[Row], str]:
     """One run; cases are named by their place, since not all of what they hold can be sent to another process."""
     which, case, seed = job
+    # Programs take memory maps, of which a process on Linux may have 65,530, and no run uses those of another.
+    jax.clear_caches()
     with jax.threefry_partitionable(False):
         return train(settings[which], (paper_cases, small_cases)[which]()[case], seed, steps)
 
