@@ -71,9 +71,12 @@ def resnet12(
 
     Example:
         >>> import adaptax as ax, jax, jax.numpy as jnp
-        >>> model = ax.models.resnet12(5, key=jax.random.key(0), channels=4, image=(16, 16, 3))
-        >>> model(jnp.ones((2, 16, 16, 3))).shape, [block.shortcut.weight.shape[-1] for block in model.blocks]
-        ((2, 5), [4, 10, 20, 40])
+        >>> make = lambda key: ax.models.resnet12(5, key=key, channels=4, image=(16, 16, 3))
+        >>> model = jax.eval_shape(make, jax.random.key(0))
+        >>> [block.shortcut.weight.shape[-1] for block in model.blocks]
+        [4, 10, 20, 40]
+        >>> jax.eval_shape(lambda key: make(key)(jnp.ones((2, 16, 16, 3))), jax.random.key(0)).shape
+        (2, 5)
 
     Source: Lee, Maji, Ravichandran, Soatto (2019), Meta-learning with differentiable convex optimization, CVPR; Oreshkin et
     al. (2018), TADAM, NeurIPS.

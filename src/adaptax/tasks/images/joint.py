@@ -29,14 +29,10 @@ def joint(problem: FiniteSum) -> FiniteSum:
     Example:
         >>> import adaptax as ax, jax, numpy as np
         >>> data = ax.tasks.ImageClasses(np.zeros((9, 32, 32, 1), np.uint8), ("bee", "cat", "dog"), (3, 3, 3))
-        >>> few = ax.tasks.few_shot(data, ways=2, queries=2, rotations=False)
-        >>> problem = ax.tasks.joint(few)
-        >>> model = ax.models.conv4(problem.loss.ways, key=jax.random.key(0), channels=4, image=(32, 32, 1))
-        >>> state, _ = ax.train(problem, model, ax.MetaGradient(ax.Inner(0, 1.0)), steps=1, tasks_per_step=2)
-        >>> inner = ax.Inner(5, 0.1, start=ax.models.shared_head(2), adapt=lambda path: path.startswith("head"))
-        >>> curve = ax.evaluate(few, ax.models.fresh_head(state.params), inner, steps=[5], tasks=2)
-        >>> curve.mean["accuracy"].shape
-        (1,)
+        >>> problem = ax.tasks.joint(ax.tasks.few_shot(data, ways=2, queries=2, rotations=False))
+        >>> problem.loss.ways, problem.sample_task(jax.random.key(0)).target[1].shape
+        (3, (6,))
+        >>> inner = ax.Inner(5, 0.1, start=ax.models.shared_head(2), adapt=lambda path: path.startswith("head"))  # afterwards
 
     Source: Chen et al. (2019), A closer look at few-shot classification, ICLR; Tian et al. (2020), ECCV.
     """

@@ -84,7 +84,8 @@ def both_accuracies(problem: FiniteSum) -> FiniteSum:
         >>> import adaptax as ax, jax, numpy as np
         >>> data = ax.tasks.ImageClasses(np.zeros((9, 32, 32, 1), np.uint8), ("bee", "cat", "dog"), (3, 3, 3))
         >>> problem = ax.tasks.both_accuracies(ax.tasks.few_shot(data, ways=2, queries=2))
-        >>> model = ax.models.conv4(2, key=jax.random.key(0), channels=4, image=(32, 32, 1))
+        >>> forward = lambda w, x, given=None: (x - x[:given].mean(0)).reshape(len(x), -1) @ w
+        >>> model = jax.tree_util.Partial(forward, np.ones((1024, 2), np.float32))
         >>> sorted(ax.evaluate(problem, model, ax.Inner(1, 0.1), steps=[1], tasks=2).mean)
         ['accuracy', 'accuracy_nontransductive', 'loss']
 
