@@ -156,3 +156,19 @@ def test_known_constants_warn_of_nothing():
         warnings.simplefilter("always")
         AdaptiveOuter(CONSTANTS)
     assert said == []
+
+
+@pytest.mark.filterwarnings("ignore:AdaptiveOuter:UserWarning")
+@pytest.mark.parametrize("case", ["finite_sum", pytest.param("resampling", marks=pytest.mark.slow)])
+def test_parameters_may_be_a_module_whose_functions_are_no_arrays(case):
+    """Constants are measured on networks and policies too, and each meta-step has a finite step size."""
+    if case == "finite_sum":
+        problem, params = ax.tasks.sinusoid(5, 5), ax.models.mlp((1, 4, 1), key=jax.random.key(0))
+    else:
+        rl = ax.tasks.rl
+        problem = rl.navigation(horizon=5)
+        params = rl.GaussianPolicy(ax.models.mlp((2, 4, 2), key=jax.random.key(0)), 2)
+    method = ax.MetaGradient(ax.Inner(1, 0.01), samples=ax.Samples(5, 5, 5))
+    state, history = ax.train(problem, params, method, optimizer=AdaptiveOuter(tasks=2), steps=3, tasks_per_step=2)
+    assert not history["skipped"].any() and 0 < float(state.opt_state.beta) < np.inf
+    assert float(state.opt_state.constants.L) > 0

@@ -67,13 +67,14 @@ class UnadaptedGradients(eqx.Module):
 
     def measure(self, tasks: int, samples: int) -> Measured:
         inner = self.method.inner
+        frozen = inner.split(self.params).frozen
 
         def one(task, key, w, static):
             key, directions = jax.random.split(key)
             loss = step_loss(plain(self.problem, task, static), key, STEP, samples)
             rates = inner.unpack(self.params)[1]
-            end = forward(inner.descent(loss, key), w, None, rates, self.steps, "iterates").final
-            losses = (lambda w: loss(w, None, jnp.array(0)), self._target(task, key, static, samples))
+            end = forward(inner.descent(loss, key), w, frozen, rates, self.steps, "iterates").final
+            losses = (lambda w: loss(w, frozen, jnp.array(0)), self._target(task, key, static, samples))
             start = _tree.normal_like(directions, w)
             norm = lambda product: power_iteration(product, start, _PRODUCTS)[0]  # noqa: E731
             size = [norm(_hessian(loss, at)) for loss in losses for at in (w, end)]
