@@ -29,6 +29,7 @@ bench: $(VENV)/.installed-test .venv-bench/.installed
 	$(BIN)/python benchmarks/in_flight.py
 	$(BIN)/python benchmarks/peers.py
 	$(BIN)/python benchmarks/navigation_speed.py
+	$(BIN)/python benchmarks/first_step.py
 	$(BIN)/python benchmarks/blowup.py
 	$(BIN)/python benchmarks/memory_method.py
 	$(BIN)/python benchmarks/strategies.py

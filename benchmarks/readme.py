@@ -164,9 +164,25 @@ def gpu_rl() -> str:
     return f"Environment steps/s of the half cheetah on one {result['device']}: {rates} (`benchmarks/gpu_rl.py`)."
 
 
+def first_step() -> str:
+    result = load("first_step")
+    if result is None:
+        return ""
+    middle = {
+        name: {k: statistics.median(r[k] for r in rs) for k in ("seconds", "peak_mib")} for name, rs in result["cases"].items()
+    }
+    long = middle["N = 1,000"]
+    return (
+        f"**Start.** From the start of the process to the end of the first meta-step of Conv4-32 (16 tasks, 5-way 1-shot, N = 5) "
+        f"{middle['cold']['seconds']:.1f} s, with `JAX_COMPILATION_CACHE_DIR` set from the second time on "
+        f"{middle['warm']['seconds']:.1f} s. The same network with N = 1,000: compilation and three meta-steps of 2 tasks in "
+        f"{long['seconds']:.0f} s, at most {long['peak_mib']:,.0f} MiB resident (`benchmarks/first_step.py`)."
+    )
+
+
 def results() -> str:
     return "\n\n".join(
-        part for part in (images(), peers(), navigation_speed(), cheetah(), gpu_rl(), memory(), blowup()) if part
+        part for part in (images(), peers(), navigation_speed(), cheetah(), gpu_rl(), memory(), first_step(), blowup()) if part
     )
 
 
