@@ -173,7 +173,7 @@ def first_step() -> str:
     }
     long = middle["N = 1,000"]
     return (
-        f"**Start.** From the start of the process to the end of the first meta-step of Conv4-32 (16 tasks, 5-way 1-shot, N = 5) "
+        f"**Start.** From a process's start to the end of the first meta-step of Conv4-32 (16 tasks, 5-way 1-shot, N = 5) "
         f"{middle['cold']['seconds']:.1f} s, with `JAX_COMPILATION_CACHE_DIR` set from the second time on "
         f"{middle['warm']['seconds']:.1f} s. The same network with N = 1,000: compilation and three meta-steps of 2 tasks in "
         f"{long['seconds']:.0f} s, at most {long['peak_mib']:,.0f} MiB resident (`benchmarks/first_step.py`)."
