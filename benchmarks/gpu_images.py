@@ -66,8 +66,8 @@ def model_of(params, way: str):
     if way == "winograd":
         return params
 
-    class Other(own.Unit):
-        def pooled(self, x, given=None):
+    class Other(own.Block):
+        def __call__(self, x, given=None):
             if way == "grouped":
                 # Under vmap over tasks with weights of their own XLA makes this one grouped convolution.
                 y = lax.conv_general_dilated(x, self.weight, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))

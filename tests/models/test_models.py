@@ -235,7 +235,7 @@ def test_resnet12_is_the_network_it_stands_for(quick_compilation, x64, norm):
 
 def test_resnet12_and_normalisations_refuse():
     key, small = jax.random.key(0), (16, 16, 3)
-    refused("and an even number of channels", ax.models.resnet12, 5, key=key, channels=3, image=small)
+    refused("needs an even number of channels", ax.models.resnet12, 5, key=key, channels=3, image=small)
     refused("three for image", ax.models.resnet12, 5, key=key, image=(84, 84))
     refused("too small: make them at least 16x16", ax.models.resnet12, 5, key=key, image=(84, 12, 3))
     refused("must be 'batch', 'group' or 'layer'", ax.models.conv4, 5, key=key, norm="instance")

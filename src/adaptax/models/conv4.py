@@ -2,35 +2,18 @@
 
 import math
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
-from adaptax.errors import InputError
-from adaptax.models.convolution import Unit, check_norm, unit
+from adaptax.models.convolution import Block, ConvNet, check_norm, check_sizes, unit
 from adaptax.models.mlp import Linear
 
 
-class Conv4(eqx.Module):
+class Conv4(ConvNet):
     """Four convolution blocks and a linear head; built by `conv4`. The leaves are those of `blocks` and `head`."""
 
-    blocks: tuple[Unit, ...]
-    head: Linear
-    image: tuple[int, int, int] = eqx.field(static=True)
-
-    def __call__(self, images: Float[Array, "n h w c"], given: int | None = None) -> Float[Array, "n ways"]:
-        return self.head(self.features(images, given))
-
-    def features(self, images: Float[Array, "n h w c"], given: int | None = None) -> Float[Array, "n features"]:
-        """What the head is applied to; batches are normalised by their first `given` images (default: by all)."""
-        if images.ndim != 4 or images.shape[1:] != self.image:
-            raise InputError(
-                f"conv4 takes images of shape (n, {', '.join(map(str, self.image))}), not {images.shape}: reshape them."
-            )
-        x = images
-        for block in self.blocks:
-            x = block.pooled(x, given)
+    def row(self, x):
         return x.reshape(x.shape[0], -1)
 
 
@@ -73,19 +56,13 @@ def conv4(
     Source: Vinyals et al. (2016), Matching networks for one shot learning; Finn et al. (2017), section C.1; Wu, He (2018),
     Group normalization, ECCV; on what transduction gains: Nichol, Achiam, Schulman (2018), arXiv 1803.02999, section 6.2.
     """
-    sizes = (ways, channels, *image)
-    if len(image) != 3 or not all(hasattr(size, "__index__") and size >= 1 for size in sizes):
-        raise InputError(
-            f"conv4({ways}, channels={channels}, image={image}) needs whole numbers of at least 1, three for image."
-        )
-    if min(image[:2]) < 16:
-        raise InputError(f"conv4 halves images four times, so {image[0]}x{image[1]} is too small: make them at least 16x16.")
+    check_sizes("conv4", ways, channels, image)
     check_norm("conv4", norm, channels)
     keys = jax.random.split(key, 5)
     glorot = jax.nn.initializers.glorot_uniform()
     dtype = jnp.zeros((), dtype).dtype
     widths = [image[2]] + [channels] * 4
-    blocks = [unit(k, 3, a, b, norm, glorot, dtype) for k, a, b in zip(keys, widths, widths[1:], strict=False)]
+    blocks = [unit(k, 3, a, b, norm, glorot, dtype, Block) for k, a, b in zip(keys, widths, widths[1:], strict=False)]
     features = math.prod(size // 16 for size in image[:2]) * channels
     head = Linear(glorot(keys[4], (features, ways), dtype), jnp.zeros(ways, dtype))
     return Conv4(tuple(blocks), head, (image[0], image[1], image[2]))

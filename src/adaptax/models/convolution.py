@@ -1,5 +1,8 @@
 """Convolutions as matrix products, with normalisation and pooling: the parts of the convolutional networks."""
 
+import abc
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from adaptax.errors import InputError
+from adaptax.models.mlp import Linear
 
 NORMS = ("batch", "group", "layer")
 GROUPS = 8
@@ -39,17 +43,6 @@ class Unit(eqx.Module):
         mean, factor = self._statistics(y, apart, given)
         return (_whole(y, apart) - mean) * factor + self.shift
 
-    def pooled(self, x: Float[Array, "n h w inputs"], given: int | None = None) -> Float[Array, "n h2 w2 outputs"]:
-        """The same, then relu and 2x2 max pool."""
-        y, apart = _convolve(x, self.weight)
-        mean, factor = self._statistics(y, apart, given)
-        # Normalisation and relu are monotone, so a quarter of the work is left if the pool comes first. What is compared is
-        # the stored y, up to a sign: a maximum over recomputed, hence rounded, numbers has no reliable derivative.
-        sign = lax.stop_gradient(jnp.where(self.scale < 0, -1, 1).astype(y.dtype))
-        a, b, c, d = (sign * part for part in _windows(y, apart))
-        largest = sign * _larger(_larger(a, b), _larger(c, d))
-        return jax.nn.relu((largest - mean) * factor + self.shift)
-
     def _statistics(self, y, apart, given):
         """The mean, and the scale over the deviation, of each channel; of each image too if it is normalised by itself.
 
@@ -69,11 +62,59 @@ class Unit(eqx.Module):
         return each(mean), self.scale * each(inverse)
 
 
-def unit(key, size: int, inputs: int, outputs: int, norm: str, initialize, dtype) -> Unit:
-    """A `Unit` of size x size filters with weights from an initializer, scales 1 and shifts 0."""
-    return Unit(
-        initialize(key, (size, size, inputs, outputs), dtype), jnp.ones(outputs, dtype), jnp.zeros(outputs, dtype), norm
-    )
+class Block(Unit):
+    """A `Unit`, then relu and 2x2 max pool."""
+
+    def __call__(self, x: Float[Array, "n h w inputs"], given: int | None = None) -> Float[Array, "n h2 w2 outputs"]:
+        y, apart = _convolve(x, self.weight)
+        mean, factor = self._statistics(y, apart, given)
+        # Normalisation and relu are monotone, so a quarter of the work is left if the pool comes first. What is compared is
+        # the stored y, up to a sign: a maximum over recomputed, hence rounded, numbers has no reliable derivative.
+        sign = lax.stop_gradient(jnp.where(self.scale < 0, -1, 1).astype(y.dtype))
+        a, b, c, d = (sign * part for part in _windows(y, apart))
+        largest = sign * _larger(_larger(a, b), _larger(c, d))
+        return jax.nn.relu((largest - mean) * factor + self.shift)
+
+
+class ConvNet(eqx.Module):
+    """Blocks that each halve the image, and a linear head; a subclass says how features become a row."""
+
+    blocks: tuple[Any, ...]
+    head: Linear
+    image: tuple[int, int, int] = eqx.field(static=True)
+
+    def __call__(self, images: Float[Array, "n h w c"], given: int | None = None) -> Float[Array, "n ways"]:
+        return self.head(self.features(images, given))
+
+    def features(self, images: Float[Array, "n h w c"], given: int | None = None) -> Float[Array, "n features"]:
+        """What the head is applied to; batches are normalised by their first `given` images (default: by all)."""
+        if images.ndim != 4 or images.shape[1:] != self.image:
+            name, shape = type(self).__name__.lower(), ", ".join(map(str, self.image))
+            raise InputError(f"{name} takes images of shape (n, {shape}), not {images.shape}: reshape them.")
+        x = images
+        for block in self.blocks:
+            x = block(x, given)
+        return self.row(x)
+
+    @abc.abstractmethod
+    def row(self, x: Float[Array, "n h w c"]) -> Float[Array, "n features"]:
+        """One row for each image of what the last block gives."""
+
+
+def check_sizes(where: str, ways: Any, channels: Any, image: Any) -> None:
+    """Refuse sizes that are no whole numbers, and images that cannot be halved four times."""
+    sizes = (ways, channels, *image)
+    if len(image) != 3 or not all(hasattr(size, "__index__") and size >= 1 for size in sizes):
+        text = f"{where}({ways}, channels={channels}, image={image})"
+        raise InputError(f"{text} needs whole numbers of at least 1, three for image.")
+    if min(image[:2]) < 16:
+        raise InputError(f"{where} halves images four times, so {image[0]}x{image[1]} is too small: make them at least 16x16.")
+
+
+def unit(key, size: int, inputs: int, outputs: int, norm: str, initialize, dtype, kind: type[Unit] = Unit) -> Any:
+    """A unit of size x size filters with weights from an initializer, scales 1 and shifts 0."""
+    weight = initialize(key, (size, size, inputs, outputs), dtype)
+    return kind(weight, jnp.ones(outputs, dtype), jnp.zeros(outputs, dtype), norm)
 
 
 def max_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from adaptax.errors import InputError
-from adaptax.models.convolution import Unit, check_norm, max_pool, unit
+from adaptax.models.convolution import ConvNet, Unit, check_norm, check_sizes, max_pool, unit
 from adaptax.models.mlp import Linear
 
 _SLOPE = 0.1
@@ -24,25 +24,10 @@ class Residual(eqx.Module):
         return _leaky(max_pool(y))
 
 
-class ResNet12(eqx.Module):
+class ResNet12(ConvNet):
     """Four residual blocks, the mean over pixels, and a linear head; built by `resnet12`."""
 
-    blocks: tuple[Residual, ...]
-    head: Linear
-    image: tuple[int, int, int] = eqx.field(static=True)
-
-    def __call__(self, images: Float[Array, "n h w c"], given: int | None = None) -> Float[Array, "n ways"]:
-        return self.head(self.features(images, given))
-
-    def features(self, images: Float[Array, "n h w c"], given: int | None = None) -> Float[Array, "n features"]:
-        """What the head is applied to; batches are normalised by their first `given` images (default: by all)."""
-        if images.ndim != 4 or images.shape[1:] != self.image:
-            raise InputError(
-                f"resnet12 takes images of shape (n, {', '.join(map(str, self.image))}), not {images.shape}: reshape them."
-            )
-        x = images
-        for block in self.blocks:
-            x = block(x, given)
+    def row(self, x):
         return x.mean((1, 2))
 
 
@@ -81,12 +66,9 @@ def resnet12(
     Source: Lee, Maji, Ravichandran, Soatto (2019), Meta-learning with differentiable convex optimization, CVPR; Oreshkin et
     al. (2018), TADAM, NeurIPS.
     """
-    sizes = (ways, channels, *image)
-    if len(image) != 3 or not all(hasattr(size, "__index__") and size >= 1 for size in sizes) or channels % 2:
-        text = f"resnet12({ways}, channels={channels}, image={image}) needs whole numbers of at least 1, three for image"
-        raise InputError(f"{text}, and an even number of channels.")
-    if min(image[:2]) < 16:
-        raise InputError(f"resnet12 halves images four times, so {image[0]}x{image[1]} is too small: make them at least 16x16.")
+    check_sizes("resnet12", ways, channels, image)
+    if channels % 2:
+        raise InputError(f"resnet12(channels={channels}) needs an even number of channels, since a block has 5/2 as many.")
     widths = [image[2], channels, channels * 5 // 2, channels * 5, channels * 10]
     for width in widths[1:]:
         check_norm("resnet12", norm, width)
