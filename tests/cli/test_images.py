@@ -118,6 +118,8 @@ def test_data_may_be_moved_and_may_not_be_changed(finished, zips, copied, run, t
         ("--data TRAIN --method prototypical", "--method prototypical takes no inner steps: add --inner-steps 0."),
         ("--data TRAIN --method pretrain --stepsize edge", "give --stepsize a number such as 0.1"),
         ("--data TRAIN --method pretrain --validation 1 --evaluate-every 1", "leave out --validation"),
+        ("--data TRAIN --fine-tune head", "--fine-tune head is for --method pretrain: leave it out for maml."),
+        ("--data TRAIN --method prototypical --inner-steps 0 --head per-class", "--head per-class is for --method maml"),
         ("--data TRAIN --validation 1", "--validation needs --evaluate-every"),
         ("--data TRAIN --evaluate-every 1 --validation 2", "--validation 2 must leave some of 2 alphabets to train on"),
         ("--data TRAIN --evaluate-every 1 --validation Klingon", "must be a number, or one of Greek, Latin."),

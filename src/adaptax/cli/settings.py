@@ -18,10 +18,7 @@ Config = TypeVar("Config", bound=Training)
 # How a run is started says nothing about what it is.
 _NOT_SAVED = ("out", "config", "resume", "cache")
 # Saved only where they are set, so that runs from before there were such options go on.
-_LATER = {
-    "colour": False, "flips": False, "model": "conv4", "norm": "batch", "validation": None, "method": "maml",
-    "fine_tune": "everything",
-}  # fmt: skip
+_LATER = ("colour", "flips", "model", "norm", "validation", "method", "fine_tune")
 DIGEST = "_sha256"
 
 # The smallest value of each option that is a whole number.
@@ -36,9 +33,10 @@ _LEAST = {
 def describe(config: Training) -> dict[str, Any]:
     """What `config.json` says: the task, every option that matters, and checksums of the data."""
     saved: dict[str, Any] = {"task": config.task}
+    default = type(config)()
     for name in _names(config):
         value = getattr(config, name)
-        if name in _LATER and value == _LATER[name]:
+        if name in _LATER and value == getattr(default, name):
             continue
         saved[name] = list(value) if isinstance(value, tuple) else value
     saved["stepsize"] = canonical_stepsize(config.stepsize)
@@ -131,15 +129,25 @@ def check(config: Training) -> None:
         raise InputError("--resume needs the run folder to go on with: add --out DIR.")
     if config.out is not None:
         check_folder(config.out)
-    if isinstance(config, Images) and config.data is None:
+    if isinstance(config, Images):
+        _check_images(config)
+
+
+def _check_images(config: Images) -> None:
+    """Refuse options that do not go together."""
+    if config.data is None:
         raise InputError("There is nothing to train on: add --data PATH, an Omniglot zip or a folder of class folders.")
-    if isinstance(config, Images) and config.method == "prototypical" and config.inner_steps:
+    if config.method == "prototypical" and config.inner_steps:
         raise InputError("--method prototypical takes no inner steps: add --inner-steps 0.")
-    if isinstance(config, Images) and config.method == "pretrain" and not canonical_stepsize(config.stepsize)[0].isdigit():
+    if config.method != "maml" and config.head != "shared":
+        raise InputError(f"--head {config.head} is for --method maml: leave it out for {config.method}.")
+    if config.method != "pretrain" and config.fine_tune != "everything":
+        raise InputError(f"--fine-tune {config.fine_tune} is for --method pretrain: leave it out for {config.method}.")
+    if config.method == "pretrain" and canonical_stepsize(config.stepsize).startswith(("edge", "guaranteed")):
         raise InputError("--method pretrain is fine-tuned with a step size of its own: give --stepsize a number such as 0.1.")
-    if isinstance(config, Images) and config.method == "pretrain" and config.validation is not None:
+    if config.method == "pretrain" and config.validation is not None:
         raise InputError("--method pretrain is not chosen by validation: leave out --validation.")
-    if isinstance(config, Images) and config.validation is not None and config.evaluate_every is None:
+    if config.validation is not None and config.evaluate_every is None:
         raise InputError("--validation needs --evaluate-every to say when the network is judged: add --evaluate-every 100.")
 
 
