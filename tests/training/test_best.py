@@ -63,6 +63,19 @@ def test_what_is_best():
     assert score({"loss": None}) == score({"loss": math.nan}) == -math.inf
 
 
+def test_a_run_killed_while_it_keeps_the_best_has_the_one_before(tiny, tmp_path):
+    run, states = Run(tmp_path / "run"), [tiny.train(steps=steps)[0] for steps in (4, 8)]
+    run.create({})
+    run.save_best(states[0])
+    before = (run.folder / "best.json").read_text()
+    run.save_best(states[1])
+    # As if the process had ended just before best.json was written.
+    (run.folder / "best.json").write_text(before)
+    assert tiny.same(run.load_best(states[1]), states[0])
+    run.save_best(states[1])
+    assert tiny.same(run.load_best(states[0]), states[1])
+
+
 def test_damage_is_told(tiny, validation, tmp_path):
     state, _ = tiny.train(validation=validation, evaluate_every=4, out=tmp_path / "run")
     run = Run(tmp_path / "run")

@@ -167,7 +167,8 @@ class Run:
         # A run that is gone through again comes to the same later best once more.
         if step <= self._best().get("step", -1):
             return
-        with self._manager("best", 1) as manager:
+        # The one before stays until best.json names this one, so that a run may be killed in between.
+        with self._manager("best") as manager:
             _save(manager, step, arrays)
         _write(self.folder / "best.json", {"step": step, "sha256": _digest(arrays)})
 
@@ -175,7 +176,7 @@ class Run:
         """The state that `save_best` kept, or None."""
         if not (best := self._best()):
             return None
-        with self._manager("best", 1) as manager:
+        with self._manager("best") as manager:
             arrays = _restore(manager, best["step"])
         if arrays is None or _digest(arrays) != best["sha256"]:
             raise InputError(
@@ -247,10 +248,10 @@ class Run:
             text = f"{self.folder.name} has a manifest.json that cannot be read: restore it, or use another output folder."
             raise InputError(text) from error
 
-    def _manager(self, folder: str = "checkpoints", kept: int = _KEPT):
+    def _manager(self, folder: str = "checkpoints"):
         import orbax.checkpoint as ocp
 
-        options = ocp.CheckpointManagerOptions(max_to_keep=kept, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(max_to_keep=_KEPT, enable_async_checkpointing=False)
         return ocp.CheckpointManager(self.folder / folder, options=options)
 
     def _cut_all(self, steps: int) -> None:
