@@ -170,7 +170,7 @@ def navigation(
     cases = [(which, case) for which, group in enumerate((paper_cases(), small_cases())) for case in range(len(group))]
     # Seed by seed, so that the long runs do not all come last.
     jobs = [(*case, seed) for seed in range(seeds) for case in cases]
-    found = _kept(out / "navigation.csv", jobs, steps)
+    found = _kept(out / "navigation.csv", jobs, settings, steps)
     for job, (rows, text) in _results([job for job in jobs if job not in found], settings, steps, processes):
         found[job] = rows
         say(text)
@@ -178,11 +178,16 @@ def navigation(
     page.publish(out)
 
 
-def _kept(path: Path, jobs: list[Any], steps: int) -> dict[Any, list[Row]]:
+def _case(which: int, case: int) -> Case:
+    """A case by its place: not all of what it holds can be sent to another process."""
+    return (paper_cases, small_cases)[which]()[case]
+
+
+def _kept(path: Path, jobs: list[Any], settings: Sequence[Setting], steps: int) -> dict[Any, list[Row]]:
     """What the runs found that are in the CSV already; each is there as a whole or not at all."""
     rows, found = read_rows(path) if path.exists() else [], {}
     for which, case, seed in jobs:
-        one, name = (paper_cases, small_cases)[which]()[case], (PAPER, SMALL)[which].name
+        one, name = _case(which, case), settings[which].name
         run = pick(rows, setting=name, method=one.name, inner_steps=one.inner_steps, rule=one.rule, seed=seed)
         if run and run[-1]["meta_step"] == (0 if one.method is None else steps):
             found[which, case, seed] = run
@@ -211,12 +216,12 @@ def _take_cores(shares: Any, processes: int) -> None:
 
 
 def _run(settings: Sequence[Setting], job: tuple[int, int, int], steps: int) -> tuple[list[Row], str]:
-    """One run; cases are named by their place, since not all of what they hold can be sent to another process."""
+    """One run."""
     which, case, seed = job
     # Programs take memory maps, of which a process on Linux may have 65,530, and no run uses those of another.
     jax.clear_caches()
     with jax.threefry_partitionable(False):
-        return train(settings[which], (paper_cases, small_cases)[which]()[case], seed, steps)
+        return train(settings[which], _case(which, case), seed, steps)
 
 
 def train(setting: Setting, case: Case, seed: int, steps: int) -> tuple[list[Row], str]:
