@@ -32,7 +32,6 @@ def joint(problem: FiniteSum) -> FiniteSum:
         >>> problem = ax.tasks.joint(ax.tasks.few_shot(data, ways=2, queries=2, rotations=False))
         >>> problem.loss.ways, problem.sample_task(jax.random.key(0)).target[1].shape
         (3, (6,))
-        >>> inner = ax.Inner(5, 0.1, start=ax.models.shared_head(2), adapt=lambda path: path.startswith("head"))  # afterwards
 
     Source: Chen et al. (2019), A closer look at few-shot classification, ICLR; Tian et al. (2020), ECCV.
     """

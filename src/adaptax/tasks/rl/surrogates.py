@@ -172,14 +172,6 @@ class LVC(AbstractAdvantageSurrogate):
         return jnp.expm1(log_ratios)
 
 
-def published(discount: float = 0.99) -> LVC:
-    """What environments with published step sizes take by default: standardised advantages, no weight of time, means.
-
-    Over long episodes the variance of `LoadedDiCE`'s Hessian is worse than the bias of `LVC`'s.
-    """
-    return LVC(discount, baseline=LinearBaseline(), per_step=True, normalise=True, weigh_time=False)
-
-
 class LikelihoodRatio(AbstractAdvantageSurrogate):
     r"""The plain policy-gradient surrogate: $c_t = \log\rho_t$. Its gradient is right, its Hessian is not.
 
@@ -231,3 +223,11 @@ class Clipped(AbstractAdvantageSurrogate):
     def coefficients(self, log_ratios, advantage):
         moved = jnp.expm1(log_ratios)
         return jnp.where(advantage > 0, jnp.minimum(moved, self.clip), jnp.maximum(moved, -self.clip))
+
+
+def published(discount: float = 0.99) -> LVC:
+    """What environments with published step sizes take by default: standardised advantages, no weight of time, means.
+
+    In trials the half cheetah learned with it, and not with `LoadedDiCE`, whose Hessian varies more.
+    """
+    return LVC(discount, baseline=LinearBaseline(), per_step=True, normalise=True, weigh_time=False)
