@@ -40,7 +40,7 @@ def run(began: float, steps: int, tasks: int, meta_steps: int) -> None:
     method = ax.MetaGradient(ax.Inner(steps, alpha, start=ax.models.shared_head(5)))
     state, history = ax.train(problem, params, method, steps=meta_steps, tasks_per_step=tasks)
     jax.block_until_ready(state.params)
-    # Of the process and, since the parent started it, on the parent's clock.
+    # Since the parent was about to start this process.
     record = {"seconds": time.time() - began, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
     print(json.dumps(record | {"loss": history["loss"].tolist()}))
 

@@ -122,17 +122,20 @@ def peers() -> str:
 
 
 def navigation_speed() -> str:
-    from navigation_speed import table
+    from navigation_speed import STEPS, table
 
     result = load("navigation_speed")
     if result is None:
         return ""
+    limit = STEPS / (result["operations"] / result["product_flops"])
     text = (
         "**Speed of meta-reinforcement learning.** Planar navigation, 20 tasks of 20 episodes, horizon 100, one inner step, "
         f"policy 2-100-100-2, Adam on the meta-gradient; training included, on {result['machine']['cores']} cores "
         f"({result['machine']['cpu']}): median over rounds, ratio [range]. All sides compute the same gradient from the same "
         f"episodes. A run of 200 meta-iterations takes adaptax {result['run_of_200_seconds']:.0f} s, compilation included "
-        "(`benchmarks/navigation_speed.py`)."
+        f"(`benchmarks/navigation_speed.py`). A meta-iteration takes at least {result['operations'] / 1e9:.1f} GFLOP, and "
+        f"matrix products reach {result['product_flops'] / 1e9:.0f} GFLOP/s here, so that more than {limit:,.0f} environment "
+        "steps a second are out of reach of any program in single precision:"
     )
     return f"{text}\n\n{table(result)}"
 
@@ -143,10 +146,11 @@ def cheetah() -> str:
     result = load("cheetah")
     if result is None:
         return ""
-    config, counts = result["seeds"][0]["config"], [record["final"]["step"] for record in result["seeds"]]
+    config, counts = result["seeds"][0]["config"], {record["final"]["step"] for record in result["seeds"]}
+    taken = f"{min(counts):,}" + (f" to {max(counts):,}" if len(counts) > 1 else "")
     text = (
-        f"**Half cheetah.** It must find out whether to run forwards or backwards: {len(counts)} seeds side by side for "
-        f"{result['minutes']:.0f} minutes on {result['machine']['cores']} cores, {min(counts)} to {max(counts)} meta-steps of "
+        f"**Half cheetah.** It must find out whether to run forwards or backwards: {len(result['seeds'])} seeds side by side "
+        f"for {result['minutes']:.0f} minutes on {result['machine']['cores']} cores, {taken} meta-steps of "
         f"{config['tasks_per_step']} tasks with {config['trajectories']} episodes of {config['horizon']} steps "
         "(`benchmarks/cheetah.py`). Return on held-out tasks, 95 % over tasks, before and after 1, 2, 3 gradient steps of "
         f"{config['trajectories']} episodes; [along training](docs/experiments/cheetah/returns.png):"
