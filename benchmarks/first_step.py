@@ -2,8 +2,8 @@
 
     python benchmarks/first_step.py [--rounds 3]
 
-Conv4-32 as `adaptax train images` trains it: 5-way 1-shot, 5 queries, N = 5, 16 tasks, turned and distorted images (of random
-pixels), one host device a core. Then 3 meta-steps of N = 1,000 with 2 tasks. Prints one table and writes
+Conv4-32 as `adaptax train images --adapt everything` trains it: 5-way 1-shot, 5 queries, N = 5, 16 tasks, turned and distorted
+images (of random pixels), one host device a core. Then 3 meta-steps of N = 1,000 with 2 tasks. Prints one table and writes
 results/first_step.json.
 """
 
@@ -36,7 +36,7 @@ def run(began: float, steps: int, tasks: int, meta_steps: int) -> None:
     data = ax.tasks.Characters(images, tuple(f"A/{i}" for i in range(150)))
     problem = ax.tasks.few_shot(data, 5, 1, 5, distortion=ax.tasks.Affine(0.25, 0.2, 2.0, 0.0))
     params = ax.models.conv4(1, key=jax.random.key(0), channels=32)
-    alpha = 0.4 if steps < 100 else 0.01
+    alpha = 0.1 if steps < 100 else 0.01
     method = ax.MetaGradient(ax.Inner(steps, alpha, start=ax.models.shared_head(5)))
     state, history = ax.train(problem, params, method, steps=meta_steps, tasks_per_step=tasks)
     jax.block_until_ready(state.params)

@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import operations
 import peer_inputs
 from machine import description
 
@@ -39,20 +40,6 @@ VARIANTS = [
 ]
 # Meta-gradients of one measurement.
 IN_A_ROW = 10
-
-
-def operations(tasks: int, steps: int = peer_inputs.STEPS) -> float:
-    """Of one meta-gradient, by formula: convolutions as defined, whatever way they are computed.
-
-    A loss takes F; its gradient 3F, less the first layer's gradient of the images; a Hessian-vector product twice that.
-    """
-    side, channels, layers = peer_inputs.SIDE, 1, []
-    for _ in range(4):
-        layers.append(2 * 9 * channels * peer_inputs.WIDTH * side**2)
-        side, channels = side // 2, peer_inputs.WIDTH
-    gradient = 3 * sum(layers) - layers[0]
-    support, target = peer_inputs.WAYS * peer_inputs.SHOTS, peer_inputs.WAYS * peer_inputs.QUERIES
-    return tasks * gradient * (3 * steps * support + target)
 
 
 def model_of(params, way: str):
@@ -188,7 +175,8 @@ def main() -> None:
             side = [sys.executable, str(HERE / "gpu_images.py"), *common, "--side", str(inputs), str(ours)]
             subprocess.run(side, check=True, env=environment)
             other = [arguments.torch, str(HERE / "gpu_torch.py"), *common, "--inputs", str(inputs), "--out", str(theirs)]
-            case = {"tasks": tasks, "operations": operations(tasks), "adaptax": json.loads(ours.read_text())}
+            flops = operations.meta_gradient("conv4", tasks)
+            case = {"tasks": tasks, "operations": flops, "adaptax": json.loads(ours.read_text())}
             # What it found before it ran out of time is kept.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 subprocess.run(other, check=False, timeout=arguments.limit)

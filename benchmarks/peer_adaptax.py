@@ -49,8 +49,10 @@ def load(case: str, path: Path, dtype: str):
         params = ax.models.mlp(sizes, key=key)
         loss = lambda net, batch: jnp.mean((net(batch[0]) - batch[1]) ** 2)  # noqa: E731
     else:
-        channels, ways = arrays["params/head/weight"].shape
-        params = ax.models.conv4(ways, key=key, channels=channels, image=arrays["support_x"].shape[2:])
+        ways, image = arrays["params/head/weight"].shape[1], arrays["support_x"].shape[2:]
+        make, first = (ax.models.resnet12, "units/0/") if case == "resnet12" else (ax.models.conv4, "")
+        channels = len(arrays[f"params/blocks/0/{first}scale"])
+        params = make(ways, key=key, channels=channels, image=image)
 
         def loss(net, batch):
             return optax.softmax_cross_entropy_with_integer_labels(net(batch[0]), batch[1]).mean()
@@ -75,7 +77,7 @@ def load(case: str, path: Path, dtype: str):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--case", choices=("sinusoid", "conv4"), required=True)
+    parser.add_argument("--case", choices=("sinusoid", "conv4", "conv4-84", "resnet12"), required=True)
     parser.add_argument("--inputs", type=Path, required=True, help="the .npz file that peer_inputs.py writes")
     parser.add_argument("--repeats", type=int, default=5, help="timed meta-gradients, after the warm-up")
     parser.add_argument("--warmup", type=int, default=2, help="meta-gradients before the timed ones")

@@ -12,10 +12,13 @@ from pathlib import Path
 import numpy as np
 
 STEPS = 5
-STEPSIZE = {"sinusoid": 0.01, "conv4": 0.1}
-TASKS = {"sinusoid": 25, "conv4": 32}
+STEPSIZE = {"sinusoid": 0.01, "conv4": 0.1, "conv4-84": 0.05, "resnet12": 0.05}
+TASKS = {"sinusoid": 25, "conv4": 32, "conv4-84": 4, "resnet12": 1}
 HIDDEN = 40
 WIDTH, WAYS, SHOTS, QUERIES, SIDE = 64, 5, 1, 5, 28
+# The networks for 84x84 pictures in colour, with 15 queries a class.
+WIDTH84, QUERIES84, SIDE84 = 32, 15, 84
+RESNET = (64, 160, 320, 640)
 
 
 def sinusoid(rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -67,8 +70,55 @@ def conv4(rng: np.random.Generator) -> dict[str, np.ndarray]:
     return arrays
 
 
-def write(case: str, path: Path, seed: int = 0) -> None:
-    """Write the inputs of `case` ("sinusoid" or "conv4") to `path`."""
-    arrays = {"sinusoid": sinusoid, "conv4": conv4}[case](np.random.default_rng(seed))
+def photos(rng: np.random.Generator, tasks: int) -> dict[str, np.ndarray]:
+    """Episodes of coloured 84 x 84 pictures: a coarse field of colours for each class, moved and noisy in each picture."""
+    arrays = {}
+    fields = rng.uniform(0, 1, (tasks, WAYS, 7, 7, 3)).repeat(SIDE84 // 7, axis=2).repeat(SIDE84 // 7, axis=3)
+    for part, count in (("support", SHOTS), ("target", QUERIES84)):
+        images = fields.repeat(count, axis=1)
+        for image in images.reshape(-1, SIDE84, SIDE84, 3):
+            image[:] = np.roll(image, rng.integers(-10, 11, 2), (0, 1)) + rng.normal(size=image.shape) * 0.1
+        arrays[f"{part}_x"] = images
+        arrays[f"{part}_y"] = np.tile(np.repeat(np.arange(WAYS, dtype=np.int32), count), (tasks, 1))
+    return arrays
+
+
+def unit(rng: np.random.Generator, name: str, size: int, inputs: int, outputs: int) -> dict[str, np.ndarray]:
+    """A convolution and its normalisation."""
+    weight = rng.normal(size=(size, size, inputs, outputs)) * np.sqrt(2 / (size**2 * inputs))
+    return {f"{name}/weight": weight, f"{name}/scale": np.ones(outputs), f"{name}/shift": np.zeros(outputs)}
+
+
+def head(rng: np.random.Generator, inputs: int) -> dict[str, np.ndarray]:
+    return {"params/head/weight": rng.normal(size=(inputs, WAYS)) * np.sqrt(1 / inputs), "params/head/bias": np.zeros(WAYS)}
+
+
+def conv4_84(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Conv4-32 on 84 x 84 pictures, whose head has 5 * 5 * 32 inputs."""
+    arrays = photos(rng, TASKS["conv4-84"])
+    for i, channels in enumerate([3, WIDTH84, WIDTH84, WIDTH84]):
+        arrays |= unit(rng, f"params/blocks/{i}", 3, channels, WIDTH84)
+    return arrays | head(rng, 25 * WIDTH84)
+
+
+def resnet12(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """ResNet-12 as published, on 84 x 84 pictures."""
+    arrays, inputs = photos(rng, TASKS["resnet12"]), 3
+    for i, width in enumerate(RESNET):
+        for k in range(3):
+            arrays |= unit(rng, f"params/blocks/{i}/units/{k}", 3, inputs if k == 0 else width, width)
+        arrays |= unit(rng, f"params/blocks/{i}/shortcut", 1, inputs, width)
+        inputs = width
+    return arrays | head(rng, inputs)
+
+
+CASES = {"sinusoid": sinusoid, "conv4": conv4, "conv4-84": conv4_84, "resnet12": resnet12}
+
+
+def write(case: str, path: Path, seed: int = 0, steps: int = STEPS, tasks: int | None = None) -> None:
+    """Write the inputs of `case` to `path`; with `tasks`, only so many of its tasks."""
+    arrays = CASES[case](np.random.default_rng(seed))
+    parts = ("support_x", "support_y", "target_x", "target_y")
+    arrays = {name: a[:tasks] if name in parts else a for name, a in arrays.items()}
     arrays = {name: a.astype(np.float32) if a.dtype == np.float64 else a for name, a in arrays.items()}
-    np.savez(path, inner_steps=np.int32(STEPS), stepsize=np.float32(STEPSIZE[case]), **arrays)
+    np.savez(path, inner_steps=np.int32(steps), stepsize=np.float32(STEPSIZE[case]), **arrays)

@@ -81,7 +81,48 @@ def conv4(arrays: dict[str, np.ndarray]) -> tuple[nn.Module, dict[str, nn.Parame
         layers += [conv, norm, nn.ReLU(inplace=True), nn.MaxPool2d(2)]
     head = nn.Linear(*arrays["params/head/weight"].shape)
     names |= {"params/head/weight": head.weight, "params/head/bias": head.bias}
-    return nn.Sequential(*layers, nn.Flatten(), head), names
+    return nn.Sequential(*layers, Rows(), head), names
+
+
+class Rows(nn.Module):
+    """Flatten with the channels last, as they lie in memory here."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1).flatten(1)
+
+
+class Residual(nn.Module):
+    """Three units of 3 x 3 convolution and batch norm beside one of 1 x 1; leaky ReLU; 2 x 2 max pooling."""
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(i, width, 3, padding=1, bias=False) for i in (inputs, width, width))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width, eps=1e-5, track_running_stats=False) for _ in range(3))
+        self.short = nn.Conv2d(inputs, width, 1, bias=False)
+        self.short_norm = nn.BatchNorm2d(width, eps=1e-5, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for k, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            y = norm(conv(y))
+            y = F.leaky_relu(y, 0.1) if k < 2 else y
+        return F.leaky_relu(F.max_pool2d(y + self.short_norm(self.short(x)), 2), 0.1)
+
+
+def resnet12(arrays: dict[str, np.ndarray]) -> tuple[nn.Module, dict[str, nn.Parameter]]:
+    """Four residual blocks, the mean over pixels, a linear head."""
+    blocks, names = [], {}
+    for i in range(4):
+        block = Residual(*arrays[f"params/blocks/{i}/shortcut/weight"].shape[2:])
+        parts = {f"units/{k}": (block.convs[k], block.norms[k]) for k in range(3)}
+        parts["shortcut"] = block.short, block.short_norm
+        for part, (conv, norm) in parts.items():
+            name = f"params/blocks/{i}/{part}"
+            names |= {f"{name}/weight": conv.weight, f"{name}/scale": norm.weight, f"{name}/shift": norm.bias}
+        blocks.append(block)
+    head = nn.Linear(*arrays["params/head/weight"].shape)
+    names |= {"params/head/weight": head.weight, "params/head/bias": head.bias}
+    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head), names
 
 
 def to_torch(array: np.ndarray) -> np.ndarray:
@@ -98,7 +139,7 @@ def load(case: str, path: Path, dtype: torch.dtype) -> tuple[Problem, Batch]:
     """Read the inputs and build the network with exactly those initial parameters."""
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
-    net, names = mlp(arrays) if case == "sinusoid" else conv4(arrays)
+    net, names = {"sinusoid": mlp, "resnet12": resnet12}.get(case, conv4)(arrays)
     net = net.to(dtype)
     with torch.no_grad():
         for name, parameter in names.items():
@@ -298,7 +339,7 @@ def peak_mib() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--case", choices=("sinusoid", "conv4"), required=True)
+    parser.add_argument("--case", choices=("sinusoid", "conv4", "conv4-84", "resnet12"), required=True)
     parser.add_argument("--peer", choices=tuple(PEERS), required=True)
     parser.add_argument("--inputs", type=Path, required=True, help="the .npz file that peer_inputs.py writes")
     parser.add_argument("--repeats", type=int, default=5, help="timed meta-gradients, after the warm-up")

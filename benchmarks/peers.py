@@ -1,6 +1,6 @@
 """Side by side: adaptax, TorchOpt, higher and learn2learn's algorithm on one exact second-order meta-gradient.
 
-    make bench-env && python benchmarks/peers.py [--rounds 3] [--case sinusoid conv4]
+    make bench-env && python benchmarks/peers.py [--rounds 3] [--case sinusoid conv4 conv4-84 resnet12]
 
 Every side is a process of its own, free to use all cores, fed with the same parameters and tasks; sides take turns, round
 after round, and the gradients must agree. adaptax spreads the images over one host device a core, as its training does;
@@ -27,6 +27,8 @@ PEER_PYTHON = HERE.parent / ".venv-bench" / "bin" / "python"
 TITLES = {
     "sinusoid": "sinusoids: MLP 1-40-40-1, 25 tasks, 10 + 10 points",
     "conv4": "images: Conv4-64, 32 tasks, 5-way 1-shot, 5 queries",
+    "conv4-84": "Conv4-32, 84×84, 4 tasks, 5-way 1-shot, 15 queries",
+    "resnet12": "ResNet-12, 84×84, one task, 5-way 1-shot, 15 queries",
 }
 SIDES = {
     "adaptax": None,
@@ -35,8 +37,13 @@ SIDES = {
     "higher": ["--peer", "higher"],
     "learn2learn-style": ["--peer", "learn2learn-style"],
 }
-DEVICES = {"sinusoid": 1, "conv4": os.cpu_count()}
-REPEATS = {"sinusoid": {"adaptax": 300, "other": 30}, "conv4": {"adaptax": 5, "other": 3}}
+DEVICES = {"sinusoid": 1, "conv4": os.cpu_count(), "conv4-84": os.cpu_count(), "resnet12": 1}
+REPEATS = {
+    "sinusoid": {"adaptax": 300, "other": 30},
+    "conv4": {"adaptax": 5, "other": 3},
+    "conv4-84": {"adaptax": 5, "other": 3},
+    "resnet12": {"adaptax": 1, "other": 1},
+}
 # Rounding decides now and then on which side of a ReLU a number lies, and that much the meta-gradients may differ.
 AGREE = {"float32": 0.05, "float64": 1e-8}
 

@@ -6,22 +6,11 @@ With --demo the figures of a run of `adaptax demo` are taken over into results/ 
 """
 
 import argparse
-import json
 import re
-import statistics
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-
-
-def load(name: str) -> dict | None:
-    path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def rows_of(header: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *rows])
+from readme_images import ablations, first_step, images, memory, memory_peers, peers, roofline, time_to_accuracy
+from tables import RESULTS, ROOT, load, rows_of
 
 
 def demo() -> str:
@@ -39,40 +28,6 @@ def demo() -> str:
     return f"{text}\n\n{rows_of(header, rows)}"
 
 
-def images() -> str:
-    result = load("images")
-    if result is None:
-        return ""
-    scores = result["scores"]["accuracy"]
-    chosen = [i for i, n in enumerate(result["steps"]) if n in (0, 1, 2, 5, 10)]
-    cell = lambda i: f"{100 * scores['mean'][i]:.1f} % [{100 * scores['low'][i]:.1f}, {100 * scores['high'][i]:.1f}]"  # noqa: E731
-    rows = [[str(result["steps"][i]), cell(i)] for i in chosen]
-    text = (
-        f"**Real images.** {result['ways']}-way {result['shots']}-shot characters: trained on Omniglot's small background "
-        f"set 1 for {result['step']:,} meta-steps ({result['minutes']:.1f} minutes on {result['machine']['cores']} cores, "
-        f"evaluation included), judged on {result['tasks']:,} tasks of {result['judged_on']}, which it has not seen "
-        "(`benchmarks/images.py`)."
-    )
-    return f"{text}\n\n{rows_of(['gradient steps', 'accuracy, 95 % over tasks'], rows)}"
-
-
-def ablations() -> str:
-    result = load("ablations")
-    if result is None:
-        return ""
-    rows = [row for row in result["rows"] if not row["final"]]
-    cell = lambda row, i: f"{100 * row['accuracy'][i]:.1f} % [{100 * row['low'][i]:.1f}, {100 * row['high'][i]:.1f}]"  # noqa: E731
-    body = [[row["recipe"], *(cell(row, i) for i in (1, 2))] for row in rows]
-    steps = ", ".join(sorted({f"{row['steps']:,}" for row in rows}))
-    text = (
-        f"5-way 1-shot characters, trained on four alphabets of Omniglot's small background set 1 for {steps} meta-steps of 16 "
-        f"tasks (one seed), judged on 1,000 tasks of the fifth, {rows[0]['judged_on'][0]}, which chooses the recipe; N = "
-        f"{rows[0]['inner_steps'][1]}, α = 0.4, Conv4-32 (`benchmarks/ablations.py`)."
-    )
-    header = ["recipe", f"after {rows[0]['inner_steps'][1]} steps", f"after {rows[0]['inner_steps'][2]}"]
-    return f"{text}\n\n{rows_of(header, body)}"
-
-
 def blowup() -> str:
     from blowup import table
 
@@ -84,41 +39,6 @@ def blowup() -> str:
         f"meta-steps on sinusoids with Adam; meta-steps that had to be skipped in brackets (`benchmarks/blowup.py`)."
     )
     return f"{text}\n\n{table(result['rows'])}"
-
-
-def memory() -> str:
-    result = load("memory")
-    if result is None:
-        return ""
-    mib = lambda x: f"{x / 2**20:.0f}"  # noqa: E731
-    kinds = {"recursion": "recursion", "recursion_sqrt": 'recursion, `store="sqrt"`', "backpropagation": "backpropagation"}
-    header = ["N", *(str(row["inner_steps"]) for row in result["rows"])]
-    rows = [[name, *(mib(row[kind]) for row in result["rows"])] for kind, name in kinds.items()]
-    text = "**Memory.** MiB of temporaries of one compiled meta-gradient, Conv4-64, 28×28, one task (`benchmarks/memory.py`)."
-    return f"{text}\n\n{rows_of(header, rows)}"
-
-
-def peers() -> str:
-    result = load("peers")
-    if result is None:
-        return ""
-    header = ["", *(case["title"] for case in result["cases"])]
-    names = list(result["cases"][0]["sides"])
-    rows = []
-    for name in names:
-        cells = [f"`{name}`"]
-        for case in result["cases"]:
-            side = case["sides"][name]
-            milliseconds = 1e3 * statistics.median(side["seconds"])
-            time = f"{milliseconds:,.{0 if milliseconds >= 100 else 1}f} ms"
-            cells.append(f"{time}, {side['ratio']['text']}, {side['peak_mib']:,.0f} MiB")
-        rows.append(cells)
-    text = (
-        f"**Speed.** One exact second-order meta-gradient of a batch of tasks, N = 5, on {result['machine']['cores']} cores "
-        f"({result['machine']['cpu']}): median time, ratio to adaptax [range over the rounds], most memory resident. All "
-        "sides compute the same gradient from the same inputs (`benchmarks/peers.py`)."
-    )
-    return f"{text}\n\n{rows_of(header, rows)}"
 
 
 def navigation_speed() -> str:
@@ -168,26 +88,9 @@ def gpu_rl() -> str:
     return f"Environment steps/s of the half cheetah on one {result['device']}: {rates} (`benchmarks/gpu_rl.py`)."
 
 
-def first_step() -> str:
-    result = load("first_step")
-    if result is None:
-        return ""
-    middle = {
-        name: {k: statistics.median(r[k] for r in rs) for k in ("seconds", "peak_mib")} for name, rs in result["cases"].items()
-    }
-    long = middle["N = 1,000"]
-    return (
-        f"**Start.** From a process's start to the end of the first meta-step of Conv4-32 (16 tasks, 5-way 1-shot, N = 5) "
-        f"{middle['cold']['seconds']:.1f} s, with `JAX_COMPILATION_CACHE_DIR` set from the second time on "
-        f"{middle['warm']['seconds']:.1f} s. The same network with N = 1,000: compilation and three meta-steps of 2 tasks in "
-        f"{long['seconds']:.0f} s, at most {long['peak_mib']:,.0f} MiB resident (`benchmarks/first_step.py`)."
-    )
-
-
 def results() -> str:
-    return "\n\n".join(
-        part for part in (images(), peers(), navigation_speed(), cheetah(), gpu_rl(), memory(), first_step(), blowup()) if part
-    )
+    writers = images, time_to_accuracy, peers, navigation_speed, cheetah, gpu_rl, memory, memory_peers, first_step, blowup
+    return "\n\n".join(part for part in (write() for write in writers) if part)
 
 
 def strategies() -> str:
@@ -241,6 +144,7 @@ SECTIONS = {
     "difference-widths": ("docs/strategies.md", difference_widths),
     "memory-method": ("docs/strategies.md", memory_method),
     "ablations": ("docs/strategies.md", ablations),
+    "roofline": ("docs/strategies.md", roofline),
 }
 
 

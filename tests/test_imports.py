@@ -12,7 +12,7 @@ SOURCE = ROOT / "src" / "adaptax"
 FILES = sorted(SOURCE.rglob("*.py"))
 CORE = {
     "_tree", "problem", "errors", "objective", "recursion", "batching", "inner", "adaptation", "metagrad", "stepsize",
-    "curvature", "gradients", "cost", "smoothing", "update", "method", "implicit", "reptile",
+    "curvature", "gradients", "cost", "smoothing", "update", "method", "implicit", "reptile", "unchanging",
 }  # fmt: skip
 OUTSIDE_THE_CORE = {"training", "tasks", "models", "cli", "report", "theory", "measure", "reproduce"}
 

@@ -22,7 +22,9 @@ def test_the_first_program_runs_as_it_stands(capsys):
     assert len(program.group(1).strip().splitlines()) <= 17
 
 
-@pytest.mark.parametrize("section", ["demo", "results", "strategies", "difference-widths", "memory-method", "ablations"])
+@pytest.mark.parametrize(
+    "section", ["demo", "results", "strategies", "difference-widths", "memory-method", "ablations", "roofline"]
+)
 def test_the_tables_are_those_of_the_saved_results(section, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
     spec = importlib.util.spec_from_file_location("readme", ROOT / "benchmarks" / "readme.py")

@@ -18,6 +18,7 @@ from adaptax.problem import Samples
 from adaptax.recursion import check_store, forward, recomputed_steps, reverse
 from adaptax.stepsize.learned import Learned, Meta
 from adaptax.stepsize.rates import Rates
+from adaptax.unchanging import computed
 
 
 class MultiStep(eqx.Module):
@@ -63,7 +64,9 @@ class MetaGradient(AbstractMethod):
 
     One reverse recursion: $v \leftarrow \nabla l_T(w_N)$, then $v \leftarrow v - \alpha\hat H_j v$ for j = N-1 ... 0.
     Only the iterates are kept, so memory does not grow with the computation graphs of N steps. Inner optimisers,
-    proximal terms and losses at earlier steps are carried by the same recursion.
+    proximal terms and losses at earlier steps are carried by the same recursion. If only some leaves adapt
+    (`Inner(adapt=...)`), what they do not reach in a finite-sum loss is computed and differentiated once, unless it is
+    inside a function that is compiled with the rest.
 
     Arguments:
         inner: the inner loop (`method.inner`).
@@ -152,6 +155,11 @@ class MetaGradient(AbstractMethod):
         if self.mode == "backprop" and problem.stochastic and self.independent_curvature:
             raise InputError('mode="backprop" reuses the step samples: pass independent_curvature=False with it.')
 
+    def _shortens(self, problem, split) -> bool:
+        """Whether a part of the loss is the same at all inner steps, and all that is asked of it is exact derivatives."""
+        exact = isinstance(self.curvature, Exact) and isinstance(self.inner.gradients, AutoDiff)
+        return exact and not problem.stochastic and self.multi_step is None and bool(jax.tree.leaves(split.frozen))
+
     def one_task(self, problem, params, task, key):
         inner, samples, given = self.inner, self.samples, params
         learned = isinstance(inner.stepsize, Learned)
@@ -184,7 +192,12 @@ class MetaGradient(AbstractMethod):
                 split.adapting, split.frozen, rates.tree
             )
         else:
-            path = forward(descent, split.adapting, split.frozen, rates, inner.steps, self.store)
+            rest, remainder = split.frozen, None
+            if self._shortens(problem, split):
+                remainder = computed(loss, split.adapting, split.frozen)
+                rest, loss = remainder.known, remainder.loss
+                descent = inner.descent(loss, key)
+            path = forward(descent, split.adapting, rest, rates, inner.steps, self.store)
             losses = path.losses
 
             def by_both(w, frozen, j):
@@ -198,10 +211,13 @@ class MetaGradient(AbstractMethod):
                 early = jnp.concatenate([jnp.zeros((1,)), weights[:-1]])
                 targets = early, lambda w, frozen, j: by_both(w, frozen, j)[1]
             purpose, size = (CURVATURE, samples.curvature) if self.independent_curvature else (STEP, samples.step)
-            product, gradient = factors(self.curvature, inner.gradients, step_loss(rebuild, key, purpose, size), key)
+            loss = step_loss(rebuild, key, purpose, size) if remainder is None else loss
+            product, gradient = factors(self.curvature, inner.gradients, loss, key)
+            last = cotangent if remainder is None else (cotangent[0], _tree.zeros_like(rest))
             v, v_frozen, rates_bar, _ = reverse(
-                product, gradient, descent, path, split.frozen, rates, cotangent, by_rates=learned, targets=targets
+                product, gradient, descent, path, rest, rates, last, by_rates=learned, targets=targets
             )
+            v_frozen = v_frozen if remainder is None else _tree.add(cotangent[1], remainder.pull_back(v_frozen))
         plain_given = given.params if learned else given
         grad = inner.pull_back(plain_given, eqx.combine(v, v_frozen))
         info = Info(rates.mean(), losses, value)

@@ -1,7 +1,7 @@
 """What is learned: tasks, pools of them, and the two kinds of problem, finite-sum and resampling."""
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -129,9 +129,10 @@ class AbstractProblem(eqx.Module):
         """The batch on which the adapted parameters are judged."""
         raise NotImplementedError("abstract")
 
-    def scores(self, params: PyTree, batch: PyTree) -> dict[str, Array]:
-        """The outer loss and the metrics on one batch, by name."""
-        extra = {} if self.metrics is None else dict(self.metrics(params, batch))
+    def scores(self, params: PyTree, batch: PyTree, steps: Any) -> dict[str, Array]:
+        """The outer loss and the metrics on one batch after so many inner steps, by name."""
+        where = (steps,) if getattr(self.metrics, "by_step", False) else ()
+        extra = {} if self.metrics is None else dict(self.metrics(params, batch, *where))
         return {"loss": self.target_loss(params, batch), **extra}
 
 
@@ -147,7 +148,8 @@ class FiniteSum(AbstractProblem):
         sample_task: `sample_task(key) -> Task`, one task; traceable, since tasks are sampled on the device. For finitely
             many tasks, `ax.Pool(tasks)`.
         target_loss: another outer loss, called with `task.target` (default: `loss`).
-        metrics: `metrics(params, batch) -> dict of scalars`, reported by `ax.evaluate`, never differentiated.
+        metrics: `metrics(params, batch) -> dict of scalars`, reported by `ax.evaluate`, never differentiated. One with a
+            true attribute `by_step` is called as `metrics(params, batch, n)` after n inner steps.
 
     Errors: `InputError` if an argument is not callable.
 

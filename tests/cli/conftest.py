@@ -15,7 +15,8 @@ from adaptax.cli.main import main
 SMALL = {
     "sinusoid": "--inner-steps 2 --steps 6 --tasks-per-step 4 --hidden 8 --evaluation-tasks 8 --checkpoint-every 2",
     "matrix": "--inner-steps 2 --steps 6 --tasks-per-step 4 --dim 5 --evaluation-tasks 8 --checkpoint-every 2",
-    "images": "--head per-class --inner-steps 1 --steps 2 --tasks-per-step 2 --channels 4 --evaluation-tasks 4",
+    "images": "--head per-class --adapt everything --inner-steps 1 --steps 2 --tasks-per-step 2 --channels 4 "
+    "--evaluation-tasks 4",
 }
 # Left out by name when they are both training and test data; Latin is only in the training data, Greek in both.
 TRAINING, TEST = ("Greek", "Latin"), ("Greek", "Tagalog")

@@ -6,13 +6,16 @@ import shutil
 import zipfile
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 import adaptax as ax
+from adaptax.cli.build import build
 from adaptax.cli.configs import Images
 from adaptax.cli.pictures import load
+from adaptax.cli.settings import from_saved
 from adaptax.tasks import Characters, ImageClasses
 
 
@@ -36,7 +39,8 @@ def network(request, monkeypatch):
 def check(result):
     """What an evaluation on the archives of `zips` must say, whatever the network."""
     assert result["left_out"] == ["Greek"] and result["judged_on"] == "6 characters of Tagalog"
-    assert result["steps"] == [0, 1, 2] and set(result["scores"]) == {"loss", "accuracy", "accuracy_nontransductive"}
+    usual = {"loss", "accuracy", "accuracy_nontransductive"}
+    assert result["steps"] == [0, 1, 2] and set(result["scores"]) - {"accuracy_step_statistics"} == usual
     accuracy = result["scores"]["accuracy"]
     assert all(low <= mean <= high for low, mean, high in zip(*(accuracy[n] for n in ("low", "mean", "high")), strict=True))
     assert all(0 <= mean <= 1 and mean * 100 == pytest.approx(round(mean * 100)) for mean in accuracy["mean"])
@@ -48,6 +52,7 @@ def test_the_convolutional_network(train, run, zips, tmp_path):
     assert result.code == 0 and "accuracy" in result.out
     saved = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     check(saved)
+    assert min(saved["scores"]["accuracy_step_statistics"]["mean"]) >= 0
     assert json.loads(run("evaluate", tmp_path / "run", "--format", "json").out) == saved
 
 
@@ -118,8 +123,8 @@ def test_data_may_be_moved_and_may_not_be_changed(finished, zips, copied, run, t
         ("--data TRAIN --method prototypical", "--method prototypical takes no inner steps: add --inner-steps 0."),
         ("--data TRAIN --method pretrain --head shared --stepsize edge", "give --stepsize a number such as 0.1"),
         ("--data TRAIN --method pretrain --head shared --validation 1 --evaluate-every 1", "leave out --validation"),
-        ("--data TRAIN --fine-tune head", "--fine-tune head is for --method pretrain: leave it out for maml."),
         ("--data TRAIN --method prototypical --inner-steps 0 --head per-class", "--head per-class is for --method maml"),
+        ("--data TRAIN --method prototypical --head shared --inner-steps 0", "--method prototypical adapts nothing"),
         ("--data TRAIN --validation 1", "--validation needs --evaluate-every"),
         ("--data TRAIN --evaluate-every 1 --validation 2", "--validation 2 must leave some of 2 alphabets to train on"),
         ("--data TRAIN --evaluate-every 1 --validation Klingon", "must be a number, or one of Greek, Latin."),
@@ -232,9 +237,36 @@ def test_validation_chooses_the_network(train, run, zips, tmp_path):
     assert "is finished: nothing was changed" in train("images", *options).out
 
 
+def test_the_last_layer_adapts_unless_everything_is_to(zips):
+    chosen = build(Images(data=zips[0])).method.inner.adapt
+    assert chosen("head.weight") and not chosen("blocks.0.weight")
+    assert build(Images(data=zips[0], adapt="everything")).method.inner.adapt is None
+
+
+def test_a_run_of_old_is_read_as_it_was(zips):
+    saved = {"task": "images", "data": str(zips[0])}
+    read = from_saved(saved, "run")
+    assert isinstance(read, Images)
+    assert read.adapt == "everything" and read.schedule == "constant"
+    assert from_saved(saved | {"adapt": "head"}, "run").adapt == "head"
+
+
+def test_the_outer_step_size_falls(zips):
+    gradient, moved = jnp.ones(()), {}
+    for schedule in ("cosine", "constant"):
+        optimizer = build(Images(data=zips[0], optimizer="sgd", learning_rate=1.0, steps=4, schedule=schedule)).optimizer
+        state, moved[schedule] = optimizer.init(gradient), []
+        for _ in range(5):
+            step, state = optimizer.update(gradient, state)
+            moved[schedule].append(-float(step))
+    np.testing.assert_allclose(moved["constant"], np.ones(5))
+    np.testing.assert_allclose(moved["cosine"], (1 + np.cos(np.pi * np.arange(5) / 4)) / 2, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_prototypical_networks_in_the_same_command(train, run, zips, tmp_path):
-    options = ("--method", "prototypical", "--inner-steps", 0, "--norm", "layer", "--out", tmp_path / "run")
+    plain = ("--head", "shared", "--adapt", "head", "--norm", "layer", "--out", tmp_path / "run")
+    options = ("--method", "prototypical", "--inner-steps", 0, *plain)
     result = train("images", "--data", zips[0], "--test-data", zips[1], *options)
     saved = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert result.code == 0 and saved["steps"] == [0] and 0 < saved["scores"]["accuracy"]["mean"][0] <= 1
@@ -244,7 +276,7 @@ def test_prototypical_networks_in_the_same_command(train, run, zips, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["everything", "head"])
 def test_pretrained_networks_in_the_same_command(train, run, zips, tmp_path, part):
-    options = ("--method", "pretrain", "--fine-tune", part, "--out", tmp_path / "run")
+    options = ("--method", "pretrain", "--head", "shared", "--adapt", part, "--out", tmp_path / "run")
     result = train("images", "--data", zips[0], "--test-data", zips[1], *options)
     saved = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert result.code == 0

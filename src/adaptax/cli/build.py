@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -37,6 +37,7 @@ class Built:
         judged_on: what these tasks are, in words.
         left_out: alphabets or classes of the test data that were left out because they are training data too.
         environment_steps: of one meta-step, in reinforcement learning.
+        tasks: training tasks whose statistics of batches by inner step are judged with too, if the network has some.
         tuned: the parameters and the inner loop that a state is judged with (default: its own).
         validation: the problem whose tasks choose the best state, if there is one.
     """
@@ -50,6 +51,7 @@ class Built:
     left_out: tuple[str, ...] = ()
     environment_steps: int | None = None
     validation: ax.FiniteSum | None = None
+    tasks: ax.FiniteSum | None = None
     tuned: Callable[[Any], tuple[Any, ax.Inner]] | None = None
 
     def step(self, tasks_per_step: int) -> Step:
@@ -59,13 +61,13 @@ class Built:
 
 def build(config: Training) -> Built:
     """Build everything that is trained with and judged on; `InputError` if something cannot be."""
-    start = ax.models.shared_head(config.ways) if isinstance(config, Images) and config.head == "shared" else None
-    inner = ax.Inner(config.inner_steps, parse_stepsize(config.stepsize), start=start)
+    inner = _inner(config)
     method = ax.MetaGradient(inner, _CURVATURES[config.curvature]())
     key = initial_key(config.seed)
     if isinstance(config, Reinforcement):
         return _reinforcement(config, method, key)
-    optimizer = _optimizer(config.optimizer, config.learning_rate)
+    falls = isinstance(config, Images) and config.schedule == "cosine"
+    optimizer = _optimizer(config.optimizer, config.learning_rate, config.steps if falls else None)
     if isinstance(config, Images):
         return _images(config, method, optimizer, key)
     if isinstance(config, Sinusoid):
@@ -78,10 +80,23 @@ def build(config: Training) -> Built:
     return Built(problem, params, method, optimizer, problem, "new matrices")
 
 
+def _inner(config: Training) -> ax.Inner:
+    adapt = start = None
+    if isinstance(config, Images):
+        adapt = _of_head if config.adapt == "head" else None
+        start = ax.models.shared_head(config.ways) if config.head == "shared" else None
+    return ax.Inner(config.inner_steps, parse_stepsize(config.stepsize), adapt, start=start)
+
+
+def _of_head(path: str) -> bool:
+    return path.startswith("head")
+
+
 @functools.cache
-def _optimizer(name: str, learning_rate: float) -> optax.GradientTransformation:
+def _optimizer(name: str, learning_rate: float, steps: int | None) -> optax.GradientTransformation:
     # One object for the same options, so that runs in one process share their compiled programs.
-    return {"adam": optax.adam, "sgd": optax.sgd}[name](learning_rate)
+    rate = learning_rate if steps is None else optax.cosine_decay_schedule(learning_rate, steps)
+    return {"adam": optax.adam, "sgd": optax.sgd}[name](rate)
 
 
 def initial_key(seed: int) -> Any:
@@ -132,11 +147,13 @@ def _images(config: Images, method: ax.MetaGradient, optimizer: optax.GradientTr
         problem, held_out, chosen_by = of(problem), of(held_out), None if chosen_by is None else of(chosen_by)
     elif config.norm == "batch":
         held_out = ax.tasks.both_accuracies(held_out)
+    statistics = problem if config.norm == "batch" and config.method != "prototypical" else None
     if config.method == "pretrain":
-        return _pretrained(config, ax.tasks.joint(problem), optimizer, key, held_out, judged_on, left_out)
+        built = _pretrained(config, ax.tasks.joint(problem), optimizer, key, held_out, judged_on, left_out)
+        return replace(built, tasks=statistics)
     outputs = 1 if config.head == "shared" else config.ways
     params = _network(config, outputs, held_out, key)
-    return Built(problem, params, method, optimizer, held_out, judged_on, left_out, validation=chosen_by)
+    return Built(problem, params, method, optimizer, held_out, judged_on, left_out, validation=chosen_by, tasks=statistics)
 
 
 def _network(config: Images, outputs: int, problem: ax.FiniteSum, key: Any) -> Any:
@@ -149,10 +166,7 @@ def _network(config: Images, outputs: int, problem: ax.FiniteSum, key: Any) -> A
 def _pretrained(config, problem, optimizer, key, held_out, judged_on, left_out) -> Built:
     """A classifier of all training classes, which is judged with a new head that all classes share at first."""
     params = _network(config, problem.loss.ways, held_out, key)
-    options: dict[str, Any] = {"start": ax.models.shared_head(config.ways)}
-    if config.fine_tune == "head":
-        options["adapt"] = lambda path: path.startswith("head")
-    inner = ax.Inner(config.inner_steps, parse_stepsize(config.stepsize), **options)
+    inner = _inner(config)
     tuned = lambda state: (ax.models.fresh_head(state.params), inner)  # noqa: E731
     method = ax.MetaGradient(ax.Inner(0, 1.0))
     return Built(problem, params, method, optimizer, held_out, judged_on, left_out, tuned=tuned)

@@ -18,7 +18,7 @@ Config = TypeVar("Config", bound=Training)
 # How a run is started says nothing about what it is.
 _NOT_SAVED = ("out", "config", "resume", "cache")
 # Saved only where they are set, so that runs from before there were such options go on.
-_LATER = ("colour", "flips", "model", "norm", "validation", "method", "fine_tune")
+_LATER = ("colour", "flips", "model", "norm", "validation", "method")
 DIGEST = "_sha256"
 
 # The smallest value of each option that is a whole number.
@@ -69,7 +69,12 @@ def from_saved(saved: dict[str, Any], where: str) -> Training:
     kind = TASKS.get(saved["task"]) if isinstance(saved, dict) and isinstance(saved.get("task"), str) else None
     if kind is None:
         raise InputError(f"{where} was not written by adaptax train: use ax.evaluate or ax.train on it from Python.")
-    return overlay(kind(), saved, where)
+    return overlay(kind(), as_saved(saved), where)
+
+
+def as_saved(saved: dict[str, Any]) -> dict[str, Any]:
+    """What a run's file stands for: before there was a choice, the whole network adapted, at a constant outer step size."""
+    return {"adapt": "everything", "schedule": "constant"} | saved if saved.get("task") == Images.task else saved
 
 
 def overlay(config: Config, values: dict[str, Any], where: str) -> Config:
@@ -141,8 +146,8 @@ def _check_images(config: Images) -> None:
         raise InputError("--method prototypical takes no inner steps: add --inner-steps 0.")
     if config.method != "maml" and config.head != "shared":
         raise InputError(f"--head {config.head} is for --method maml: leave it out for {config.method}.")
-    if config.method != "pretrain" and config.fine_tune != "everything":
-        raise InputError(f"--fine-tune {config.fine_tune} is for --method pretrain: leave it out for {config.method}.")
+    if config.method == "prototypical" and config.adapt != "head":
+        raise InputError("--method prototypical adapts nothing: leave out --adapt.")
     if config.method == "pretrain" and canonical_stepsize(config.stepsize).startswith(("edge", "guaranteed")):
         raise InputError("--method pretrain is fine-tuned with a step size of its own: give --stepsize a number such as 0.1.")
     if config.method == "pretrain" and config.validation is not None:

@@ -82,5 +82,5 @@ def complete(config: Training, given: Any) -> Training:
             raise InputError(f"There is no run in {out} to go on with: leave out --resume to start one.")
         saved = Run(out).config()
         settings.from_saved(saved, str(out))
-        base = settings.overlay(base, saved, str(out))
+        base = settings.overlay(base, settings.as_saved(saved), str(out))
     return given(settings.overlay(base, values, str(config.config)))

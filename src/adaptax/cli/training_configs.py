@@ -94,9 +94,11 @@ class Images(Training):
     task: ClassVar[str] = "images"
 
     inner_steps: int = 5
-    stepsize: StepSize = "0.4"
-    steps: int = 2500
+    stepsize: StepSize = "0.1"
+    steps: int = 5000
     tasks_per_step: int = 16
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """How the step size of the outer optimiser falls to zero over --steps (of a run that goes on, over the new number)."""
     checkpoint_every: int = 100
     data: File = None
     """What to train on (required): an Omniglot zip; or a folder, zip, tar (class/image.jpg) or npz (images, labels)."""
@@ -124,8 +126,6 @@ class Images(Training):
     method: Literal["maml", "prototypical", "pretrain"] = "maml"
     """prototypical does not adapt: images go to the nearest class mean of the network's features (--inner-steps 0). pretrain
     tells all training classes apart and is fine-tuned when it is judged, by N steps and up to twice as many."""
-    fine_tune: Literal["everything", "head"] = "everything"
-    """What adapts when a pretrained network is judged."""
     model: Literal["conv4", "resnet12"] = "conv4"
     """The network."""
     channels: int = 32
@@ -134,6 +134,8 @@ class Images(Training):
     """Over what is normalised: all images at hand (predictions are then transductive), or each image by itself."""
     head: Literal["per-class", "shared"] = "shared"
     """Whether the inner steps begin with a class vector for each class, or with one for all."""
+    adapt: Literal["head", "everything"] = "head"
+    """What the inner steps change (what pretrain is fine-tuned in): the last layer, or the whole network."""
     rotations: bool = True
     """Train on each class turned by 90, 180 and 270 degrees as three more classes."""
     flips: bool = False

@@ -1,7 +1,7 @@
 """Convolutions as matrix products, with normalisation and pooling: the parts of the convolutional networks."""
 
 import abc
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -24,10 +24,21 @@ _OFFSETS = [(i, j) for i in range(3) for j in range(3)]
 _EPSILON = 1e-5
 
 
+class Moments(NamedTuple):
+    """Mean and variance of each channel before normalisation."""
+
+    mean: Float[Array, "*steps channels"]
+    variance: Float[Array, "*steps channels"]
+
+
+# Whose statistics normalise by batch: all images at hand, the first so many of them, or fixed ones (one for each unit).
+Given = int | Moments | tuple | None
+
+
 class Unit(eqx.Module):
     """Same convolution without bias, and normalisation with a learned scale and shift.
 
-    By batch it has the statistics of the images at hand, or of the first `given` of them.
+    By batch it has the statistics of the images at hand, or those that `given` says.
 
     Everything is matrix products and elementwise, at any order of differentiation and under `vmap`: compilers' own
     convolutions are slow with one filter per task, and in some derivatives.
@@ -38,17 +49,22 @@ class Unit(eqx.Module):
     shift: Float[Array, " outputs"]
     norm: str = eqx.field(static=True, default="batch")
 
-    def __call__(self, x: Float[Array, "n h w inputs"], given: int | None = None) -> Float[Array, "n h w outputs"]:
+    def __call__(self, x: Float[Array, "n h w inputs"], given: Given = None) -> Float[Array, "n h w outputs"]:
         y, apart = _convolve(x, self.weight)
         mean, factor = self._statistics(y, apart, given)
         return (_whole(y, apart) - mean) * factor + self.shift
 
-    def _statistics(self, y, apart, given):
-        """The mean, and the scale over the deviation, of each channel; of each image too if it is normalised by itself.
+    def moments(self, x: Float[Array, "n h w inputs"]) -> Any:
+        """The statistics that these images have here."""
+        flat = _convolve(x, self.weight)[0].reshape(-1, self.scale.shape[0])
+        mean = flat.mean(0)
+        return Moments(mean, ((flat - mean) ** 2).mean(0))
 
-        With `given`, those of a batch are of its first images alone.
-        """
+    def _statistics(self, y, apart, given):
+        """The mean, and the scale over the deviation, of each channel; of each image too if it is normalised by itself."""
         if self.norm == "batch":
+            if isinstance(given, Moments):
+                return given.mean, self.scale * lax.rsqrt(given.variance + _EPSILON)
             y = y if given is None else y[:, :given] if apart else y[:given]
             flat = y.reshape(-1, y.shape[-1])
             mean = flat.mean(0)
@@ -65,7 +81,7 @@ class Unit(eqx.Module):
 class Block(Unit):
     """A `Unit`, then relu and 2x2 max pool."""
 
-    def __call__(self, x: Float[Array, "n h w inputs"], given: int | None = None) -> Float[Array, "n h2 w2 outputs"]:
+    def __call__(self, x: Float[Array, "n h w inputs"], given: Given = None) -> Float[Array, "n h2 w2 outputs"]:
         y, apart = _convolve(x, self.weight)
         mean, factor = self._statistics(y, apart, given)
         # Normalisation and relu are monotone, so a quarter of the work is left if the pool comes first. What is compared is
@@ -83,22 +99,50 @@ class ConvNet(eqx.Module):
     head: Linear
     image: tuple[int, int, int] = eqx.field(static=True)
 
-    def __call__(self, images: Float[Array, "n h w c"], given: int | None = None) -> Float[Array, "n ways"]:
+    def __call__(self, images: Float[Array, "n h w c"], given: Given = None) -> Float[Array, "n ways"]:
         return self.head(self.features(images, given))
 
-    def features(self, images: Float[Array, "n h w c"], given: int | None = None) -> Float[Array, "n features"]:
-        """What the head is applied to; batches are normalised by their first `given` images (default: by all)."""
+    def features(self, images: Float[Array, "n h w c"], given: Given = None) -> Float[Array, "n features"]:
+        """What the head is applied to.
+
+        Batches are normalised by all their images, by their first `given` ones, or by statistics that `moments` gave.
+        """
+        x = self._checked(images)
+        for block, part in zip(self.blocks, each(given, len(self.blocks)), strict=True):
+            x = block(x, part)
+        return self.row(x)
+
+    def moments(self, images: Float[Array, "n h w c"]) -> tuple[Any, ...]:
+        """The statistics that a batch has in all units, for `given`.
+
+        Errors: `InputError` if each image is normalised by itself.
+        """
+        x, found = self._checked(images), []
+        for block in self.blocks:
+            found.append(block.moments(x))
+            x = block(x)
+        if any(unit.norm != "batch" for unit in jax.tree.leaves(self.blocks, is_leaf=_is_unit)):
+            raise InputError('Only a network with norm="batch" has statistics of batches: leave them out for this one.')
+        return tuple(found)
+
+    def _checked(self, images):
         if images.ndim != 4 or images.shape[1:] != self.image:
             name, shape = type(self).__name__.lower(), ", ".join(map(str, self.image))
             raise InputError(f"{name} takes images of shape (n, {shape}), not {images.shape}: reshape them.")
-        x = images
-        for block in self.blocks:
-            x = block(x, given)
-        return self.row(x)
+        return images
 
     @abc.abstractmethod
     def row(self, x: Float[Array, "n h w c"]) -> Float[Array, "n features"]:
         """One row for each image of what the last block gives."""
+
+
+def each(given: Given, count: int) -> tuple[Any, ...]:
+    """What is given to each of so many parts."""
+    return given if isinstance(given, tuple) and not isinstance(given, Moments) else (given,) * count
+
+
+def _is_unit(part: Any) -> bool:
+    return isinstance(part, Unit)
 
 
 def check_sizes(where: str, ways: Any, channels: Any, image: Any) -> None:

@@ -1,12 +1,14 @@
 """The residual network of twelve convolutions, the larger standard of few-shot image classification."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from adaptax.errors import InputError
-from adaptax.models.convolution import ConvNet, Unit, check_norm, check_sizes, max_pool, unit
+from adaptax.models.convolution import ConvNet, Given, Unit, check_norm, check_sizes, each, max_pool, unit
 from adaptax.models.mlp import Linear
 
 _SLOPE = 0.1
@@ -18,10 +20,17 @@ class Residual(eqx.Module):
     units: tuple[Unit, Unit, Unit]
     shortcut: Unit
 
-    def __call__(self, x: Float[Array, "n h w inputs"], given: int | None = None) -> Float[Array, "n h2 w2 outputs"]:
-        first, second, third = self.units
-        y = third(_leaky(second(_leaky(first(x, given)), given)), given) + self.shortcut(x, given)
+    def __call__(self, x: Float[Array, "n h w inputs"], given: Given = None) -> Float[Array, "n h2 w2 outputs"]:
+        (first, second, third), (a, b, c, d) = self.units, each(given, 4)
+        y = third(_leaky(second(_leaky(first(x, a)), b)), c) + self.shortcut(x, d)
         return _leaky(max_pool(y))
+
+    def moments(self, x: Float[Array, "n h w inputs"]) -> tuple[Any, ...]:
+        """The statistics that these images have in the four units."""
+        first, second, third = self.units
+        y = _leaky(first(x))
+        z = _leaky(second(y))
+        return first.moments(x), second.moments(y), third.moments(z), self.shortcut.moments(x)
 
 
 class ResNet12(ConvNet):

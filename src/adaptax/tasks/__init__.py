@@ -17,6 +17,7 @@ from adaptax.tasks.images import (
     prototypical,
     read_characters,
     read_images,
+    with_statistics,
 )
 from adaptax.tasks.sinusoid import sinusoid, sinusoid_resampling
 
@@ -41,4 +42,5 @@ __all__ = [
     "rl",
     "sinusoid",
     "sinusoid_resampling",
+    "with_statistics",
 ]

@@ -151,7 +151,7 @@ def _scores(
         inside = jax.lax.fori_loop(taken, n, descend, inside)
         _, _, adapted = rebuild(inside[0], split.frozen)
         fresh = fold(key, TARGET, n)
-        return (inside, n), problem.scores(adapted, problem.target_batch(task, adapted, fresh, samples.target))
+        return (inside, n), problem.scores(adapted, problem.target_batch(task, adapted, fresh, samples.target), n)
 
     start = (split.adapting, descent.update.init(split.adapting))
     return jax.lax.scan(visit, (start, jnp.array(0)), jnp.array(steps))[1]

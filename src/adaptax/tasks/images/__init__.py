@@ -11,6 +11,7 @@ from adaptax.tasks.images.prepared import open_prepared, prepare_images
 from adaptax.tasks.images.prototypes import prototypical
 from adaptax.tasks.images.reading import read_images
 from adaptax.tasks.images.scoring import both_accuracies
+from adaptax.tasks.images.statistics import with_statistics
 from adaptax.tasks.images.stream import episodes
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "prototypical",
     "read_characters",
     "read_images",
+    "with_statistics",
 ]

@@ -1,0 +1,160 @@
+"""What the documents say of images, speed and memory; `readme.py` writes it."""
+
+import statistics
+
+from tables import load, rows_of
+
+_RUNS = {
+    "5-1": "5-way 1-shot",
+    "5-5": "5-way 5-shot",
+    "20-1": "20-way 1-shot",
+    "prototypical": "5-way 1-shot, prototypical network",
+    "pretrain": "5-way 1-shot, pre-trained, its head fine-tuned",
+}
+
+
+def share(score: dict, i: int) -> str:
+    """An accuracy with its interval."""
+    return f"{100 * score['mean'][i]:.1f} % [{100 * score['low'][i]:.1f}, {100 * score['high'][i]:.1f}]"
+
+
+def images() -> str:
+    result = load("images")
+    if result is None:
+        return ""
+    runs = sorted(result["runs"], key=lambda run: (list(_RUNS).index(run["name"]), run["seed"]))
+    first, rows = runs[0], []
+    for run in runs:
+        score, last = run["scores"]["accuracy"], len(run["steps"]) - 1
+        chosen = [share(score, run["steps"].index(run["config"]["inner_steps"])), share(score, last)]
+        apart = run["scores"].get("accuracy_nontransductive")
+        alone = f"{100 * apart['mean'][last]:.1f} %" if apart else ""
+        chosen = chosen if last else ["", chosen[0]]
+        rows.append([_RUNS[run["name"]], str(run["seed"]), f"{run['step']:,}", f"{run['minutes']:.1f}", *chosen, alone])
+    config = first["config"]
+    n = config["inner_steps"]
+    header = ["", "seed", "meta-steps", "minutes", f"after {n} steps", f"after {2 * n}", "by the support set's statistics"]
+    text = (
+        f"**Real images.** Characters: trained on Omniglot's small background set 1 on "
+        f"{result['machine']['cores']} cores (minutes with compilation and evaluation), judged on {first['tasks']:,} tasks of "
+        f"{first['judged_on']}, which it has not seen; Conv4-{config['channels']}, N = {n}, α = {config['stepsize']}, the "
+        "defaults of `adaptax train images` (`benchmarks/images.py`; [what was chosen, and by what](docs/strategies.md)). 95 % "
+        "over tasks; predictions are transductive, except in the last column."
+    )
+    return f"{text}\n\n{rows_of(header, rows)}"
+
+
+def ablations() -> str:
+    result = load("ablations")
+    if result is None:
+        return ""
+    from ablations import RECIPES
+
+    rows = sorted(result["rows"], key=lambda row: list(RECIPES).index(row["recipe"]))
+    score = lambda row: {"mean": row["accuracy"], "low": row["low"], "high": row["high"]}  # noqa: E731
+    places = lambda row: (1, 2) if len(row["inner_steps"]) > 1 else (0,)  # noqa: E731
+    body = [[row["recipe"], *[share(score(row), i) for i in places(row)][-2:]] for row in rows]
+    body = [row if len(row) == 3 else [row[0], "", row[1]] for row in body]
+    steps = ", ".join(sorted({f"{row['steps']:,}" for row in rows}))
+    text = (
+        f"5-way 1-shot characters, trained on four alphabets of Omniglot's small background set 1 for {steps} meta-steps of "
+        f"16 tasks (one seed), judged on 1,000 tasks of the fifth, {rows[0]['judged_on'][0]}, which chooses the recipe. Base: "
+        "N = 5, α = 0.1, the last layer adapts and is one class vector for all at first, classes turned, images distorted, 5 "
+        "queries, Adam at 0.001, Conv4-32 (`benchmarks/ablations.py`)."
+    )
+    return f"{text}\n\n{rows_of(['recipe', 'after N steps', 'after 2 N'], body)}"
+
+
+def time_to_accuracy() -> str:
+    from time_to_accuracy import GOAL, table
+
+    result = load("time_to_accuracy")
+    if result is None:
+        return ""
+    text = (
+        f"**Time to {100 * GOAL:.0f} %.** 5-way 1-shot on the same data, training time with compilation, without evaluations, "
+        f"one run on {result['machine']['cores']} cores; judged by {result['tasks']} fixed tasks "
+        "(`benchmarks/time_to_accuracy.py`):"
+    )
+    return f"{text}\n\n{rows_of(*table(result))}"
+
+
+def memory() -> str:
+    result = load("memory")
+    if result is None:
+        return ""
+    mib = lambda x: f"{x / 2**20:.0f}"  # noqa: E731
+    kinds = {"recursion": "recursion", "recursion_sqrt": 'recursion, `store="sqrt"`', "backpropagation": "backpropagation"}
+    header = ["N", *(str(row["inner_steps"]) for row in result["rows"])]
+    rows = [[name, *(mib(row[kind]) for row in result["rows"])] for kind, name in kinds.items()]
+    text = "**Memory.** MiB of temporaries of one compiled meta-gradient, Conv4-64, 28×28, one task (`benchmarks/memory.py`)."
+    return f"{text}\n\n{rows_of(header, rows)}"
+
+
+def memory_peers() -> str:
+    from memory_peers import table
+
+    result = load("memory_peers")
+    if result is None:
+        return ""
+    text = (
+        "**Memory beside others.** Most memory resident of a process that forms one exact meta-gradient of one task, Conv4-64, "
+        f"28×28; each may hold {result['limit_gib']} GiB; adaptax with the compiler (`benchmarks/memory_peers.py`)."
+    )
+    return f"{text}\n\n{rows_of(*table(result))}"
+
+
+def peers() -> str:
+    result = load("peers")
+    if result is None:
+        return ""
+    header = ["", *(case["title"] for case in result["cases"])]
+    names = list(result["cases"][0]["sides"])
+    rows = []
+    for name in names:
+        cells = [f"`{name}`"]
+        for case in result["cases"]:
+            side = case["sides"][name]
+            milliseconds = 1e3 * statistics.median(side["seconds"])
+            time = f"{milliseconds:,.{0 if milliseconds >= 100 else 1}f} ms"
+            cells.append(f"{time}, {side['ratio']['text']}, {side['peak_mib']:,.0f} MiB")
+        rows.append(cells)
+    text = (
+        f"**Speed.** One exact second-order meta-gradient of a batch of tasks, N = 5, on {result['machine']['cores']} cores "
+        f"({result['machine']['cpu']}): median time, ratio to adaptax [range over the rounds], most memory resident. All "
+        "sides compute the same gradient from the same inputs (`benchmarks/peers.py`)."
+    )
+    return f"{text}\n\n{rows_of(header, rows)}"
+
+
+def roofline() -> str:
+    from roofline import table
+
+    result = load("roofline")
+    if result is None:
+        return ""
+    text = (
+        "Where the time of one exact meta-gradient goes (N = 5): its parts, each compiled alone and run on all tasks of the "
+        "batch. GFLOP by formula, convolutions as defined (the network computes most by Winograd's algorithm, with 16 products "
+        "for 36, and a Hessian-vector product forms the gradient once more, which is not counted); GB by the compiler. "
+        f"{result['machine']['cpu']}, {result['machine']['cores']} cores: the fastest float32 matrix product "
+        f"{result['product_flops'] / 1e9:,.0f} GFLOP/s, memory {result['bytes_per_second'] / 1e9:,.0f} GB/s "
+        "(`benchmarks/roofline.py`)."
+    )
+    return f"{text}\n\n{rows_of(*table(result))}"
+
+
+def first_step() -> str:
+    result = load("first_step")
+    if result is None:
+        return ""
+    middle = {
+        name: {k: statistics.median(r[k] for r in rs) for k in ("seconds", "peak_mib")} for name, rs in result["cases"].items()
+    }
+    long = middle["N = 1,000"]
+    return (
+        f"**Start.** From a process's start to the end of the first meta-step of Conv4-32 (16 tasks, 5-way 1-shot, N = 5) "
+        f"{middle['cold']['seconds']:.1f} s, with `JAX_COMPILATION_CACHE_DIR` set from the second time on "
+        f"{middle['warm']['seconds']:.1f} s. The same network with N = 1,000: compilation and three meta-steps of 2 tasks in "
+        f"{long['seconds']:.0f} s, at most {long['peak_mib']:,.0f} MiB resident (`benchmarks/first_step.py`)."
+    )

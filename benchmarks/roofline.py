@@ -1,0 +1,140 @@
+"""Where the time of an exact meta-gradient goes: operations, bytes and rates of its parts, beside what the machine can do.
+
+    python benchmarks/roofline.py [--case conv4 conv4-84 resnet12] [--rounds 5]
+
+For each network the inner gradient, the Hessian-vector product and the target gradient, each compiled alone and run on all
+tasks of the batch, on all cores as in training, and the whole meta-gradient. Operations are counted by formula
+(`operations.py`), bytes by the compiler for the program of one group of tasks, and the machine's limits are measured here:
+the fastest float32 matrix product of several sizes, and a sum over an array that no cache holds. Prints one table and writes
+results/roofline.json.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import operations
+import peer_inputs
+from machine import description
+
+RESULTS = Path(__file__).parent / "results" / "roofline.json"
+TITLES = {
+    "conv4": "Conv4-64, 28×28, 32 tasks, 5 queries",
+    "conv4-84": "Conv4-32, 84×84, 4 tasks, 15 queries",
+    "resnet12": "ResNet-12, 84×84, one task, 15 queries",
+}
+
+
+def seconds(function, rounds: int) -> float:
+    """Median time of a call, after one."""
+    function()
+    found = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        function()
+        found.append(time.perf_counter() - start)
+    return statistics.median(found)
+
+
+def limits() -> dict:
+    """Operations and bytes a second of which this machine is capable, on all cores."""
+    import jax
+    import jax.numpy as jnp
+
+    product = jax.jit(lambda a: a @ a)
+    best = 0.0
+    for n in (500, 1000, 2000, 3000):
+        a = jnp.ones((n, n))
+        best = max(best, 2 * n**3 / seconds(lambda a=a: product(a).block_until_ready(), 9))
+    x = jnp.ones(2**27)
+    total = jax.jit(jnp.sum)
+    return {"product_flops": best, "bytes_per_second": x.nbytes / seconds(lambda: total(x).block_until_ready(), 9)}
+
+
+def parts(case: str, folder: Path, rounds: int) -> dict:
+    """Time, operations and bytes of each part of one meta-gradient of this case."""
+    import jax
+    import jax.numpy as jnp
+    from peer_adaptax import adaptax_meta_gradient, load
+
+    from adaptax.batching import in_flight_for, map_tasks
+    from adaptax.training import devices
+
+    inputs = folder / f"{case}.npz"
+    peer_inputs.write(case, inputs)
+    problem, method, params, tasks, _ = load(case, inputs, "float32")
+    count = len(jax.tree.leaves(tasks)[0])
+    at_once = in_flight_for(problem, params, tasks, None, method.samples, None)
+    mesh = devices.mesh_of(None, count)
+    at_once = min(at_once, devices.share(mesh, count))
+    gradient = lambda w, batch: jax.value_and_grad(problem.loss)(w, batch)  # noqa: E731
+    programs = {
+        "inner gradient": lambda w, task: gradient(w, task.support),
+        "Hessian-vector product": lambda w, task: jax.jvp(lambda w: gradient(w, task.support)[1], (w,), (w,)),
+        "target gradient": lambda w, task: gradient(w, task.target),
+    }
+    # In the recursion every task has parameters of its own.
+    own = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)) + 0, params)
+    group = jax.tree.map(lambda leaf: leaf[:at_once], (own, tasks))
+    split = devices.replicate(mesh, (own, tasks))
+
+    def spread(program):
+        local = lambda _, split: ((), map_tasks(lambda pair: program(*pair), split, at_once))  # noqa: E731
+        run = jax.jit(lambda split: devices.spread(mesh, local, (), split)[1])
+        return lambda: jax.block_until_ready(run(split))
+
+    found = {}
+    for name, program in programs.items():
+        one = jax.jit(jax.vmap(program)).lower(*group).compile()
+        times, each = operations.phases(case, count)[name]
+        found[name] = {
+            "times": times, "operations": each, "bytes": one.cost_analysis()["bytes accessed"] * count / at_once,
+            "temporaries": one.memory_analysis().temp_size_in_bytes,
+            "seconds": seconds(spread(program), rounds),
+        }  # fmt: skip
+    whole = seconds(adaptax_meta_gradient(problem, method, params, tasks, count), rounds)
+    found["meta-gradient"] = {"times": 1, "operations": operations.meta_gradient(case, count), "seconds": whole}
+    return {"case": case, "tasks": count, "in_flight": at_once, "devices": 1 if mesh is None else mesh.size, "parts": found}
+
+
+def table(result: dict) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of the printed table."""
+    header = ["network", "part", "times", "GFLOP", "GB", "ms", "GFLOP/s", "of the matrix product's rate", "GB/s"]
+    rows = []
+    for case in result["cases"]:
+        for name, part in case["parts"].items():
+            rate, gigabytes = part["operations"] / part["seconds"], part.get("bytes", 0) / 1e9
+            rows.append([
+                TITLES[case["case"]] if name == "inner gradient" else "", name, str(part["times"]),
+                f"{part['operations'] / 1e9:,.1f}", f"{gigabytes:.1f}" if gigabytes else "",
+                f"{1e3 * part['seconds']:,.0f}", f"{rate / 1e9:,.0f}", f"{100 * rate / result['product_flops']:.0f} %",
+                f"{gigabytes / part['seconds']:.0f}" if gigabytes else "",
+            ])  # fmt: skip
+    return header, rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--case", nargs="*", choices=tuple(TITLES), default=tuple(TITLES))
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    result = {"machine": description(), **limits(), "cases": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for case in options.case:
+            result["cases"].append(parts(case, Path(folder), options.rounds if case != "resnet12" else 1))
+            print(json.dumps(result["cases"][-1]), flush=True)
+    header, rows = table(result)
+    for row in [header, ["---"] * len(header), *rows]:
+        print(f"| {' | '.join(row)} |")
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
