@@ -129,7 +129,7 @@ class AbstractProblem(eqx.Module):
         """The batch on which the adapted parameters are judged."""
         raise NotImplementedError("abstract")
 
-    def scores(self, params: PyTree, batch: PyTree, steps: Any) -> dict[str, Array]:
+    def scores(self, params: PyTree, batch: PyTree, steps: Any = None) -> dict[str, Array]:
         """The outer loss and the metrics on one batch after so many inner steps, by name."""
         where = (steps,) if getattr(self.metrics, "by_step", False) else ()
         extra = {} if self.metrics is None else dict(self.metrics(params, batch, *where))
