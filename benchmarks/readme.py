@@ -54,8 +54,8 @@ def navigation_speed() -> str:
         f"({result['machine']['cpu']}): median over rounds, ratio [range]. All sides compute the same gradient from the same "
         f"episodes. A run of 200 meta-iterations takes adaptax {result['run_of_200_seconds']:.0f} s, compilation included "
         f"(`benchmarks/navigation_speed.py`). A meta-iteration takes at least {result['operations'] / 1e9:.1f} GFLOP, and "
-        f"matrix products reach {result['product_flops'] / 1e9:.0f} GFLOP/s here, so that more than {limit:,.0f} environment "
-        "steps a second are out of reach of any program in single precision:"
+        f"matrix products reach {result['product_flops'] / 1e9:.0f} GFLOP/s here, so that more than {limit / 1e6:.2f} million "
+        "environment steps a second are out of reach of any program in single precision:"
     )
     return f"{text}\n\n{table(result)}"
 
