@@ -10,14 +10,12 @@ import re
 from pathlib import Path
 
 from readme_images import ablations, first_step, images, memory, memory_peers, peers, roofline, time_to_accuracy
-from tables import RESULTS, ROOT, load, rows_of
+from tables import RESULTS, ROOT, paragraph, rows_of
 
 
-def demo() -> str:
+@paragraph
+def demo(result: dict) -> str:
     """What `make demo` prints."""
-    result = load("demo")
-    if result is None:
-        return ""
     header = ["gradient steps on a new task", *map(str, result["steps"])]
     rows = [[row["name"], *(f"{x:.2f}" for x in row["loss"]["mean"])] for row in result["methods"]]
     text = (
@@ -28,12 +26,10 @@ def demo() -> str:
     return f"{text}\n\n{rows_of(header, rows)}"
 
 
-def blowup() -> str:
+@paragraph
+def blowup(result: dict) -> str:
     from blowup import table
 
-    result = load("blowup")
-    if result is None:
-        return ""
     text = (
         f"**No blow-up.** Held-out loss after N steps, mean and standard error over seeds 0 to 2, {result['meta_steps']:,} "
         f"meta-steps on sinusoids with Adam; meta-steps that had to be skipped in brackets (`benchmarks/blowup.py`)."
@@ -41,12 +37,10 @@ def blowup() -> str:
     return f"{text}\n\n{table(result['rows'])}"
 
 
-def navigation_speed() -> str:
+@paragraph
+def navigation_speed(result: dict) -> str:
     from navigation_speed import STEPS, table
 
-    result = load("navigation_speed")
-    if result is None:
-        return ""
     limit = STEPS / (result["operations"] / result["product_flops"])
     text = (
         "**Speed of meta-reinforcement learning.** Planar navigation, 20 tasks of 20 episodes, horizon 100, one inner step, "
@@ -60,12 +54,10 @@ def navigation_speed() -> str:
     return f"{text}\n\n{table(result)}"
 
 
-def cheetah() -> str:
+@paragraph
+def cheetah(result: dict) -> str:
     from cheetah import table
 
-    result = load("cheetah")
-    if result is None:
-        return ""
     config, counts = result["seeds"][0]["config"], {record["final"]["step"] for record in result["seeds"]}
     taken = f"{min(counts):,}" + (f" to {max(counts):,}" if len(counts) > 1 else "")
     text = (
@@ -78,10 +70,8 @@ def cheetah() -> str:
     return f"{text}\n\n{rows_of(*table(result))}"
 
 
-def gpu_rl() -> str:
-    result = load("gpu_rl")
-    if result is None:
-        return ""
+@paragraph
+def gpu_rl(result: dict) -> str:
     names = {"mjx": "mujoco-mjx", "mujoco": "MuJoCo's C engine, called from the compiled program"}
     cases = [case for case in result["cases"] if "failed" not in case]
     rates = "; ".join(f"{c['steps_per_s']:,.0f} with {c['episodes']:,} episodes abreast ({names[c['engine']]})" for c in cases)
@@ -93,12 +83,10 @@ def results() -> str:
     return "\n\n".join(part for part in (write() for write in writers) if part)
 
 
-def strategies() -> str:
+@paragraph
+def strategies(result: dict) -> str:
     from strategies import memory_table, table
 
-    result = load("strategies")
-    if result is None:
-        return ""
     text = (
         f"One meta-gradient, N = {result['inner_steps']}: oracle calls for one task; median time of a batch on one device "
         f"({result['machine']['cpu']}), in brackets the ratio to the exact one. Sinusoids: MLP 1-40-40-1, 25 tasks; images: "
@@ -108,12 +96,10 @@ def strategies() -> str:
     return f"{text}\n\n{table(result)}\n\n{memory}\n\n{memory_table(result)}"
 
 
-def memory_method() -> str:
+@paragraph
+def memory_method(result: dict) -> str:
     from memory_method import table
 
-    result = load("memory_method")
-    if result is None:
-        return ""
     text = (
         f"Norm of the exact gradient of the meta-objective at the end, mean ± standard deviation over seeds: cosine problem, a "
         f"pool of {result['pool']} tasks, N = {result['inner_steps']}, α = {result['alpha']}, `optax.sgd` with the constant "
@@ -122,12 +108,10 @@ def memory_method() -> str:
     return f"{text}\n\n{table(result)}"
 
 
-def difference_widths() -> str:
+@paragraph
+def difference_widths(result: dict) -> str:
     from difference_widths import table
 
-    result = load("difference_widths")
-    if result is None:
-        return ""
     text = (
         f"Relative error of Hv of `FiniteDifference` over its width, single precision, `conv4` with 32 channels at its initial "
         f"parameters, 5-way 1-shot: median [range] over {result['tasks']} tasks (`benchmarks/difference_widths.py`). Leaving "

@@ -2,7 +2,7 @@
 
 import statistics
 
-from tables import load, rows_of
+from tables import paragraph, rows_of
 
 _RUNS = {
     "5-1": "5-way 1-shot",
@@ -18,10 +18,8 @@ def share(score: dict, i: int) -> str:
     return f"{100 * score['mean'][i]:.1f} % [{100 * score['low'][i]:.1f}, {100 * score['high'][i]:.1f}]"
 
 
-def images() -> str:
-    result = load("images")
-    if result is None:
-        return ""
+@paragraph
+def images(result: dict) -> str:
     runs = sorted(result["runs"], key=lambda run: (list(_RUNS).index(run["name"]), run["seed"]))
     first, rows = runs[0], []
     for run in runs:
@@ -44,10 +42,8 @@ def images() -> str:
     return f"{text}\n\n{rows_of(header, rows)}"
 
 
-def ablations() -> str:
-    result = load("ablations")
-    if result is None:
-        return ""
+@paragraph
+def ablations(result: dict) -> str:
     from ablations import RECIPES
 
     rows = sorted(result["rows"], key=lambda row: list(RECIPES).index(row["recipe"]))
@@ -65,12 +61,10 @@ def ablations() -> str:
     return f"{text}\n\n{rows_of(['recipe', 'after N steps', 'after 2 N'], body)}"
 
 
-def time_to_accuracy() -> str:
+@paragraph
+def time_to_accuracy(result: dict) -> str:
     from time_to_accuracy import GOAL, table
 
-    result = load("time_to_accuracy")
-    if result is None:
-        return ""
     text = (
         f"**Time to {100 * GOAL:.0f} %.** 5-way 1-shot on the same data, training time with compilation, without evaluations, "
         f"one run on {result['machine']['cores']} cores; judged by {result['tasks']} fixed tasks "
@@ -79,10 +73,8 @@ def time_to_accuracy() -> str:
     return f"{text}\n\n{rows_of(*table(result))}"
 
 
-def memory() -> str:
-    result = load("memory")
-    if result is None:
-        return ""
+@paragraph
+def memory(result: dict) -> str:
     mib = lambda x: f"{x / 2**20:.0f}"  # noqa: E731
     kinds = {"recursion": "recursion", "recursion_sqrt": 'recursion, `store="sqrt"`', "backpropagation": "backpropagation"}
     header = ["N", *(str(row["inner_steps"]) for row in result["rows"])]
@@ -91,12 +83,10 @@ def memory() -> str:
     return f"{text}\n\n{rows_of(header, rows)}"
 
 
-def memory_peers() -> str:
+@paragraph
+def memory_peers(result: dict) -> str:
     from memory_peers import table
 
-    result = load("memory_peers")
-    if result is None:
-        return ""
     text = (
         "**Memory beside others.** Most memory resident of a process that forms one exact meta-gradient of one task, Conv4-64, "
         f"28×28; each may hold {result['limit_gib']} GiB; adaptax with the compiler (`benchmarks/memory_peers.py`)."
@@ -104,10 +94,8 @@ def memory_peers() -> str:
     return f"{text}\n\n{rows_of(*table(result))}"
 
 
-def peers() -> str:
-    result = load("peers")
-    if result is None:
-        return ""
+@paragraph
+def peers(result: dict) -> str:
     header = ["", *(case["title"] for case in result["cases"])]
     names = list(result["cases"][0]["sides"])
     rows = []
@@ -127,12 +115,10 @@ def peers() -> str:
     return f"{text}\n\n{rows_of(header, rows)}"
 
 
-def roofline() -> str:
+@paragraph
+def roofline(result: dict) -> str:
     from roofline import table
 
-    result = load("roofline")
-    if result is None:
-        return ""
     text = (
         "Where the time of one exact meta-gradient goes (N = 5): its parts, each compiled alone and run on all tasks of the "
         "batch. GFLOP by formula, convolutions as defined (the network computes most by Winograd's algorithm, with 16 products "
@@ -144,10 +130,8 @@ def roofline() -> str:
     return f"{text}\n\n{rows_of(*table(result))}"
 
 
-def first_step() -> str:
-    result = load("first_step")
-    if result is None:
-        return ""
+@paragraph
+def first_step(result: dict) -> str:
     middle = {
         name: {k: statistics.median(r[k] for r in rs) for k in ("seconds", "peak_mib")} for name, rs in result["cases"].items()
     }

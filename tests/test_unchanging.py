@@ -8,7 +8,7 @@ import pytest
 from helpers import central, cross_entropy, images, no_tasks, normal_like, regression, relative
 
 import adaptax as ax
-from adaptax.unchanging import computed
+from adaptax.unchanging import precompute
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -61,7 +61,7 @@ def test_only_the_features_are_kept_of_a_network():
     _, model, task = images()
     parts = ax.Inner(1, 0.1, lambda path: path.startswith("head")).split(model)
     loss = lambda w, rest, j: cross_entropy(eqx.combine(w, rest, parts.static), task.support)  # noqa: E731
-    left = computed(loss, parts.adapting, parts.frozen)
+    left = precompute(loss, parts.adapting, parts.frozen)
     count = len(task.support[0])
     assert [array.shape for array in left.known] == [(count, model.head.weight.shape[0])]
     assert left.loss(parts.adapting, left.known, 0) == pytest.approx(float(loss(parts.adapting, parts.frozen, 0)), rel=1e-6)
@@ -77,7 +77,7 @@ def test_what_depends_on_the_step_or_is_no_number_stays_right(x64):
         return jnp.sum(w * table[labels] * (j + 1.0)) + jnp.sum(jnp.cumsum(rest["other"])) * jnp.sum(jnp.arange(3.0) * w)
 
     w, rest = jnp.array([1.0, 2.0, 3.0]), {"table": jnp.array([0.3, 0.1, 0.7]), "other": jnp.array([0.5, -1.0])}
-    left = computed(loss, w, rest)
+    left = precompute(loss, w, rest)
     for j in (0, 3):
         expected, by_rest = jax.value_and_grad(loss, argnums=1)(w, rest, j)
         got, bar = jax.value_and_grad(left.loss, argnums=1)(w, left.known, j)

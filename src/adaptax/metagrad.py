@@ -18,7 +18,7 @@ from adaptax.problem import Samples
 from adaptax.recursion import check_store, forward, recomputed_steps, reverse
 from adaptax.stepsize.learned import Learned, Meta
 from adaptax.stepsize.rates import Rates
-from adaptax.unchanging import computed
+from adaptax.unchanging import precompute
 
 
 class MultiStep(eqx.Module):
@@ -155,7 +155,7 @@ class MetaGradient(AbstractMethod):
         if self.mode == "backprop" and problem.stochastic and self.independent_curvature:
             raise InputError('mode="backprop" reuses the step samples: pass independent_curvature=False with it.')
 
-    def _shortens(self, problem, split) -> bool:
+    def _precomputes(self, problem, split) -> bool:
         """Whether a part of the loss is the same at all inner steps, and all that is asked of it is exact derivatives."""
         exact = isinstance(self.curvature, Exact) and isinstance(self.inner.gradients, AutoDiff)
         return exact and not problem.stochastic and self.multi_step is None and bool(jax.tree.leaves(split.frozen))
@@ -193,8 +193,8 @@ class MetaGradient(AbstractMethod):
             )
         else:
             rest, remainder = split.frozen, None
-            if self._shortens(problem, split):
-                remainder = computed(loss, split.adapting, split.frozen)
+            if self._precomputes(problem, split):
+                remainder = precompute(loss, split.adapting, split.frozen)
                 rest, loss = remainder.known, remainder.loss
                 descent = inner.descent(loss, key)
             path = forward(descent, split.adapting, rest, rates, inner.steps, self.store)

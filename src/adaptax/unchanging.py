@@ -25,7 +25,7 @@ class Remainder(NamedTuple):
     pull_back: Callable[[list[Array]], PyTree]
 
 
-def computed(loss: StepLoss, w: PyTree, rest: PyTree) -> Remainder:
+def precompute(loss: StepLoss, w: PyTree, rest: PyTree) -> Remainder:
     """Compute what depends neither on w nor on j.
 
     The loss is traced, and its outermost operations are sorted: one that w or j reaches stays, any other is done now. What a

@@ -37,7 +37,7 @@ class Built:
         judged_on: what these tasks are, in words.
         left_out: alphabets or classes of the test data that were left out because they are training data too.
         environment_steps: of one meta-step, in reinforcement learning.
-        tasks: training tasks whose statistics of batches by inner step are judged with too, if the network has some.
+        calibration: training tasks, whose statistics of batches for each inner step are judged with too.
         tuned: the parameters and the inner loop that a state is judged with (default: its own).
         validation: the problem whose tasks choose the best state, if there is one.
     """
@@ -51,7 +51,7 @@ class Built:
     left_out: tuple[str, ...] = ()
     environment_steps: int | None = None
     validation: ax.FiniteSum | None = None
-    tasks: ax.FiniteSum | None = None
+    calibration: ax.FiniteSum | None = None
     tuned: Callable[[Any], tuple[Any, ax.Inner]] | None = None
 
     def step(self, tasks_per_step: int) -> Step:
@@ -147,13 +147,13 @@ def _images(config: Images, method: ax.MetaGradient, optimizer: optax.GradientTr
         problem, held_out, chosen_by = of(problem), of(held_out), None if chosen_by is None else of(chosen_by)
     elif config.norm == "batch":
         held_out = ax.tasks.both_accuracies(held_out)
-    statistics = problem if config.norm == "batch" and config.method != "prototypical" else None
+    calibration = problem if config.norm == "batch" and config.method != "prototypical" else None
     if config.method == "pretrain":
         built = _pretrained(config, ax.tasks.joint(problem), optimizer, key, held_out, judged_on, left_out)
-        return replace(built, tasks=statistics)
-    outputs = 1 if config.head == "shared" else config.ways
-    params = _network(config, outputs, held_out, key)
-    return Built(problem, params, method, optimizer, held_out, judged_on, left_out, validation=chosen_by, tasks=statistics)
+    else:
+        params = _network(config, 1 if config.head == "shared" else config.ways, held_out, key)
+        built = Built(problem, params, method, optimizer, held_out, judged_on, left_out, validation=chosen_by)
+    return replace(built, calibration=calibration)
 
 
 def _network(config: Images, outputs: int, problem: ax.FiniteSum, key: Any) -> Any:

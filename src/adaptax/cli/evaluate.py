@@ -64,8 +64,8 @@ def judge(
     # The step size in use at the end of training, never one measured on the held-out tasks.
     params, inner = (state.params, state.inner) if built.tuned is None else built.tuned(state)
     steps, held_out = range(last + 1), built.held_out
-    if isinstance(held_out, ax.FiniteSum) and built.tasks is not None and hasattr(params, "moments"):
-        held_out = ax.tasks.with_statistics(held_out, ax.training.step_statistics(built.tasks, params, inner, steps))
+    if isinstance(held_out, ax.FiniteSum) and built.calibration is not None and hasattr(params, "moments"):
+        held_out = ax.tasks.with_statistics(held_out, ax.training.step_statistics(built.calibration, params, inner, steps))
     curve = ax.evaluate(held_out, params, inner, steps, config.evaluation_tasks, seed, samples=built.method.samples)
     rule = settings.canonical_stepsize(config.stepsize)
     return {
