@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import peer_inputs
 from machine import description
-from peers import PEER_PYTHON, SIDES, command, difference
+from peers import SIDES, command, difference, require_peers
+from tables import rows_of
 
 RESULTS = Path(__file__).parent / "results" / "memory_peers.json"
 STEPSIZE = 0.01
@@ -50,14 +51,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="*", default=(1, 5, 20, 100, 500))
     parser.add_argument("--limit", type=int, default=16, help="GiB")
     options = parser.parse_args()
-    if not PEER_PYTHON.exists():
-        raise SystemExit("The peers are not installed: run make bench-env first.")
-    peer_inputs.STEPSIZE["conv4"] = STEPSIZE
+    require_peers()
     sides: dict = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory() as folder:
         for steps in options.steps:
             inputs = Path(folder) / "inputs.npz"
-            peer_inputs.write("conv4", inputs, steps=steps, tasks=1)
+            peer_inputs.write("conv4", inputs, steps=steps, tasks=1, stepsize=STEPSIZE)
             ours = None
             for side, entries in sides.items():
                 entry, gradient = measure(side, inputs, options.limit)
@@ -68,9 +67,7 @@ def main() -> None:
                 print(steps, side, entry, flush=True)
     result = {"machine": description(), "limit_gib": options.limit, "steps": list(options.steps), "sides": sides}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    header, rows = table(result)
-    for row in [header, ["---"] * len(header), *rows]:
-        print(f"| {' | '.join(row)} |")
+    print(rows_of(*table(result)))
 
 
 if __name__ == "__main__":

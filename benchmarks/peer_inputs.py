@@ -115,10 +115,10 @@ def resnet12(rng: np.random.Generator) -> dict[str, np.ndarray]:
 CASES = {"sinusoid": sinusoid, "conv4": conv4, "conv4-84": conv4_84, "resnet12": resnet12}
 
 
-def write(case: str, path: Path, seed: int = 0, steps: int = STEPS, tasks: int | None = None) -> None:
-    """Write the inputs of `case` to `path`; with `tasks`, only so many of its tasks."""
+def write(case: str, path: Path, seed: int = 0, steps: int = STEPS, tasks: int | None = None, stepsize=None) -> None:
+    """Write the inputs of `case` to `path`; with `tasks`, only so many of its tasks; with another step size if one is given."""
     arrays = CASES[case](np.random.default_rng(seed))
     parts = ("support_x", "support_y", "target_x", "target_y")
     arrays = {name: a[:tasks] if name in parts else a for name, a in arrays.items()}
     arrays = {name: a.astype(np.float32) if a.dtype == np.float64 else a for name, a in arrays.items()}
-    np.savez(path, inner_steps=np.int32(steps), stepsize=np.float32(STEPSIZE[case]), **arrays)
+    np.savez(path, inner_steps=np.int32(steps), stepsize=np.float32(stepsize or STEPSIZE[case]), **arrays)

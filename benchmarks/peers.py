@@ -48,6 +48,12 @@ REPEATS = {
 AGREE = {"float32": 0.05, "float64": 1e-8}
 
 
+def require_peers() -> None:
+    """Stop where the peers are not installed."""
+    if not PEER_PYTHON.exists():
+        raise SystemExit("The peers are not installed: run make bench-env first.")
+
+
 def command(case: str, side: str, inputs: Path, out: Path, dtype: str, repeats: int) -> list[str]:
     cores = str(os.cpu_count())
     common = ["--case", case, "--inputs", str(inputs), "--out", str(out), "--dtype", dtype, "--repeats", str(repeats)]
@@ -103,8 +109,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--case", nargs="*", choices=tuple(TITLES), default=tuple(TITLES))
     arguments = parser.parse_args()
-    if not PEER_PYTHON.exists():
-        raise SystemExit("The peers are not installed: run make bench-env first.")
+    require_peers()
     with tempfile.TemporaryDirectory() as folder:
         cases = [compare(case, arguments.rounds, Path(folder)) for case in arguments.case]
     for case in cases:

@@ -20,6 +20,7 @@ from pathlib import Path
 import operations
 import peer_inputs
 from machine import description
+from tables import rows_of
 
 RESULTS = Path(__file__).parent / "results" / "roofline.json"
 TITLES = {
@@ -130,9 +131,7 @@ def main() -> None:
         for case in options.case:
             result["cases"].append(parts(case, Path(folder), options.rounds if case != "resnet12" else 1))
             print(json.dumps(result["cases"][-1]), flush=True)
-    header, rows = table(result)
-    for row in [header, ["---"] * len(header), *rows]:
-        print(f"| {' | '.join(row)} |")
+    print(rows_of(*table(result)))
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 
 

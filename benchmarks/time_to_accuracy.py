@@ -21,7 +21,8 @@ from pathlib import Path
 
 import numpy as np
 from machine import description
-from peers import PEER_PYTHON
+from peers import PEER_PYTHON, require_peers
+from tables import rows_of
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "time_to_accuracy.json"
@@ -131,8 +132,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=12, help="longest training of a peer")
     parser.add_argument("--every", type=int, default=50, help="meta-steps between looks at adaptax")
     options = parser.parse_args()
-    if not PEER_PYTHON.exists():
-        raise SystemExit("The peers are not installed: run make bench-env first.")
+    require_peers()
     import jax
 
     jax.config.update("jax_num_cpu_devices", os.cpu_count())
@@ -144,9 +144,7 @@ def main() -> None:
             sides[name] = peer(name, inputs, options.minutes)
     result = {"machine": description(), "tasks": TASKS, "alphabets": alphabets, "sides": sides}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    header, rows = table(result)
-    for row in [header, ["---"] * len(header), *rows]:
-        print(f"| {' | '.join(row)} |")
+    print(rows_of(*table(result)))
 
 
 if __name__ == "__main__":
