@@ -1,0 +1,243 @@
+"""The same convolution and its derivative by the filters: two primitives, closed under differentiation.
+
+Both are linear in each operand, and so are their transposes, which are again these two: what is fast for them is fast at any
+order of differentiation, in loops and under `vmap`, where compilers' derivatives of their own convolutions are not. Each kind
+of machine computes them in its own way. All operands have a leading axis of sets of filters: under `vmap` over tasks with
+filters of their own it holds the tasks.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array, Float
+
+from adaptax.models import winograd
+
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+# Fewer channels than this are too short for rows of neighbourhoods.
+_THIN = 8
+# From so many channels and tiles on, Winograd's algorithm pays on a CPU (measured).
+_WIDE, _TILES = 32, 16
+# Bytes of intermediate values at a time: about what a core's caches hold.
+_CACHE = 4 << 20
+
+
+def convolve(x: Float[Array, "n h w inputs"], weight: Float[Array, "k k inputs outputs"]) -> Float[Array, "n h w outputs"]:
+    """Same convolution (cross-correlation, zeros around the image) by filters of odd size."""
+    dtype = jnp.result_type(x, weight)
+    x, weight = (jnp.asarray(part, dtype)[None] for part in (x, weight))
+    return _convolution.bind(x, weight)[0]
+
+
+_convolution, _correlation = Primitive("same_convolution"), Primitive("filter_correlation")
+
+
+@_convolution.def_abstract_eval
+def _(x, weight):
+    return ShapedArray((*x.shape[:-1], weight.shape[-1]), x.dtype)
+
+
+@_correlation.def_abstract_eval
+def _(x, y, *, size):
+    return ShapedArray((x.shape[0], size, size, x.shape[-1], y.shape[-1]), x.dtype)
+
+
+def _turned(weight):
+    """The filters by which the derivative by the image is a convolution of the output's."""
+    return weight[:, ::-1, ::-1].swapaxes(-1, -2)
+
+
+def _convolution_by_x(ct, x, weight):
+    return _convolution.bind(ct, _turned(weight))
+
+
+def _convolution_by_weight(ct, x, weight):
+    return _correlation.bind(x, ct, size=weight.aval.shape[1])
+
+
+def _correlation_by_x(ct, x, y, *, size):
+    return _convolution.bind(y, _turned(ct))
+
+
+def _correlation_by_y(ct, x, y, *, size):
+    return _convolution.bind(x, ct)
+
+
+ad.defbilinear(_convolution, _convolution_by_x, _convolution_by_weight)
+ad.defbilinear(_correlation, _correlation_by_x, _correlation_by_y)
+
+
+def _batch_convolution(operands, dims, **params):
+    (x, weight), (of_x, of_weight) = operands, dims
+    if of_weight is None:
+        merged, count = _merged(jnp.moveaxis(x, of_x, 0), 1), x.shape[of_x]
+        return _cut(_convolution.bind(merged, weight, **params), 1, count), 1
+    if of_x is None:
+        merged, count = _merged(jnp.moveaxis(weight, of_weight, 0), 4), weight.shape[of_weight]
+        return _cut(_convolution.bind(x, merged, **params), 4, count), 4
+    return _batch_both(_convolution, x, weight, dims, params)
+
+
+def _batch_correlation(operands, dims, **params):
+    (x, y), (of_x, of_y) = operands, dims
+    if of_y is None:
+        merged, count = _merged(jnp.moveaxis(x, of_x, 0), 4), x.shape[of_x]
+        return _cut(_correlation.bind(merged, y, **params), 3, count), 3
+    if of_x is None:
+        merged, count = _merged(jnp.moveaxis(y, of_y, 0), 4), y.shape[of_y]
+        return _cut(_correlation.bind(x, merged, **params), 4, count), 4
+    return _batch_both(_correlation, x, y, dims, params)
+
+
+def _batch_both(primitive, x, y, dims, params):
+    x, y = (jnp.moveaxis(part, axis, 0) for part, axis in zip((x, y), dims, strict=True))
+    return _cut(primitive.bind(_merged(x, 0), _merged(y, 0), **params), 0, x.shape[0]), 0
+
+
+def _merged(array, axis):
+    """The leading axis put before another one, which counts without it, and made one with that."""
+    array = jnp.moveaxis(array, 0, axis)
+    return array.reshape(*array.shape[:axis], -1, *array.shape[axis + 2 :])
+
+
+def _cut(array, axis, count):
+    """An axis cut in two, the first of which is so long."""
+    return array.reshape(*array.shape[:axis], count, -1, *array.shape[axis + 1 :])
+
+
+batching.primitive_batchers[_convolution] = _batch_convolution
+batching.primitive_batchers[_correlation] = _batch_correlation
+
+
+def _each(function, first, second):
+    """A function of the two operands without their leading axis, over it."""
+    if first.shape[0] == 1:
+        return function(first[0], second[0])[None]
+    return lax.map(lambda pair: function(*pair), (first, second))
+
+
+def _groups(size, arrays):
+    """Images cut into groups of as many as the caches hold if one leaves `size` bytes."""
+    n = arrays[0].shape[0]
+    at_once = max(d for d in range(1, n + 1) if n % d == 0 and (d == 1 or d * size <= _CACHE))
+    return [part.reshape(n // at_once, at_once, *part.shape[1:]) for part in arrays]
+
+
+def _in_groups(function, size, arrays):
+    """The values of a function for all groups of images, with a leading axis."""
+    groups = _groups(size, arrays)
+    if groups[0].shape[0] == 1:
+        return function(*(part[0] for part in groups))[None]
+    return lax.map(lambda group: function(*group), groups)
+
+
+def _summed(function, size, arrays):
+    """The sum of a function's values for all groups of images."""
+    groups = _groups(size, arrays)
+    if groups[0].shape[0] == 1:
+        return function(*(part[0] for part in groups))
+    found = jax.eval_shape(function, *(part[0] for part in groups))
+    return lax.scan(lambda total, group: (total + function(*group), None), jnp.zeros(found.shape, found.dtype), groups)[0]
+
+
+def _native(x, weight):
+    if x.shape[-1] == 3 and weight.shape[-1] <= 32:
+        # On a CPU four times as fast with a fourth channel of zeros.
+        x, weight = jnp.pad(x, ((0, 0),) * 3 + ((0, 1),)), jnp.pad(weight, ((0, 0),) * 2 + ((0, 1), (0, 0)))
+    return lax.conv_general_dilated(x, weight, (1, 1), "SAME", dimension_numbers=_LAYOUT)
+
+
+def _pays(x, size, outputs):
+    """Whether Winograd's algorithm is faster on a CPU."""
+    n, h, w, inputs = x.shape
+    return size == 3 and min(inputs, outputs) >= _WIDE and n * (-(-h // 4)) * (-(-w // 4)) >= _TILES
+
+
+def _convolution_on_cpu(x, weight):
+    """One set of filters after another: Winograd's algorithm, or the compiler's convolution."""
+
+    def one(x, weight):
+        if not _pays(x, weight.shape[0], weight.shape[-1]):
+            return _native(x, weight)
+        filters = winograd.filters(weight, 4)
+        found = _in_groups(lambda x: winograd.convolution(x, filters), _tile_bytes(x), [x])
+        return found.reshape(*x.shape[:-1], -1)
+
+    return _each(one, x, weight)
+
+
+def _correlation_on_cpu(x, y, *, size):
+    """Products over pixels, for as many images at a time as the caches hold: Winograd's algorithm, or rows or columns."""
+    inputs, outputs = x.shape[-1], y.shape[-1]
+
+    def rows(x, y):
+        # The operand whose pixels are summed over goes first if it is the smaller: transposing it is what costs.
+        near, y = _neighbours(x, size, columns=False), y.reshape(-1, outputs)
+        return lax.dot_general(y, near, (((0,), (0,)), ((), ())))
+
+    def columns(x, y):
+        return jnp.matmul(_neighbours(x, size, columns=True), y.reshape(-1, outputs))
+
+    def one(x, y):
+        if _pays(x, size, outputs):
+            group = lambda x, y: winograd.correlation(x, y, 4)  # noqa: E731
+            return winograd.filters_back(_summed(group, _tile_bytes(x), [x, y]))
+        bytes_of = size**2 * x[0].size * x.dtype.itemsize
+        if inputs < _THIN:
+            return _summed(columns, bytes_of, [x, y]).reshape(size, size, inputs, outputs)
+        return _summed(rows, bytes_of, [x, y]).T.reshape(size, size, inputs, outputs)
+
+    return _each(one, x, y)
+
+
+def _tile_bytes(x):
+    """The transformed pixels of one image."""
+    _, h, w, inputs = x.shape
+    return 36 * (-(-h // 4)) * (-(-w // 4)) * inputs * x.dtype.itemsize
+
+
+def _neighbours(x, size, columns):
+    """What the filters see of each pixel: a row of it for each pixel, or a column."""
+    _, h, w, inputs = x.shape
+    edge = size // 2
+    p = jnp.pad(x, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
+    seen = [p[:, i : i + h, j : j + w] for i in range(size) for j in range(size)]
+    if columns:
+        return jnp.stack([part[..., k] for part in seen for k in range(inputs)]).reshape(size**2 * inputs, -1)
+    return jnp.concatenate(seen, axis=-1).reshape(-1, size**2 * inputs)
+
+
+def _convolution_elsewhere(x, weight):
+    """The compiler's convolution for one set of filters; matrix products for many, where it is slow."""
+    if x.shape[0] == 1:
+        return _native(x[0], weight[0])[None]
+    return jax.vmap(_products)(x, weight)
+
+
+def _correlation_elsewhere(x, y, *, size):
+    weight = jax.ShapeDtypeStruct((x.shape[0], size, size, x.shape[-1], y.shape[-1]), x.dtype)
+    return jax.linear_transpose(lambda weight: _convolution_elsewhere(x, weight), weight)(y)[0]
+
+
+def _products(x, weight):
+    """A convolution as matrix products."""
+    size, _, inputs, outputs = weight.shape
+    n, h, w, _ = x.shape
+    if size == 3 and inputs >= _THIN and h % 2 == w % 2 == 0:
+        return winograd.convolution(x, winograd.filters(weight, 2))
+    columns = inputs < _THIN
+    near = _neighbours(x, size, columns=columns)
+    y = lax.dot_general(near, weight.reshape(-1, outputs), (((1 - columns,), (0,)), ((), ())))
+    return y.reshape(n, h, w, outputs)
+
+
+for _primitive, _on_cpu, _elsewhere in (
+    (_convolution, _convolution_on_cpu, _convolution_elsewhere),
+    (_correlation, _correlation_on_cpu, _correlation_elsewhere),
+):
+    mlir.register_lowering(_primitive, mlir.lower_fun(_on_cpu, multiple_results=False), platform="cpu")
+    mlir.register_lowering(_primitive, mlir.lower_fun(_elsewhere, multiple_results=False))
+    _primitive.def_impl(jax.jit(_primitive.bind, static_argnames="size"))

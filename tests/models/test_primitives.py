@@ -1,0 +1,113 @@
+"""The convolution and the pooling of the networks, with all derivatives, against the compiler's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from adaptax.models import primitives, winograd
+from adaptax.models.pooling import max_pool
+
+# Images, height, width, inputs, outputs, filter size: Winograd's algorithm whole and in groups, odd sizes, one channel, colours
+# to few channels, images too small for it, other filters.
+SHAPES = [
+    (2, 14, 12, 32, 40, 3), (40, 12, 12, 40, 32, 3), (3, 13, 11, 32, 32, 3), (2, 10, 9, 1, 16, 3), (2, 8, 8, 3, 32, 3),
+    (2, 3, 3, 32, 32, 3), (2, 9, 8, 12, 5, 5),
+]  # fmt: skip
+
+
+def native(x, weight):
+    return lax.conv_general_dilated(x, weight, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def reduced(x):
+    n, h, w, c = x.shape
+    return x[:, : h // 2 * 2, : w // 2 * 2].reshape(n, h // 2, 2, w // 2, 2, c).max((2, 4))
+
+
+def normal(shape, seed):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def operands(shape, sets=()):
+    n, h, w, inputs, outputs, size = shape
+    return normal((*sets, n, h, w, inputs), 0), normal((*sets, size, size, inputs, outputs), 1)
+
+
+def close(got, expected):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert a.shape == b.shape and float(jnp.abs(a - b).max()) <= 1e-12 * float(jnp.abs(b).max())
+
+
+def second_order(function, *at):
+    """A value, all first derivatives of a nonlinear sum, and their derivative along a direction."""
+    total = lambda *at: jnp.sum(jnp.sin(function(*at)))  # noqa: E731
+    gradient = jax.grad(total, range(len(at)))
+    along = tuple(jnp.cos(part) for part in at)
+    return function(*at), jax.jvp(gradient, at, along), jax.vjp(gradient, *at)[1](along)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_convolution_with_its_derivatives(x64, quick_compilation, shape):
+    at = operands(shape)
+    close(jax.jit(lambda *at: second_order(primitives.convolve, *at))(*at), jax.jit(lambda *at: second_order(native, *at))(*at))
+
+
+@pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0), (3, 2)])
+def test_the_convolution_under_vmap(x64, quick_compilation, axes):
+    shape = (2, 8, 8, 9, 10, 3)
+    images, filters = (operands(shape, (3,) if axis is not None else ())[i] for i, axis in enumerate(axes))
+    at = tuple(
+        part if axis is None else jnp.moveaxis(part, 0, axis) for part, axis in zip((images, filters), axes, strict=True)
+    )
+    both = (jax.jit(jax.vmap(lambda *at, f=f: second_order(f, *at), axes)) for f in (primitives.convolve, native))
+    close(*(function(*at) for function in both))
+
+
+def test_the_convolution_under_vmap_of_vmap(x64):
+    x, weight = operands((2, 6, 6, 3, 4, 3), (2, 3))
+    close(jax.vmap(jax.vmap(primitives.convolve))(x, weight), jax.vmap(jax.vmap(native))(x, weight))
+    close(jax.vmap(jax.vmap(primitives.convolve, (0, None)), (None, 0))(x[0], weight[:, 0]),
+          jax.vmap(jax.vmap(native, (0, None)), (None, 0))(x[0], weight[:, 0]))  # fmt: skip
+
+
+@pytest.mark.parametrize("sets", [1, 2])
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2], SHAPES[3], SHAPES[6]])
+def test_the_ways_of_other_machines(x64, shape, sets):
+    x, weight = operands(shape, (sets,))
+    y = jax.vmap(native)(x, weight)
+    close(primitives._convolution_elsewhere(x, weight), y)
+    expected = jax.vmap(lambda x, w, y: jax.vjp(lambda w: native(x, w), w)[1](y)[0])(x, weight, y)
+    close(primitives._correlation_elsewhere(x, y, size=shape[-1]), expected)
+
+
+@pytest.mark.parametrize("tile", [2, 4])
+def test_winograd(x64, tile):
+    x, weight = operands((2, 7, 9, 5, 6, 3))
+    y, back = jax.vjp(native, x, weight)
+    close(winograd.convolution(x, winograd.filters(weight, tile)), y)
+    close(winograd.filters_back(winograd.correlation(x, y, tile)), back(y)[1])
+
+
+def test_rounding_in_single_precision():
+    x, weight = (part.astype(jnp.float32) for part in operands((2, 28, 28, 64, 64, 3)))
+    exact = lax.conv_general_dilated(x, weight, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest")
+    assert float(jnp.abs(primitives.convolve(x, weight) - exact).max() / jnp.abs(exact).max()) < 2e-5
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 8, 3), (2, 7, 5, 3)])
+def test_the_pool_with_its_derivatives(x64, shape):
+    x = normal(shape, 0)
+    close(second_order(max_pool, x), second_order(reduced, x))
+    several = normal((3, *shape), 1)
+    close(jax.vmap(lambda x: second_order(max_pool, x))(several), jax.vmap(lambda x: second_order(reduced, x))(several))
+    close(jax.vmap(lambda x: second_order(max_pool, x), 4)(jnp.moveaxis(several, 0, 4)),
+          jax.vmap(lambda x: second_order(reduced, x))(several))  # fmt: skip
+
+
+def test_the_pool_takes_the_first_of_equal_pixels():
+    x = jnp.zeros((1, 4, 4, 1)).at[0, 3, 2, 0].set(1).at[0, 2, 0, 0].set(jnp.nan)
+    np.testing.assert_array_equal(jax.grad(lambda x: jnp.nansum(max_pool(x)))(x)[0, :2, :, 0], [[1, 0, 1, 0], [0, 0, 0, 0]])
+    pooled = max_pool(x)[0, :, :, 0]
+    assert pooled[1, 1] == 1 and jnp.isnan(max_pool(x.at[0, 3, 1, 0].set(jnp.nan))[0, 1, 0, 0])
