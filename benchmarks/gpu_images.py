@@ -30,13 +30,13 @@ HERE = Path(__file__).parent
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 # The way of convolving, the precision of products, tasks in flight (None: as chosen), whether the row is one program.
 VARIANTS = [
-    ("winograd", "float32", None, False),
-    ("winograd", "tensorfloat32", None, False),
-    ("winograd", "tensorfloat32", None, True),
-    ("winograd", "bfloat16", None, False),
+    ("adaptax", "float32", None, False),
+    ("adaptax", "tensorfloat32", None, False),
+    ("adaptax", "tensorfloat32", None, True),
+    ("adaptax", "bfloat16", None, False),
     ("rows", "tensorfloat32", None, False),
     ("grouped", "tensorfloat32", None, False),
-    ("winograd", "tensorfloat32", 8, False),
+    ("adaptax", "tensorfloat32", 8, False),
 ]
 # Meta-gradients of one measurement.
 IN_A_ROW = 10
@@ -50,27 +50,31 @@ def model_of(params, way: str):
     from jax import lax
 
     own = importlib.import_module("adaptax.models.convolution")
-    if way == "winograd":
+    if way == "adaptax":
         return params
+
+    def convolve(x, weight):
+        if way == "grouped":
+            # Under vmap over tasks with weights of their own XLA makes this one grouped convolution.
+            return lax.conv_general_dilated(x, weight, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        size, _, inputs, outputs = weight.shape
+        n, h, w, _ = x.shape
+        p = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        rows = jnp.concatenate([p[:, i : i + h, j : j + w] for i in range(size) for j in range(size)], axis=-1)
+        return (rows.reshape(-1, size**2 * inputs) @ weight.reshape(-1, outputs)).reshape(n, h, w, outputs)
 
     class Other(own.Block):
         def __call__(self, x, given=None):
-            if way == "grouped":
-                # Under vmap over tasks with weights of their own XLA makes this one grouped convolution.
-                y = lax.conv_general_dilated(x, self.weight, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-            else:
-                y = own._rows(x, self.weight)
-            mean, factor = self._statistics(y, False, given)
+            y = convolve(x, self.weight)
+            mean, factor = self._statistics(y, given)
             sign = lax.stop_gradient(jnp.where(self.scale < 0, -1, 1).astype(y.dtype))
-            a, b, c, d = (sign * part for part in own._windows(y, False))
-            largest = sign * own._larger(own._larger(a, b), own._larger(c, d))
-            return jax.nn.relu((largest - mean) * factor + self.shift)
+            return jax.nn.relu((sign * own.max_pool(sign * y) - mean) * factor + self.shift)
 
     blocks = tuple(Other(b.weight, b.scale, b.shift) for b in params.blocks)
     return eqx.tree_at(lambda m: m.blocks, params, blocks)
 
 
-def measure_jax(inputs: Path, rounds: int, out: Path) -> None:
+def measure_jax(inputs: Path, rounds: int, out: Path, ways: list[str]) -> None:
     """All variants on one file of inputs; their programs are compiled side by side, then timed one after another."""
     import jax
     from peer_adaptax import load
@@ -80,7 +84,7 @@ def measure_jax(inputs: Path, rounds: int, out: Path) -> None:
     if jax.default_backend() == "cpu":
         raise SystemExit("JAX finds no accelerator here: this benchmark is for one.")
     problem, method, params, tasks, names = load("conv4", inputs, "float32")
-    reference, records = None, []
+    reference, records, variants = None, [], [variant for variant in VARIANTS if variant[0] in ways]
     chosen = in_flight_for(problem, params, tasks, None, method.samples, None)
     algorithm = {"float32": "float32", "tensorfloat32": "tensorfloat32", "bfloat16": "BF16_BF16_F32"}
 
@@ -106,8 +110,8 @@ def measure_jax(inputs: Path, rounds: int, out: Path) -> None:
             return str(error).strip().splitlines()[0][:200]
 
     with ThreadPoolExecutor(8) as pool:
-        programs = list(pool.map(attempt, VARIANTS))
-    for (way, precision, in_flight, chunk), found in zip(VARIANTS, programs, strict=True):
+        programs = list(pool.map(attempt, variants))
+    for (way, precision, in_flight, chunk), found in zip(variants, programs, strict=True):
         record = {"way": way, "precision": precision, "in_flight": in_flight or chosen, "one_program": chunk}
         records.append(record)
         if isinstance(found, str):
@@ -157,12 +161,13 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, nargs="*", default=(32,))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--torch", default=sys.executable, help="a Python that has PyTorch (default: this one)")
+    parser.add_argument("--ways", nargs="*", default=("adaptax", "rows", "grouped"), help="ways to convolve (default: all)")
     parser.add_argument("--limit", type=float, help="seconds for PyTorch's sides (default: none)")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "gpu_images.json")
     parser.add_argument("--side", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
-        return measure_jax(Path(arguments.side[0]), arguments.rounds, Path(arguments.side[1]))
+        return measure_jax(Path(arguments.side[0]), arguments.rounds, Path(arguments.side[1]), arguments.ways)
     cases = []
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     with tempfile.TemporaryDirectory() as name:
@@ -173,6 +178,7 @@ def main() -> None:
             peer_inputs.write("conv4", inputs)
             common = ["--rounds", str(arguments.rounds)]
             side = [sys.executable, str(HERE / "gpu_images.py"), *common, "--side", str(inputs), str(ours)]
+            side += ["--ways", *arguments.ways]
             subprocess.run(side, check=True, env=environment)
             other = [arguments.torch, str(HERE / "gpu_torch.py"), *common, "--inputs", str(inputs), "--out", str(theirs)]
             flops = operations.meta_gradient("conv4", tasks)

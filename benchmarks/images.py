@@ -24,7 +24,7 @@ RUNS = {
     "5-5": (["--shots", 5], (0,)),
     "20-1": (["--ways", 20, "--steps", 2500], (0,)),
     "prototypical": (["--method", "prototypical", "--inner-steps", 0], (0,)),
-    "pretrain": (["--method", "pretrain"], (0,)),
+    "pretrain": (["--method", "pretrain", "--inner-steps", 5, "--stepsize", 0.1], (0,)),
 }
 
 

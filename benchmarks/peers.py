@@ -44,6 +44,8 @@ REPEATS = {
     "conv4-84": {"adaptax": 5, "other": 3},
     "resnet12": {"adaptax": 1, "other": 1},
 }
+# The largest network would take minutes more in double precision.
+IN_DOUBLE = ("sinusoid", "conv4", "conv4-84")
 # Rounding decides now and then on which side of a ReLU a number lies, and that much the meta-gradients may differ.
 AGREE = {"float32": 0.05, "float64": 1e-8}
 
@@ -90,10 +92,12 @@ def compare(case: str, rounds: int, folder: Path) -> dict:
             print(f"{case}, round {number + 1}, {name}: {1e3 * side['round_medians'][-1]:.4g} ms", flush=True)
         for name in SIDES:
             sides[name]["difference"] = difference(gradients[name], gradients["adaptax"])
-    doubles = {name: measure(case, name, inputs, folder, "float64", 1)[1] for name in ("adaptax", "higher")}
-    agreement = difference(doubles["higher"], doubles["adaptax"])
+    agreement = None
+    if case in IN_DOUBLE:
+        doubles = {name: measure(case, name, inputs, folder, "float64", 1)[1] for name in ("adaptax", "higher")}
+        agreement = difference(doubles["higher"], doubles["adaptax"])
     wrong = [name for name in SIDES if not sides[name]["difference"] < AGREE["float32"]]
-    if wrong or not agreement < AGREE["float64"]:
+    if wrong or (agreement is not None and not agreement < AGREE["float64"]):
         raise SystemExit(f"The meta-gradients disagree ({wrong}, {agreement} in double precision): compare nothing.")
     ours = sides["adaptax"]["round_medians"]
     for side in sides.values():
@@ -113,7 +117,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         cases = [compare(case, arguments.rounds, Path(folder)) for case in arguments.case]
     for case in cases:
-        print(f"\n{case['title']} (double precision agrees to {case['difference_float64']:.1e})")
+        double = case["difference_float64"]
+        print(f"\n{case['title']}" + (f" (double precision agrees to {double:.1e})" if double is not None else ""))
         print("| | median | ratio to adaptax [rounds] | peak memory | loss |\n| --- | --- | --- | --- | --- |")
         for name, side in case["sides"].items():
             time = 1e3 * statistics.median(side["seconds"])

@@ -9,7 +9,7 @@ import argparse
 import re
 from pathlib import Path
 
-from readme_images import ablations, first_step, images, memory, memory_peers, peers, roofline, time_to_accuracy
+from readme_images import ablations, first_step, gpu_images, images, memory, memory_peers, peers, roofline, time_to_accuracy
 from tables import RESULTS, ROOT, paragraph, rows_of
 
 
@@ -129,6 +129,7 @@ SECTIONS = {
     "memory-method": ("docs/strategies.md", memory_method),
     "ablations": ("docs/strategies.md", ablations),
     "roofline": ("docs/strategies.md", roofline),
+    "gpu-images": ("docs/strategies.md", gpu_images),
 }
 
 

@@ -35,9 +35,9 @@ def images(result: dict) -> str:
     text = (
         f"**Real images.** Characters: trained on Omniglot's small background set 1 on "
         f"{result['machine']['cores']} cores (minutes with compilation and evaluation), judged on {first['tasks']:,} tasks of "
-        f"{first['judged_on']}, which it has not seen; Conv4-{config['channels']}, N = {n}, α = {config['stepsize']}, the "
-        "defaults of `adaptax train images` (`benchmarks/images.py`; [what was chosen, and by what](docs/strategies.md)). 95 % "
-        "over tasks; predictions are transductive, except in the last column."
+        f"{first['judged_on']}, which it has not seen; Conv4-{config['channels']}, N = {n}, step sizes by "
+        f"`{config['stepsize']}`, the defaults of `adaptax train images` (`benchmarks/images.py`; [what was chosen, and by "
+        "what](docs/strategies.md)). 95 % over tasks; predictions are transductive, except in the last column."
     )
     return f"{text}\n\n{rows_of(header, rows)}"
 
@@ -46,19 +46,25 @@ def images(result: dict) -> str:
 def ablations(result: dict) -> str:
     from ablations import RECIPES
 
-    rows = sorted(result["rows"], key=lambda row: list(RECIPES).index(row["recipe"]))
+    found = {(row["recipe"], row["judged_on"][0]): row for row in result["rows"]}
+    first, others = "Latin", sorted({alphabet for _, alphabet in found} - {"Latin"})
     score = lambda row: {"mean": row["accuracy"], "low": row["low"], "high": row["high"]}  # noqa: E731
-    places = lambda row: (1, 2) if len(row["inner_steps"]) > 1 else (0,)  # noqa: E731
-    body = [[row["recipe"], *[share(score(row), i) for i in places(row)][-2:]] for row in rows]
-    body = [row if len(row) == 3 else [row[0], "", row[1]] for row in body]
-    steps = ", ".join(sorted({f"{row['steps']:,}" for row in rows}))
+    body = []
+    for recipe in [name for name in RECIPES if (name, first) in found]:
+        row = found[recipe, first]
+        places = (1, 2) if len(row["inner_steps"]) > 1 else (0,)
+        both = ["", *(share(score(row), i) for i in places)][-2:]
+        pairs = [found.get((recipe, alphabet)) for alphabet in others]
+        body.append([recipe, *both, *(" / ".join(f"{100 * x:.1f}" for x in r["accuracy"][1:]) if r else "" for r in pairs)])
+    steps = ", ".join(sorted({f"{row['steps']:,}" for row in result["rows"]}))
     text = (
         f"5-way 1-shot characters, trained on four alphabets of Omniglot's small background set 1 for {steps} meta-steps of "
-        f"16 tasks (one seed), judged on 1,000 tasks of the fifth, {rows[0]['judged_on'][0]}, which chooses the recipe. Base: "
+        f"16 tasks (one seed), judged on 1,000 tasks of the fifth: {first} (95 % over tasks), and for what it chooses each of "
+        "the others in turn (% after N / 2 N steps), with the other four to train on. Base: "
         "N = 5, α = 0.1, the last layer adapts and is one class vector for all at first, classes turned, images distorted, 5 "
         "queries, Adam at 0.001, Conv4-32 (`benchmarks/ablations.py`)."
     )
-    return f"{text}\n\n{rows_of(['recipe', 'after N steps', 'after 2 N'], body)}"
+    return f"{text}\n\n{rows_of(['recipe', 'after N steps', 'after 2 N', *others], body)}"
 
 
 @paragraph
@@ -121,13 +127,43 @@ def roofline(result: dict) -> str:
 
     text = (
         "Where the time of one exact meta-gradient goes (N = 5): its parts, each compiled alone and run on all tasks of the "
-        "batch. GFLOP by formula, convolutions as defined (the network computes most by Winograd's algorithm, with 16 products "
-        "for 36, and a Hessian-vector product forms the gradient once more, which is not counted); GB by the compiler. "
+        "batch. GFLOP by formula, convolutions as defined (most are computed by Winograd's algorithm, with 36 products for "
+        "144, and a Hessian-vector product forms the gradient once more, which is not counted); GB by the compiler. "
         f"{result['machine']['cpu']}, {result['machine']['cores']} cores: the fastest float32 matrix product "
         f"{result['product_flops'] / 1e9:,.0f} GFLOP/s, memory {result['bytes_per_second'] / 1e9:,.0f} GB/s "
         "(`benchmarks/roofline.py`)."
     )
     return f"{text}\n\n{rows_of(*table(result))}"
+
+
+@paragraph
+def gpu_images(result: dict) -> str:
+    ways = {
+        "adaptax": "adaptax",
+        "rows": "adaptax, one matrix product a convolution, its derivatives the compiler's",
+        "grouped": "adaptax, the compiler's convolution",
+        "winograd": "adaptax, Winograd's algorithm in 2x2 tiles",
+    }
+    rows = []
+    for case in result["cases"]:
+        sides = [*case["adaptax"]["sides"], *case.get("torch", {}).get("sides", [])]
+        for number, side in enumerate(sides):
+            name = ways[side["way"]] if "way" in side else f"PyTorch, {side['name']}"
+            if side.get("in_flight", case["tasks"]) != case["tasks"]:
+                name += f", {side['in_flight']} tasks at a time"
+            name += ", ten in one program" if side.get("one_program") else ""
+            off = f"{100 * side['difference']:.0f} %" if side.get("difference") else ""
+            middle = statistics.median(side["seconds"])
+            device = f"{case['adaptax']['device']}, {case['tasks']} tasks" if number == 0 else ""
+            rate = f"{case['operations'] / middle / 1e12:,.1f}"
+            rows.append([device, name, side["precision"], f"{1e3 * middle:,.1f} ms", rate, off])
+    text = (
+        "One exact meta-gradient of Conv4-64 on a GPU (28×28, 5-way 1-shot, 5 queries, N = 5, α = 0.1): median time, TFLOP/s "
+        "by formula, and how far the gradient is from that in single precision. The two cards were measured at different "
+        "states of adaptax: the tiles have since been left for a matrix product a convolution (`benchmarks/gpu_images.py`)."
+    )
+    header = ["card", "side", "products in", "time", "TFLOP/s", "off by"]
+    return f"{text}\n\n{rows_of(header, rows)}"
 
 
 @paragraph

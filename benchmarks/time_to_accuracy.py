@@ -91,7 +91,9 @@ def adaptax(data: Path, tasks, every: int) -> dict:
             built.problem, built.params, built.method, optimizer=built.optimizer, steps=config.steps,
             tasks_per_step=config.tasks_per_step, seed=config.seed, callback=judge,
         )  # fmt: skip
-    settings = f"defaults: N = {config.inner_steps}, α = {config.stepsize}, Conv4-{config.channels}, {config.adapt} adapts"
+    settings = (
+        f"defaults: N = {config.inner_steps}, step sizes by {config.stepsize}, Conv4-{config.channels}, {config.adapt} adapts"
+    )
     return {"settings": settings, "curve": record}
 
 

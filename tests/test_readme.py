@@ -23,7 +23,7 @@ def test_the_first_program_runs_as_it_stands(capsys):
 
 
 @pytest.mark.parametrize(
-    "section", ["demo", "results", "strategies", "difference-widths", "memory-method", "ablations", "roofline"]
+    "section", ["demo", "results", "strategies", "difference-widths", "memory-method", "ablations", "roofline", "gpu-images"]
 )
 def test_the_tables_are_those_of_the_saved_results(section, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])

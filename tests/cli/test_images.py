@@ -122,7 +122,10 @@ def test_data_may_be_moved_and_may_not_be_changed(finished, zips, copied, run, t
         ("--data TRAIN --shots 2", "shots + queries is 7: give fewer shots or queries"),
         ("--data TRAIN --method prototypical", "--method prototypical takes no inner steps: add --inner-steps 0."),
         ("--data TRAIN --method pretrain --head shared --stepsize edge", "give --stepsize a number such as 0.1"),
-        ("--data TRAIN --method pretrain --head shared --validation 1 --evaluate-every 1", "leave out --validation"),
+        (
+            "--data TRAIN --method pretrain --stepsize 0.1 --head shared --validation 1 --evaluate-every 1",
+            "leave out --validation",
+        ),
         ("--data TRAIN --method prototypical --inner-steps 0 --head per-class", "--head per-class is for --method maml"),
         ("--data TRAIN --method prototypical --head shared --inner-steps 0", "--method prototypical adapts nothing"),
         ("--data TRAIN --validation 1", "--validation needs --evaluate-every"),
@@ -276,7 +279,7 @@ def test_prototypical_networks_in_the_same_command(train, run, zips, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["everything", "head"])
 def test_pretrained_networks_in_the_same_command(train, run, zips, tmp_path, part):
-    options = ("--method", "pretrain", "--head", "shared", "--adapt", part, "--out", tmp_path / "run")
+    options = ("--method", "pretrain", "--stepsize", 0.1, "--head", "shared", "--adapt", part, "--out", tmp_path / "run")
     result = train("images", "--data", zips[0], "--test-data", zips[1], *options)
     saved = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert result.code == 0

@@ -93,8 +93,8 @@ class Images(Training):
 
     task: ClassVar[str] = "images"
 
-    inner_steps: int = 5
-    stepsize: StepSize = "0.1"
+    inner_steps: int = 10
+    stepsize: StepSize = "edge"
     steps: int = 5000
     tasks_per_step: int = 16
     schedule: Literal["cosine", "constant"] = "cosine"

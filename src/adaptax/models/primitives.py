@@ -162,7 +162,7 @@ def _convolution_on_cpu(x, weight):
     def one(x, weight):
         if not _pays(x, weight.shape[0], weight.shape[-1]):
             return _native(x, weight)
-        filters = winograd.filters(weight, 4)
+        filters = winograd.filters(weight)
         found = _in_groups(lambda x: winograd.convolution(x, filters), _tile_bytes(x), [x])
         return found.reshape(*x.shape[:-1], -1)
 
@@ -183,8 +183,7 @@ def _correlation_on_cpu(x, y, *, size):
 
     def one(x, y):
         if _pays(x, size, outputs):
-            group = lambda x, y: winograd.correlation(x, y, 4)  # noqa: E731
-            return winograd.filters_back(_summed(group, _tile_bytes(x), [x, y]))
+            return winograd.filters_back(_summed(winograd.correlation, _tile_bytes(x), [x, y]))
         bytes_of = size**2 * x[0].size * x.dtype.itemsize
         if inputs < _THIN:
             return _summed(columns, bytes_of, [x, y]).reshape(size, size, inputs, outputs)
@@ -211,7 +210,7 @@ def _neighbours(x, size, columns):
 
 
 def _convolution_elsewhere(x, weight):
-    """The compiler's convolution for one set of filters; matrix products for many, where it is slow."""
+    """The compiler's convolution for one set of filters; a matrix product each for many, for which it is slow."""
     if x.shape[0] == 1:
         return _native(x[0], weight[0])[None]
     return jax.vmap(_products)(x, weight)
@@ -223,15 +222,12 @@ def _correlation_elsewhere(x, y, *, size):
 
 
 def _products(x, weight):
-    """A convolution as matrix products."""
+    """A convolution as a matrix product of what the filters see."""
     size, _, inputs, outputs = weight.shape
-    n, h, w, _ = x.shape
-    if size == 3 and inputs >= _THIN and h % 2 == w % 2 == 0:
-        return winograd.convolution(x, winograd.filters(weight, 2))
     columns = inputs < _THIN
     near = _neighbours(x, size, columns=columns)
     y = lax.dot_general(near, weight.reshape(-1, outputs), (((1 - columns,), (0,)), ((), ())))
-    return y.reshape(n, h, w, outputs)
+    return y.reshape(*x.shape[:-1], outputs)
 
 
 for _primitive, _on_cpu, _elsewhere in (

@@ -1,8 +1,8 @@
-"""Winograd's minimal filtering: a convolution by 3x3 filters with a half or a quarter of the products.
+"""Winograd's minimal filtering: a convolution by 3x3 filters with a quarter of the products.
 
-Tiles of 2x2 or 4x4 outputs come from the 16 or 36 pixels they depend on: both these and the filters are transformed, multiplied
-pixel by pixel, which sums over the channels, and transformed back. Source: Lavin, Gray (2016), Fast algorithms for
-convolutional neural networks.
+Tiles of 4x4 outputs come from the 6x6 pixels they depend on: both these and the filters are transformed, multiplied pixel by
+pixel, which sums over the channels, and transformed back. Source: Lavin, Gray (2016), Fast algorithms for convolutional neural
+networks.
 """
 
 import jax.numpy as jnp
@@ -10,79 +10,64 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-# The transforms of one axis, for tiles of this many outputs.
-_PIXELS = {
-    2: np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]),
-    4: np.array([
-        [4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
-        [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1],
-    ]),
-}  # fmt: skip
-_FILTERS = {
-    2: np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]]) / 2,
-    4: np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24,
-}
-_OUTPUTS = {
-    2: np.array([[1, 1, 1, 0], [0, 1, -1, -1]]),
-    4: np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]),
-}
+TILE, SEEN = 4, 6
+# The transforms of one axis.
+_PIXELS = np.array([
+    [4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
+    [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1],
+])  # fmt: skip
+_FILTERS = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
+_OUTPUTS = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]])
 
 
-def filters(weight: Float[Array, "3 3 inputs outputs"], tile: int) -> Float[Array, "seen seen inputs outputs"]:
+def filters(weight: Float[Array, "3 3 inputs outputs"]) -> Float[Array, "6 6 inputs outputs"]:
     """The transformed filters."""
-    both = np.kron(_FILTERS[tile], _FILTERS[tile])
-    return _by(both, weight.reshape(9, -1)).reshape(tile + 2, tile + 2, *weight.shape[2:])
+    both = np.kron(_FILTERS, _FILTERS)
+    return _by(both, weight.reshape(9, -1)).reshape(SEEN, SEEN, *weight.shape[2:])
 
 
-def convolution(
-    x: Float[Array, "n h w inputs"], filters: Float[Array, "seen seen inputs outputs"]
-) -> Float[Array, "n h w outputs"]:
+def convolution(x: Float[Array, "n h w inputs"], filters: Float[Array, "6 6 inputs outputs"]) -> Float[Array, "n h w outputs"]:
     """The same convolution, by transformed filters."""
     n, h, w, _ = x.shape
-    seen, _, inputs, outputs = filters.shape
-    tile = seen - 2
-    pixels = _pixels(x, tile).reshape(seen**2, -1, inputs)
-    products = _product(pixels, filters.reshape(seen**2, inputs, outputs), 1).reshape(seen, seen, -1, outputs)
-    half = _combined(_OUTPUTS[tile], [products[i] for i in range(seen)])
-    y = _combined(_OUTPUTS[tile], [half[:, j] for j in range(seen)], axis=1)
-    y = y.reshape(tile, tile, n, -(-h // tile), -(-w // tile), outputs).transpose(2, 3, 0, 4, 1, 5)
-    return y.reshape(n, y.shape[1] * tile, -1, outputs)[:, :h, :w]
+    inputs, outputs = filters.shape[2:]
+    pixels = _pixels(x).reshape(SEEN**2, -1, inputs)
+    products = _product(pixels, filters.reshape(SEEN**2, inputs, outputs), 1).reshape(SEEN, SEEN, -1, outputs)
+    half = _combined(_OUTPUTS, [products[i] for i in range(SEEN)])
+    y = _combined(_OUTPUTS, [half[:, j] for j in range(SEEN)], axis=1)
+    y = y.reshape(TILE, TILE, n, -(-h // TILE), -(-w // TILE), outputs).transpose(2, 3, 0, 4, 1, 5)
+    return y.reshape(n, y.shape[1] * TILE, -1, outputs)[:, :h, :w]
 
 
-def correlation(
-    x: Float[Array, "n h w inputs"], y: Float[Array, "n h w outputs"], tile: int
-) -> Float[Array, "seen seen inputs outputs"]:
+def correlation(x: Float[Array, "n h w inputs"], y: Float[Array, "n h w outputs"]) -> Float[Array, "6 6 inputs outputs"]:
     """The derivative by transformed filters of the convolution's product with y."""
-    seen = tile + 2
     n, h, w, outputs = y.shape
-    rows, columns = -(-h // tile), -(-w // tile)
-    back = _OUTPUTS[tile].T
-    p = jnp.pad(y, ((0, 0), (0, rows * tile - h), (0, columns * tile - w), (0, 0)))
-    p = p.reshape(n, rows, tile, columns * tile, outputs)
-    half = _combined(back, [p[:, :, i] for i in range(tile)]).reshape(seen, n, rows, columns, tile, outputs)
-    back = _combined(back, [half[..., j, :] for j in range(tile)], axis=1).reshape(seen**2, -1, outputs)
-    pixels = _pixels(x, tile).reshape(seen**2, -1, x.shape[-1])
-    return _product(pixels, back, 0).reshape(seen, seen, x.shape[-1], outputs)
+    rows, columns = -(-h // TILE), -(-w // TILE)
+    back = _OUTPUTS.T
+    p = jnp.pad(y, ((0, 0), (0, rows * TILE - h), (0, columns * TILE - w), (0, 0)))
+    p = p.reshape(n, rows, TILE, columns * TILE, outputs)
+    half = _combined(back, [p[:, :, i] for i in range(TILE)]).reshape(SEEN, n, rows, columns, TILE, outputs)
+    back = _combined(back, [half[..., j, :] for j in range(TILE)], axis=1).reshape(SEEN**2, -1, outputs)
+    pixels = _pixels(x).reshape(SEEN**2, -1, x.shape[-1])
+    return _product(pixels, back, 0).reshape(SEEN, SEEN, x.shape[-1], outputs)
 
 
-def filters_back(gradient: Float[Array, "seen seen inputs outputs"]) -> Float[Array, "3 3 inputs outputs"]:
+def filters_back(gradient: Float[Array, "6 6 inputs outputs"]) -> Float[Array, "3 3 inputs outputs"]:
     """The derivative by the filters from that by the transformed ones."""
-    seen = gradient.shape[0]
-    both = np.kron(_FILTERS[seen - 2], _FILTERS[seen - 2])
-    return _by(both.T, gradient.reshape(seen**2, -1)).reshape(3, 3, *gradient.shape[2:])
+    both = np.kron(_FILTERS, _FILTERS)
+    return _by(both.T, gradient.reshape(SEEN**2, -1)).reshape(3, 3, *gradient.shape[2:])
 
 
-def _pixels(x, tile):
+def _pixels(x):
     """The transformed pixels that the outputs of each tile depend on."""
     n, h, w, inputs = x.shape
-    seen, rows, columns = tile + 2, -(-h // tile), -(-w // tile)
+    rows, columns = -(-h // TILE), -(-w // TILE)
     # The tile of output (a, b) begins at padded pixel (a, b); pixel (i, j) of all tiles is a shifted part of the image.
-    p = jnp.pad(x, ((0, 0), (1, (rows + 1) * tile - h - 1), (1, (columns + 1) * tile - w - 1), (0, 0)))
-    p = p.reshape(n, rows + 1, tile, -1, inputs)
-    part = lambda i: slice(i // tile, i // tile + rows)  # noqa: E731
-    half = _combined(_PIXELS[tile], [p[:, part(i), i % tile] for i in range(seen)])
-    half = half.reshape(seen, n, rows, columns + 1, tile, inputs)
-    return _combined(_PIXELS[tile], [half[:, :, :, j // tile : j // tile + columns, j % tile] for j in range(seen)], axis=1)
+    p = jnp.pad(x, ((0, 0), (1, (rows + 1) * TILE - h - 1), (1, (columns + 1) * TILE - w - 1), (0, 0)))
+    p = p.reshape(n, rows + 1, TILE, -1, inputs)
+    part = lambda i: slice(i // TILE, i // TILE + rows)  # noqa: E731
+    half = _combined(_PIXELS, [p[:, part(i), i % TILE] for i in range(SEEN)])
+    half = half.reshape(SEEN, n, rows, columns + 1, TILE, inputs)
+    return _combined(_PIXELS, [half[:, :, :, j // TILE : j // TILE + columns, j % TILE] for j in range(SEEN)], axis=1)
 
 
 def _combined(matrix, parts, axis=0):
