@@ -1,4 +1,4 @@
-"""All cores are used unless somebody has said otherwise."""
+"""All cores are used, and single precision is kept, unless somebody has said otherwise."""
 
 import jax
 import pytest
@@ -8,7 +8,7 @@ from adaptax.cli import devices
 
 @pytest.fixture
 def set_to(monkeypatch):
-    """The numbers of devices that JAX is asked for."""
+    """What JAX is asked for."""
     asked = []
     monkeypatch.setattr(jax.config, "update", lambda name, value: asked.append((name, value)))
     monkeypatch.delenv("XLA_FLAGS", raising=False)
@@ -28,6 +28,17 @@ def test_one_device_for_each_core(set_to, monkeypatch):
 def test_what_was_set_before_stays(set_to):
     devices.use_all_cores()
     assert jax.config.jax_num_cpu_devices == 2 and set_to == []
+
+
+def test_products_keep_their_precision_on_accelerators(set_to, monkeypatch):
+    devices.keep_precision()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert set_to == []
+    devices.keep_precision()
+    assert set_to == [("jax_default_matmul_precision", "float32")]
+    monkeypatch.setattr(type(jax.config), "jax_default_matmul_precision", "tensorfloat32", raising=False)
+    devices.keep_precision()
+    assert len(set_to) == 1
 
 
 def test_cores():

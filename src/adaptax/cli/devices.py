@@ -1,4 +1,4 @@
-"""All cores: JAX shows a CPU as one device unless told otherwise before it starts."""
+"""All cores, and products in the precision of their factors: what JAX does by default is something else."""
 
 import os
 
@@ -9,9 +9,10 @@ def cores() -> int:
 
 
 def use_all_cores() -> None:
-    """One host device for each core; the user's own setting, and a JAX that has started already, are left alone.
+    """One host device for each core, where JAX would show a CPU as one.
 
-    Accelerators are not concerned: where there are any, JAX takes them and no CPU device.
+    The user's own setting, and a JAX that has started already, are left alone. Accelerators are not concerned: where there
+    are any, JAX takes them and no CPU device.
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
@@ -24,3 +25,14 @@ def use_all_cores() -> None:
         jax.config.update("jax_num_cpu_devices", cores())
     except RuntimeError:  # JAX has started
         return
+
+
+def keep_precision() -> None:
+    """On accelerators JAX rounds the factors of products, which exact meta-gradients of many steps do not survive.
+
+    The user's own setting is left alone. Starts JAX.
+    """
+    import jax
+
+    if jax.config.jax_default_matmul_precision is None and jax.default_backend() != "cpu":  # type: ignore[attr-defined]
+        jax.config.update("jax_default_matmul_precision", "float32")

@@ -65,9 +65,10 @@ def _run(arguments: list[str]) -> int:
 
         return plan(command)
     # Only now JAX may be imported.
-    from adaptax.cli.devices import use_all_cores
+    from adaptax.cli.devices import keep_precision, use_all_cores
 
     use_all_cores()
+    keep_precision()
     if isinstance(command, configs.Evaluate):
         from adaptax.cli.evaluate import evaluate
 
