@@ -9,25 +9,20 @@ from jax import lax
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 
 def max_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
     """The largest of each 2x2 window, the first of equal ones; an odd last row or column is left out."""
-    return pick(x, largest(x))
+    return _pick.bind(x, _largest(x))
 
 
-def largest(x: Float[Array, "n h w c"]) -> Int[Array, "n h2 w2 c"]:
+def _largest(x):
     """Where the largest pixel of each window is: 0 and 1 above, 2 and 3 below."""
     a, b, c, d = _windows(lax.stop_gradient(x))
     first, second = a >= b, c >= d
     above = jnp.where(first, a, b) >= jnp.where(second, c, d)
     return jnp.where(above, 1 - first, 3 - second).astype(jnp.int32)
-
-
-def pick(x: Float[Array, "n h w c"], where: Int[Array, "n h2 w2 c"]) -> Float[Array, "n h2 w2 c"]:
-    """One pixel of each window."""
-    return _pick.bind(x, where)
 
 
 _pick, _spread = Primitive("window_pick"), Primitive("window_spread")
