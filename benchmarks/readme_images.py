@@ -28,10 +28,11 @@ def images(result: dict) -> str:
         apart = run["scores"].get("accuracy_nontransductive")
         alone = f"{100 * apart['mean'][last]:.1f} %" if apart else ""
         chosen = chosen if last else ["", chosen[0]]
-        rows.append([_RUNS[run["name"]], str(run["seed"]), f"{run['step']:,}", f"{run['minutes']:.1f}", *chosen, alone])
+        steps = str(run["config"]["inner_steps"])
+        rows.append([_RUNS[run["name"]], str(run["seed"]), steps, f"{run['step']:,}", f"{run['minutes']:.1f}", *chosen, alone])
     config = first["config"]
     n = config["inner_steps"]
-    header = ["", "seed", "meta-steps", "minutes", f"after {n} steps", f"after {2 * n}", "by the support set's statistics"]
+    header = ["", "seed", "N", "meta-steps", "minutes", "after N steps", "after 2 N", "by the support set's statistics"]
     text = (
         f"**Real images.** Characters: trained on Omniglot's small background set 1 on "
         f"{result['machine']['cores']} cores (minutes with compilation and evaluation), judged on {first['tasks']:,} tasks of "
@@ -59,8 +60,8 @@ def ablations(result: dict) -> str:
     steps = ", ".join(sorted({f"{row['steps']:,}" for row in result["rows"]}))
     text = (
         f"5-way 1-shot characters, trained on four alphabets of Omniglot's small background set 1 for {steps} meta-steps of "
-        f"16 tasks (one seed), judged on 1,000 tasks of the fifth: {first} (95 % over tasks), and for what it chooses each of "
-        "the others in turn (% after N / 2 N steps), with the other four to train on. Base: "
+        f"16 tasks (one seed), judged on 1,000 tasks of the fifth: {first} (95 % over tasks), and for what it chooses "
+        "others in turn (% after N / 2 N steps), with the other four to train on. Base: "
         "N = 5, α = 0.1, the last layer adapts and is one class vector for all at first, classes turned, images distorted, 5 "
         "queries, Adam at 0.001, Conv4-32 (`benchmarks/ablations.py`)."
     )
@@ -146,7 +147,7 @@ def gpu_images(result: dict) -> str:
     }
     rows = []
     for case in result["cases"]:
-        sides = [*case["adaptax"]["sides"], *case.get("torch", {}).get("sides", [])]
+        sides = [side for part in ("adaptax", "torch") for side in case.get(part, {}).get("sides", []) if "seconds" in side]
         for number, side in enumerate(sides):
             name = ways[side["way"]] if "way" in side else f"PyTorch, {side['name']}"
             if side.get("in_flight", case["tasks"]) != case["tasks"]:

@@ -31,6 +31,7 @@ def test_what_was_set_before_stays(set_to):
 
 
 def test_products_keep_their_precision_on_accelerators(set_to, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     devices.keep_precision()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert set_to == []

@@ -201,6 +201,13 @@ def test_derivatives_of_conv4(x64):
         assert relative(got, expected) < 1e-9
 
 
+def test_images_of_whole_numbers():
+    model = moved(ax.models.conv4(5, key=jax.random.key(0), channels=8, image=IMAGES[2]), 1)
+    assert any(float(block.scale.min()) < 0 for block in model.blocks)
+    images = np.random.default_rng(0).integers(0, 9, (6, *IMAGES[2]), np.uint8)
+    np.testing.assert_array_equal(model(jnp.asarray(images)), model(jnp.asarray(images, jnp.float32)))
+
+
 @pytest.mark.parametrize("norm", ["batch", "group", pytest.param("layer", marks=pytest.mark.slow)])
 def test_normalisations_are_what_they_are_called(quick_compilation, norm):
     images = normal((6, *IMAGES[1]), 2)

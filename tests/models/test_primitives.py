@@ -9,11 +9,11 @@ from jax import lax
 from adaptax.models import primitives, winograd
 from adaptax.models.pooling import max_pool
 
-# Images, height, width, inputs, outputs, filter size: Winograd's algorithm whole and in groups, odd sizes, one channel, colours
-# to few channels, images too small for it, other filters.
+# Images, height, width, inputs, outputs, filter size: Winograd's algorithm whole and in unequal groups, odd sizes, one channel,
+# colours to few channels, images too small for it, other filters, those in groups.
 SHAPES = [
-    (2, 14, 12, 32, 40, 3), (40, 12, 12, 40, 32, 3), (3, 13, 11, 32, 32, 3), (2, 10, 9, 1, 16, 3), (2, 8, 8, 3, 32, 3),
-    (2, 3, 3, 32, 32, 3), (2, 9, 8, 12, 5, 5),
+    (2, 14, 12, 32, 40, 3), (47, 12, 12, 40, 32, 3), (3, 13, 11, 32, 32, 3), (2, 10, 9, 1, 16, 3), (2, 8, 8, 3, 32, 3),
+    (2, 3, 3, 32, 32, 3), (2, 9, 8, 12, 5, 5), (7, 28, 27, 12, 5, 5),
 ]  # fmt: skip
 
 
@@ -54,9 +54,11 @@ def test_the_convolution_with_its_derivatives(x64, quick_compilation, shape):
     close(jax.jit(lambda *at: second_order(primitives.convolve, *at))(*at), jax.jit(lambda *at: second_order(native, *at))(*at))
 
 
-@pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0), (3, 2)])
-def test_the_convolution_under_vmap(x64, quick_compilation, axes):
-    shape = (2, 8, 8, 9, 10, 3)
+@pytest.mark.parametrize(
+    ("axes", "shape"),
+    [*((axes, (2, 8, 8, 9, 10, 3)) for axes in ((0, 0), (0, None), (None, 0), (3, 2))), ((0, 0), (4, 8, 8, 32, 33, 3))],
+)
+def test_the_convolution_under_vmap(x64, quick_compilation, axes, shape):
     images, filters = (operands(shape, (3,) if axis is not None else ())[i] for i, axis in enumerate(axes))
     at = tuple(
         part if axis is None else jnp.moveaxis(part, 0, axis) for part, axis in zip((images, filters), axes, strict=True)
@@ -95,6 +97,19 @@ def test_rounding_in_single_precision():
     assert float(jnp.abs(primitives.convolve(x, weight) - exact).max() / jnp.abs(exact).max()) < 2e-5
 
 
+def test_programs_for_other_machines():
+    x, weight = operands(SHAPES[0], (3,))
+    gradient = jax.jit(jax.vmap(jax.grad(lambda x, weight: max_pool(primitives.convolve(x, weight)).sum(), (0, 1))))
+    gradient.trace(x, weight).lower(lowering_platforms=("cuda", "tpu"))
+
+
+def test_half_precision():
+    x, weight = (part.astype(jnp.bfloat16) for part in operands(SHAPES[0]))
+    exact = native(x.astype(jnp.float32), weight.astype(jnp.float32))
+    found = primitives.convolve(x, weight)
+    assert found.dtype == jnp.bfloat16 and float(jnp.abs(found - exact).max() / jnp.abs(exact).max()) < 1e-2
+
+
 @pytest.mark.parametrize("shape", [(2, 6, 8, 3), (2, 7, 5, 3)])
 def test_the_pool_with_its_derivatives(x64, shape):
     x = normal(shape, 0)
@@ -110,3 +125,11 @@ def test_the_pool_takes_the_first_of_equal_pixels():
     np.testing.assert_array_equal(jax.grad(lambda x: jnp.nansum(max_pool(x)))(x)[0, :2, :, 0], [[1, 0, 1, 0], [0, 0, 0, 0]])
     pooled = max_pool(x)[0, :, :, 0]
     assert pooled[1, 1] == 1 and jnp.isnan(max_pool(x.at[0, 3, 1, 0].set(jnp.nan))[0, 1, 0, 0])
+
+
+def test_what_is_pooled_in_vain_has_no_derivative():
+    x = jnp.ones((1, 4, 4, 1))
+    both = lambda x: jax.jit(lambda x: (max_pool(x), x.sum()))(x)[1]  # noqa: E731
+    assert float(jax.grad(both)(x).sum()) == 16
+    again = lambda x: jax.jit(lambda x: (jax.grad(lambda x: max_pool(x).sum())(x), x.sum()))(x)[1]  # noqa: E731
+    assert float(jax.grad(again)(x).sum()) == 16

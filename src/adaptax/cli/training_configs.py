@@ -93,8 +93,6 @@ class Images(Training):
 
     task: ClassVar[str] = "images"
 
-    inner_steps: int = 10
-    stepsize: StepSize = "edge"
     steps: int = 5000
     tasks_per_step: int = 16
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -125,7 +123,8 @@ class Images(Training):
     """Target images of each class."""
     method: Literal["maml", "prototypical", "pretrain"] = "maml"
     """prototypical does not adapt: images go to the nearest class mean of the network's features (--inner-steps 0). pretrain
-    tells all training classes apart and is fine-tuned when it is judged, by N steps and up to twice as many."""
+    tells all training classes apart and is fine-tuned when it is judged, by N steps of --stepsize NUMBER and up to twice as
+    many."""
     model: Literal["conv4", "resnet12"] = "conv4"
     """The network."""
     channels: int = 32

@@ -77,7 +77,7 @@ class Block(Unit):
     def __call__(self, x: Float[Array, "n h w inputs"], given: Given = None) -> Float[Array, "n h2 w2 outputs"]:
         # Filters turned so that no scale is negative make what follows increasing: then the pool may come first, which leaves a
         # quarter of the work.
-        sign = lax.stop_gradient(jnp.where(self.scale < 0, -1, 1).astype(x.dtype))
+        sign = lax.stop_gradient(jnp.where(self.scale < 0, -1, 1).astype(self.weight.dtype))
         y = _convolve(x, sign * self.weight)
         if self.norm == "batch" and not isinstance(given, Moments):
             mean, factor = self._statistics(y, given)

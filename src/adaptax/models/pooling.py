@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 
 def max_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
-    """The largest of each 2x2 window, the first of equal ones; an odd last row or column is left out."""
+    """The largest of each 2x2 window, the first of equal ones; an odd last row or column is left out, a NaN may be."""
     return _pick.bind(x, _largest(x))
 
 
@@ -71,11 +71,20 @@ def _batched(primitive):
     return rule
 
 
+def _transposed(primitive, size):
+    def rule(ct, x, where, **params):
+        if type(ct) is ad.Zero:
+            return ad.Zero(x.aval), None
+        return primitive.bind(ct, where, **size(x)), None
+
+    return rule
+
+
 # The choice is of whole numbers: only the first operand has derivatives.
 ad.defjvp(_pick, lambda t, x, where: _pick.bind(t, where), None)
 ad.defjvp(_spread, lambda t, x, where, **params: _spread.bind(t, where, **params), None)
-ad.primitive_transposes[_pick] = lambda ct, x, where: (_spread.bind(ct, where, size=x.aval.shape[-3:-1]), None)
-ad.primitive_transposes[_spread] = lambda ct, x, where, *, size: (_pick.bind(ct, where), None)
+ad.primitive_transposes[_pick] = _transposed(_spread, lambda x: {"size": x.aval.shape[-3:-1]})
+ad.primitive_transposes[_spread] = _transposed(_pick, lambda x: {})
 for _primitive, _rule in ((_pick, _pick_as_selection), (_spread, _spread_as_selection)):
     batching.primitive_batchers[_primitive] = _batched(_primitive)
     mlir.register_lowering(_primitive, mlir.lower_fun(_rule, multiple_results=False))
