@@ -28,17 +28,27 @@ def images(result: dict) -> str:
         apart = run["scores"].get("accuracy_nontransductive")
         alone = f"{100 * apart['mean'][last]:.1f} %" if apart else ""
         chosen = chosen if last else ["", chosen[0]]
-        steps = str(run["config"]["inner_steps"])
+        steps = f"{run['config']['inner_steps']}, {run['config']['stepsize']}"
         rows.append([_RUNS[run["name"]], str(run["seed"]), steps, f"{run['step']:,}", f"{run['minutes']:.1f}", *chosen, alone])
     config = first["config"]
     n = config["inner_steps"]
-    header = ["", "seed", "N", "meta-steps", "minutes", "after N steps", "after 2 N", "by the support set's statistics"]
+    header = [
+        "",
+        "seed",
+        "N, step size",
+        "meta-steps",
+        "minutes",
+        "after N steps",
+        "after 2 N",
+        "by the support set's statistics",
+    ]
     text = (
         f"**Real images.** Characters: trained on Omniglot's small background set 1 on "
         f"{result['machine']['cores']} cores (minutes with compilation and evaluation), judged on {first['tasks']:,} tasks of "
-        f"{first['judged_on']}, which it has not seen; Conv4-{config['channels']}, N = {n}, step sizes by "
-        f"`{config['stepsize']}`, the defaults of `adaptax train images` (`benchmarks/images.py`; [what was chosen, and by "
-        "what](docs/strategies.md)). 95 % over tasks; predictions are transductive, except in the last column."
+        f"{first['judged_on']}, which it has not seen; Conv4-{config['channels']}, trained by "
+        f"`adaptax train images`, of which N = {n} and `{config['stepsize']}` are the defaults (`benchmarks/images.py`; [what "
+        "was chosen, and by what](docs/strategies.md)). 95 % over tasks; predictions are transductive, except in the last "
+        "column."
     )
     return f"{text}\n\n{rows_of(header, rows)}"
 
