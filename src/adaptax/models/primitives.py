@@ -70,31 +70,19 @@ ad.defbilinear(_convolution, _convolution_by_x, _convolution_by_weight)
 ad.defbilinear(_correlation, _correlation_by_x, _correlation_by_y)
 
 
-def _batch_convolution(operands, dims, **params):
-    (x, weight), (of_x, of_weight) = operands, dims
-    if of_weight is None:
-        merged, count = _merged(jnp.moveaxis(x, of_x, 0), 1), x.shape[of_x]
-        return _cut(_convolution.bind(merged, weight, **params), 1, count), 1
-    if of_x is None:
-        merged, count = _merged(jnp.moveaxis(weight, of_weight, 0), 4), weight.shape[of_weight]
-        return _cut(_convolution.bind(x, merged, **params), 4, count), 4
-    return _batch_both(_convolution, x, weight, dims, params)
+def _batched(primitive, first, second):
+    """The rule of `vmap`: an operand that is alone in having tasks gives them to an axis of its own, which the result has too.
 
+    `first` and `second` are these axes of the operand and of the result. If both have tasks they join the sets of filters.
+    """
 
-def _batch_correlation(operands, dims, **params):
-    (x, y), (of_x, of_y) = operands, dims
-    if of_y is None:
-        merged, count = _merged(jnp.moveaxis(x, of_x, 0), 4), x.shape[of_x]
-        return _cut(_correlation.bind(merged, y, **params), 3, count), 3
-    if of_x is None:
-        merged, count = _merged(jnp.moveaxis(y, of_y, 0), 4), y.shape[of_y]
-        return _cut(_correlation.bind(x, merged, **params), 4, count), 4
-    return _batch_both(_correlation, x, y, dims, params)
+    def rule(operands, dims, **params):
+        size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
+        into, out = first if dims[1] is None else second if dims[0] is None else (0, 0)
+        merged = [x if d is None else _merged(jnp.moveaxis(x, d, 0), into) for x, d in zip(operands, dims, strict=True)]
+        return _cut(primitive.bind(*merged, **params), out, size), out
 
-
-def _batch_both(primitive, x, y, dims, params):
-    x, y = (jnp.moveaxis(part, axis, 0) for part, axis in zip((x, y), dims, strict=True))
-    return _cut(primitive.bind(_merged(x, 0), _merged(y, 0), **params), 0, x.shape[0]), 0
+    return rule
 
 
 def _merged(array, axis):
@@ -108,8 +96,9 @@ def _cut(array, axis, count):
     return array.reshape(*array.shape[:axis], count, -1, *array.shape[axis + 1 :])
 
 
-batching.primitive_batchers[_convolution] = _batch_convolution
-batching.primitive_batchers[_correlation] = _batch_correlation
+# Images join images, output channels join output channels; in a correlation input channels join input channels.
+batching.primitive_batchers[_convolution] = _batched(_convolution, (1, 1), (4, 4))
+batching.primitive_batchers[_correlation] = _batched(_correlation, (4, 3), (4, 4))
 
 
 def _each(function, first, second):
@@ -122,8 +111,11 @@ def _each(function, first, second):
 def _groups(size, arrays):
     """Images cut into groups of as many as the caches hold if one leaves `size` bytes, filled up with images of zeros."""
     n = arrays[0].shape[0]
-    count = -(-n // min(n, max(_CACHE // size, 1)))
-    at_once = -(-n // count)
+    fits = min(n, max(_CACHE // size, 1))
+    divisor = max(d for d in range(1, fits + 1) if n % d == 0)
+    # Filling up copies all images, so equal groups may be smaller.
+    at_once = divisor if 2 * divisor >= fits else fits
+    count = -(-n // at_once)
     filled = [jnp.pad(part, ((0, count * at_once - n), *[(0, 0)] * (part.ndim - 1))) for part in arrays]
     return [part.reshape(count, at_once, *part.shape[1:]) for part in filled]
 
