@@ -10,10 +10,10 @@ from adaptax.models import primitives, winograd
 from adaptax.models.pooling import max_pool
 
 # Images, height, width, inputs, outputs, filter size: Winograd's algorithm whole and in unequal groups, odd sizes, one channel,
-# colours to few channels, images too small for it, other filters, those in groups.
+# colours to few channels, images too small for it, other filters, those in groups, single pixels in chunks.
 SHAPES = [
     (2, 14, 12, 32, 40, 3), (47, 12, 12, 40, 32, 3), (3, 13, 11, 32, 32, 3), (2, 10, 9, 1, 16, 3), (2, 8, 8, 3, 32, 3),
-    (2, 3, 3, 32, 32, 3), (2, 9, 8, 12, 5, 5), (7, 28, 27, 12, 5, 5),
+    (2, 3, 3, 32, 32, 3), (2, 9, 8, 12, 5, 5), (7, 28, 27, 12, 5, 5), (6, 20, 21, 5, 7, 1),
 ]  # fmt: skip
 
 
@@ -75,13 +75,18 @@ def test_the_convolution_under_vmap_of_vmap(x64):
 
 
 @pytest.mark.parametrize("sets", [1, 2])
-@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2], SHAPES[3], SHAPES[6]])
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[2], SHAPES[3], SHAPES[6], SHAPES[8]])
 def test_the_ways_of_other_machines(x64, shape, sets):
     x, weight = operands(shape, (sets,))
     y = jax.vmap(native)(x, weight)
     close(primitives._convolution_elsewhere(x, weight), y)
     expected = jax.vmap(lambda x, w, y: jax.vjp(lambda w: native(x, w), w)[1](y)[0])(x, weight, y)
     close(primitives._correlation_elsewhere(x, y, size=shape[-1]), expected)
+
+
+@pytest.mark.parametrize(("side", "channels", "images"), [(28, 64, 9), (84, 64, 1), (42, 160, 2), (10, 640, 15)])
+def test_groups_fit_the_caches_but_have_rows_enough(side, channels, images):
+    assert primitives._tiles_fit(jax.ShapeDtypeStruct((75, side, side, channels), jnp.float32), channels) == images
 
 
 def test_winograd(x64):

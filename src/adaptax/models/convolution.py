@@ -44,13 +44,13 @@ class Unit(eqx.Module):
     norm: str = eqx.field(static=True, default="batch")
 
     def __call__(self, x: Float[Array, "n h w inputs"], given: Given = None) -> Float[Array, "n h w outputs"]:
-        y = _convolve(x, self.weight)
+        y = convolve(x, self.weight)
         mean, factor = self._statistics(y, given)
         return (y - mean) * factor + self.shift
 
     def moments(self, x: Float[Array, "n h w inputs"]) -> Any:
         """The statistics that these images have here."""
-        flat = _convolve(x, self.weight).reshape(-1, self.scale.shape[0])
+        flat = convolve(x, self.weight).reshape(-1, self.scale.shape[0])
         mean = flat.mean(0)
         return Moments(mean, ((flat - mean) ** 2).mean(0))
 
@@ -78,7 +78,7 @@ class Block(Unit):
         # Filters turned so that no scale is negative make what follows increasing: then the pool may come first, which leaves a
         # quarter of the work.
         sign = lax.stop_gradient(jnp.where(self.scale < 0, -1, 1).astype(self.weight.dtype))
-        y = _convolve(x, sign * self.weight)
+        y = convolve(x, sign * self.weight)
         if self.norm == "batch" and not isinstance(given, Moments):
             mean, factor = self._statistics(y, given)
         else:
@@ -162,7 +162,3 @@ def check_norm(where: str, norm: object, channels: int) -> None:
         raise InputError(f"{where}(norm={norm!r}) must be {', '.join(map(repr, NORMS[:-1]))} or {NORMS[-1]!r}.")
     if norm == "group" and channels % GROUPS:
         raise InputError(f'{where}(norm="group") cuts channels into {GROUPS} groups: make {channels} a multiple of {GROUPS}.')
-
-
-def _convolve(x, weight):
-    return x @ weight[0, 0] if weight.shape[0] == 1 else convolve(x, weight)

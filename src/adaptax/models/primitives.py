@@ -23,6 +23,10 @@ _THIN = 8
 _WIDE, _TILES = 32, 16
 # Bytes of intermediate values at a time: about what a core's caches hold.
 _CACHE = 4 << 20
+# With fewer rows a matrix product takes longer to lay out its other operand than the caches save (measured).
+_ROWS = 128
+# Pixels that one product sums over at a time, where one over all would first transpose an operand as a whole.
+_PIXELS = 2048
 
 
 def convolve(x: Float[Array, "n h w inputs"], weight: Float[Array, "k k inputs outputs"]) -> Float[Array, "n h w outputs"]:
@@ -108,10 +112,10 @@ def _each(function, first, second):
     return lax.map(lambda pair: function(*pair), (first, second))
 
 
-def _groups(size, arrays):
-    """Images cut into groups of as many as the caches hold if one leaves `size` bytes, filled up with images of zeros."""
+def _groups(most, arrays):
+    """Images cut into groups of at most so many, or filled up with images of zeros to groups of exactly so many."""
     n = arrays[0].shape[0]
-    fits = min(n, max(_CACHE // size, 1))
+    fits = min(n, most)
     divisor = max(d for d in range(1, fits + 1) if n % d == 0)
     # Filling up copies all images, so equal groups may be smaller.
     at_once = divisor if 2 * divisor >= fits else fits
@@ -120,18 +124,18 @@ def _groups(size, arrays):
     return [part.reshape(count, at_once, *part.shape[1:]) for part in filled]
 
 
-def _in_groups(function, size, x):
+def _in_groups(function, most, x):
     """A function of images, for groups of them."""
-    (groups,) = _groups(size, [x])
+    (groups,) = _groups(most, [x])
     if len(groups) == 1:
         return function(x)
     found = lax.map(function, groups)
     return found.reshape(-1, *found.shape[2:])[: len(x)]
 
 
-def _summed(function, size, arrays):
+def _summed(function, most, arrays):
     """The sum of a function's values for all groups of images."""
-    groups = _groups(size, arrays)
+    groups = _groups(most, arrays)
     if len(groups[0]) == 1:
         return function(*arrays)
     found = jax.eval_shape(function, *(part[0] for part in groups))
@@ -149,16 +153,18 @@ def _pays(x, size, outputs):
 
 
 def _convolution_on_cpu(x, weight):
-    """One set of filters after another: Winograd's algorithm, or the compiler's convolution."""
+    """One set of filters after another: a matrix product, Winograd's algorithm, or the compiler's convolution."""
 
     def one(x, weight):
+        if weight.shape[0] == 1:
+            return x @ weight[0, 0]
         if not _pays(x, weight.shape[0], weight.shape[-1]):
             if x.shape[-1] == 3 and weight.shape[-1] <= 32:
                 # Four times as fast with a fourth channel of zeros.
                 x, weight = jnp.pad(x, ((0, 0),) * 3 + ((0, 1),)), jnp.pad(weight, ((0, 0),) * 2 + ((0, 1), (0, 0)))
             return _native(x, weight)
         filters = winograd.filters(weight)
-        return _in_groups(lambda x: winograd.convolution(x, filters), _tile_bytes(x, weight.shape[-1]), x)
+        return _in_groups(lambda x: winograd.convolution(x, filters), _tiles_fit(x, weight.shape[-1]), x)
 
     return _each(one, x, weight)
 
@@ -176,20 +182,26 @@ def _correlation_on_cpu(x, y, *, size):
         return jnp.matmul(_neighbours(x, size, columns=True), y.reshape(-1, outputs))
 
     def one(x, y):
+        if size == 1:
+            n, pixels = x.shape[0], x.shape[1] * x.shape[2]
+            images = max(d for d in range(1, n + 1) if n % d == 0 and (d == 1 or d * pixels <= _PIXELS))
+            cut = lambda part: part.reshape(n // images, images * pixels, -1)  # noqa: E731
+            return lax.dot_general(cut(x), cut(y), (((1,), (1,)), ((0,), (0,)))).sum(0)[None, None]
         if _pays(x, size, outputs):
-            return winograd.filters_back(_summed(winograd.correlation, _tile_bytes(x, outputs), [x, y]))
-        bytes_of = size**2 * x[0].size * x.dtype.itemsize
+            return winograd.filters_back(_summed(winograd.correlation, _tiles_fit(x, outputs), [x, y]))
+        fit = max(_CACHE // (size**2 * x[0].size * x.dtype.itemsize), 1)
         if inputs < _THIN:
-            return _summed(columns, bytes_of, [x, y]).reshape(size, size, inputs, outputs)
-        return _summed(rows, bytes_of, [x, y]).T.reshape(size, size, inputs, outputs)
+            return _summed(columns, fit, [x, y]).reshape(size, size, inputs, outputs)
+        return _summed(rows, fit, [x, y]).T.reshape(size, size, inputs, outputs)
 
     return _each(one, x, y)
 
 
-def _tile_bytes(x, outputs):
-    """The transformed pixels of one image."""
+def _tiles_fit(x, outputs):
+    """Images whose transformed pixels the caches hold; no fewer than give the products their rows."""
     _, h, w, inputs = x.shape
-    return 36 * (-(-h // 4)) * (-(-w // 4)) * max(inputs, outputs) * x.dtype.itemsize
+    tiles = -(-h // 4) * -(-w // 4)
+    return max(_CACHE // (36 * tiles * max(inputs, outputs) * x.dtype.itemsize), -(-_ROWS // tiles))
 
 
 def _neighbours(x, size, columns):
@@ -205,7 +217,7 @@ def _neighbours(x, size, columns):
 
 def _convolution_elsewhere(x, weight):
     """The compiler's convolution for one set of filters; a matrix product each for many, for which it is slow."""
-    if x.shape[0] == 1:
+    if x.shape[0] == 1 and weight.shape[1] > 1:
         return _native(x[0], weight[0])[None]
     return jax.vmap(_products)(x, weight)
 
