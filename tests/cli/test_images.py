@@ -218,6 +218,7 @@ def test_what_is_kept_for_validation(photos, zips):
     assert len(train) == 7 and len(chosen_by) == 6 and not set(train.names) & set(chosen_by.names)
 
 
+@pytest.mark.slow
 def test_validation_chooses_the_network(train, run, zips, tmp_path):
     options = (
         "--data",

@@ -77,6 +77,7 @@ def test_nothing_is_said_of_steps_that_are_stable(inner):
         assert np.isfinite(history[name]).tolist() == [False, True, False, True]
 
 
+@pytest.mark.slow
 def test_a_run_keeps_it_and_goes_on_as_if_never_stopped(tmp_path):
     inner, options = ax.Inner(2, 0.1), {"monitor_every": 2}
     whole = train(inner, out=tmp_path / "whole", **options)[1]

@@ -49,6 +49,7 @@ def test_labels_name_the_class_and_its_turn(data):
     assert len(set.union(*corners.values())) == 4
 
 
+@pytest.mark.slow
 def test_a_fresh_head_is_fine_tuned(data):
     few = ax.tasks.few_shot(data, 3, 2, 2, rotations=False)
     problem, plain = ax.tasks.joint(few), ax.Inner(0, 1.0)

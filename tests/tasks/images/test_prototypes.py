@@ -49,6 +49,7 @@ def test_logits_are_distances_to_class_means(data):
     assert float(scores["accuracy"]) == pytest.approx((distances.argmin(1) == wanted).mean())
 
 
+@pytest.mark.slow
 def test_training_without_inner_steps_helps(data):
     problem = ax.tasks.prototypical(ax.tasks.few_shot(data, 3, 1, 3, rotations=False))
     method, inner = ax.MetaGradient(ax.Inner(0, 1.0)), ax.Inner(0, 1.0)

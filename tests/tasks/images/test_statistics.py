@@ -27,7 +27,10 @@ def model():
 
 
 @pytest.mark.parametrize("image", [(16, 16, 1), (18, 21, 2)], ids=["even", "odd"])
-@pytest.mark.parametrize("make", [ax.models.conv4, ax.models.resnet12], ids=["conv4", "resnet12"])
+@pytest.mark.parametrize(
+    "make",
+    [pytest.param(ax.models.conv4, id="conv4"), pytest.param(ax.models.resnet12, id="resnet12", marks=pytest.mark.slow)],
+)
 def test_a_batchs_own_statistics_change_nothing(make, image):
     network = make(3, key=jax.random.key(1), channels=4, image=image)
     images = jax.random.normal(jax.random.key(2), (5, *image))
@@ -73,7 +76,7 @@ def test_the_nearest_number_of_steps_above_counts():
     assert [float(statistics.at(n)) for n in (0, 1, 2, 3, 5, 9)] == [10, 20, 20, 30, 30, 30]
 
 
-@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("both", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_accuracy_under_them(problem, model, both):
     tasks = jax.vmap(problem.sample_task)(jax.random.split(jax.random.key(4), 3))
     judged = ax.tasks.both_accuracies(problem) if both else problem
