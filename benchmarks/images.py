@@ -28,6 +28,12 @@ RUNS = {
 }
 
 
+def accelerator() -> str | None:
+    """What training runs on, if it is no CPU; asked in a process of its own, which leaves the device free."""
+    ask = "import jax; device = jax.devices()[0]; print('' if device.platform == 'cpu' else device.device_kind)"
+    return subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True, text=True).stdout.strip() or None
+
+
 def run(name: str, seed: int, folder: Path) -> dict:
     """Train, judge, and say how long it took."""
     adaptax = str(Path(sys.executable).parent / "adaptax")
@@ -42,7 +48,8 @@ def run(name: str, seed: int, folder: Path) -> dict:
         config = json.loads((kept / "config.json").read_text())
     chosen = {key: config[key] for key in ("ways", "shots", "queries", "inner_steps", "stepsize", "channels", "adapt", "steps")}
     # The evaluation's own seed, that of the held-out tasks, is the same for all.
-    return {**json.loads(told.stdout), "name": name, "seed": seed, "minutes": minutes, "config": chosen}
+    told = json.loads(told.stdout)
+    return {**told, "name": name, "seed": seed, "minutes": minutes, "accelerator": accelerator(), "config": chosen}
 
 
 def main() -> None:

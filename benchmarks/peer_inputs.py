@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 STEPS = 5
-STEPSIZE = {"sinusoid": 0.01, "conv4": 0.1, "conv4-84": 0.05, "resnet12": 0.05}
+STEPSIZE = {"sinusoid": 0.01, "conv4": 0.1, "conv4-84": 0.05, "resnet12": 0.001}
 TASKS = {"sinusoid": 25, "conv4": 32, "conv4-84": 4, "resnet12": 1}
 HIDDEN = 40
 WIDTH, WAYS, SHOTS, QUERIES, SIDE = 64, 5, 1, 5, 28

@@ -105,7 +105,10 @@ def compare(case: str, rounds: int, folder: Path) -> dict:
         middle = statistics.median(ratios)
         side["ratio"] = {"median": middle, "low": min(ratios), "high": max(ratios)}
         side["ratio"]["text"] = f"{middle:.3g} x [{min(ratios):.3g}, {max(ratios):.3g}]"
-    return {"name": case, "title": TITLES[case], "devices": DEVICES[case], "difference_float64": agreement, "sides": sides}
+    return {
+        "name": case, "title": TITLES[case], "machine": description(), "devices": DEVICES[case],
+        "difference_float64": agreement, "sides": sides,
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -129,7 +132,7 @@ def main() -> None:
     kept = json.loads(path.read_text())["cases"] if path.exists() else []
     cases += [case for case in kept if case["name"] not in arguments.case]
     cases.sort(key=lambda case: list(TITLES).index(case["name"]))
-    path.write_text(json.dumps({"machine": description(), "cases": cases}, indent=1) + "\n")
+    path.write_text(json.dumps({"cases": cases}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

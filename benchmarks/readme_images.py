@@ -29,7 +29,9 @@ def images(result: dict) -> str:
         alone = f"{100 * apart['mean'][last]:.1f} %" if apart else ""
         chosen = chosen if last else ["", chosen[0]]
         steps = f"{run['config']['inner_steps']}, {run['config']['stepsize']}"
-        rows.append([_RUNS[run["name"]], str(run["seed"]), steps, f"{run['step']:,}", f"{run['minutes']:.1f}", *chosen, alone])
+        # Several runs at once shared the accelerator: their minutes would tell nothing.
+        minutes = run.get("accelerator") or f"{run['minutes']:.1f}"
+        rows.append([_RUNS[run["name"]], str(run["seed"]), steps, f"{run['step']:,}", minutes, *chosen, alone])
     config = first["config"]
     n = config["inner_steps"]
     header = [
@@ -43,12 +45,12 @@ def images(result: dict) -> str:
         "by the support set's statistics",
     ]
     text = (
-        f"**Real images.** Characters: trained on Omniglot's small background set 1 on "
-        f"{result['machine']['cores']} cores (minutes with compilation and evaluation), judged on {first['tasks']:,} tasks of "
-        f"{first['judged_on']}, which it has not seen; Conv4-{config['channels']}, trained by "
-        f"`adaptax train images`, of which N = {n} and `{config['stepsize']}` are the defaults (`benchmarks/images.py`; [what "
-        "was chosen, and by what](docs/strategies.md)). 95 % over tasks; predictions are transductive, except in the last "
-        "column."
+        f"**Real images.** Characters: trained on Omniglot's small background set 1 on {result['machine']['cores']} cores "
+        "(minutes with compilation and evaluation) or on the accelerator named, "
+        f"judged on {first['tasks']:,} tasks of {first['judged_on']}, which it has not seen; Conv4-{config['channels']}, "
+        f"trained by `adaptax train images`, of which N = {n} and `{config['stepsize']}` are the defaults "
+        "(`benchmarks/images.py`; [what was chosen, and by what](docs/strategies.md)). 95 % over tasks; predictions are "
+        "transductive, except in the last column."
     )
     return f"{text}\n\n{rows_of(header, rows)}"
 
@@ -113,7 +115,7 @@ def memory_peers(result: dict) -> str:
 
 @paragraph
 def peers(result: dict) -> str:
-    header = ["", *(case["title"] for case in result["cases"])]
+    header = ["", *(f"{case['title']} ({case['machine']['cpu'].replace('(R)', '')})" for case in result["cases"])]
     names = list(result["cases"][0]["sides"])
     double = max(case["difference_float64"] or 0.0 for case in result["cases"])
     single = max(side["difference"] for case in result["cases"] for side in case["sides"].values())
@@ -127,11 +129,11 @@ def peers(result: dict) -> str:
             cells.append(f"{time}, {side['ratio']['text']}, {side['peak_mib']:,.0f} MiB")
         rows.append(cells)
     text = (
-        f"**Speed.** One exact second-order meta-gradient of a batch of tasks, N = 5, on {result['machine']['cores']} cores "
-        f"({result['machine']['cpu']}): median time, ratio to adaptax [range over the rounds], most memory resident. All "
-        f"sides compute the same gradient from the same inputs, in double precision to {double:.0e}; in single precision it "
-        f"is up to {100 * single:.0f} % apart on images, since rounding decides on which side of a ReLU a number lies, and "
-        "inner steps amplify it (`benchmarks/peers.py`)."
+        "**Speed.** One exact second-order meta-gradient of a batch of tasks, N = 5, on "
+        f"{result['cases'][0]['machine']['cores']} cores of the processor named: median time, ratio to adaptax [range over "
+        "the rounds], most memory resident. All sides compute the same gradient from the same inputs, in double precision to "
+        f"{double:.0e} (ResNet-12 was not asked); in single precision it is up to {100 * single:.0f} % apart on images, since "
+        "rounding decides on which side of a ReLU a number lies, and inner steps amplify it (`benchmarks/peers.py`)."
     )
     return f"{text}\n\n{rows_of(header, rows)}"
 
@@ -157,7 +159,6 @@ def gpu_images(result: dict) -> str:
         "adaptax": "adaptax",
         "rows": "adaptax, one matrix product a convolution, its derivatives the compiler's",
         "grouped": "adaptax, the compiler's convolution",
-        "winograd": "adaptax, Winograd's algorithm in 2x2 tiles",
     }
     rows = []
     for case in result["cases"]:
@@ -174,8 +175,8 @@ def gpu_images(result: dict) -> str:
             rows.append([device, name, side["precision"], f"{1e3 * middle:,.1f} ms", rate, off])
     text = (
         "One exact meta-gradient of Conv4-64 on a GPU (28×28, 5-way 1-shot, 5 queries, N = 5, α = 0.1): median time, TFLOP/s "
-        "by formula, and how far the gradient is from that in single precision. The two cards were measured at different "
-        "states of adaptax: the tiles have since been left for a matrix product a convolution (`benchmarks/gpu_images.py`)."
+        "by formula, and how far the gradient is from that in single precision "
+        "(`benchmarks/gpu_images.py`)."
     )
     header = ["card", "side", "products in", "time", "TFLOP/s", "off by"]
     return f"{text}\n\n{rows_of(header, rows)}"
