@@ -112,13 +112,18 @@ def _each(function, first, second):
     return lax.map(lambda pair: function(*pair), (first, second))
 
 
+def _equal(n, most):
+    """The size of the largest equal groups of n, of at most so many."""
+    return max(d for d in range(1, min(n, most) + 1) if n % d == 0)
+
+
 def _groups(most, arrays):
     """Images cut into groups of at most so many, or filled up with images of zeros to groups of exactly so many."""
     n = arrays[0].shape[0]
     fits = min(n, most)
-    divisor = max(d for d in range(1, fits + 1) if n % d == 0)
+    equal = _equal(n, most)
     # Filling up copies all images, so equal groups may be smaller.
-    at_once = divisor if 2 * divisor >= fits else fits
+    at_once = equal if 2 * equal >= fits else fits
     count = -(-n // at_once)
     filled = [jnp.pad(part, ((0, count * at_once - n), *[(0, 0)] * (part.ndim - 1))) for part in arrays]
     return [part.reshape(count, at_once, *part.shape[1:]) for part in filled]
@@ -184,7 +189,7 @@ def _correlation_on_cpu(x, y, *, size):
     def one(x, y):
         if size == 1:
             n, pixels = x.shape[0], x.shape[1] * x.shape[2]
-            images = max(d for d in range(1, n + 1) if n % d == 0 and (d == 1 or d * pixels <= _PIXELS))
+            images = _equal(n, max(_PIXELS // pixels, 1))
             cut = lambda part: part.reshape(n // images, images * pixels, -1)  # noqa: E731
             return lax.dot_general(cut(x), cut(y), (((1,), (1,)), ((0,), (0,)))).sum(0)[None, None]
         if _pays(x, size, outputs):
