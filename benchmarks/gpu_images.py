@@ -1,6 +1,6 @@
 """The exact meta-gradient of Conv4-64 on a GPU: ways to convolve, precisions, tasks in flight, and PyTorch beside them.
 
-    python benchmarks/gpu_images.py [--tasks 32 128] [--rounds 5] [--torch python]
+    python benchmarks/gpu_images.py [--tasks 32 128] [--rounds 5] [--torch python] [--deterministic]
 
 5-way 1-shot, 5 queries a class, N = 5. `--torch` names a Python that has PyTorch (default: this one). Every side gets the same
 parameters and tasks. PyTorch runs learn2learn's algorithm in eager mode (one task after another), and the same by `torch.func`
@@ -38,6 +38,8 @@ VARIANTS = [
     ("grouped", "tensorfloat32", None, False),
     ("adaptax", "tensorfloat32", 8, False),
 ]
+# The option of the compiler by which two runs are equal; the command line sets it.
+DETERMINISTIC = "--xla_gpu_deterministic_ops"
 # Meta-gradients of one measurement.
 IN_A_ROW = 10
 
@@ -147,6 +149,7 @@ def measure_jax(inputs: Path, rounds: int, out: Path, ways: list[str]) -> None:
             jax.block_until_ready(product(square))
             peaks[precision] = 20 * 8192**3 / (time.perf_counter() - start)
     record = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "sides": records, "product_flops": peaks}
+    record["deterministic"] = f"{DETERMINISTIC}=true" in os.environ.get("XLA_FLAGS", "")
     out.write_text(json.dumps(record))
 
 
@@ -163,6 +166,7 @@ def main() -> None:
     parser.add_argument("--torch", default=sys.executable, help="a Python that has PyTorch (default: this one)")
     parser.add_argument("--ways", nargs="*", default=("rows", "grouped"), help="ways beside adaptax's (default: rows grouped)")
     parser.add_argument("--limit", type=float, help="seconds for PyTorch's sides (default: none)")
+    parser.add_argument("--deterministic", action="store_true", help="adaptax's side as the command line runs it")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "gpu_images.json")
     parser.add_argument("--side", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -170,6 +174,8 @@ def main() -> None:
         return measure_jax(Path(arguments.side[0]), arguments.rounds, Path(arguments.side[1]), arguments.ways)
     cases = []
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    if arguments.deterministic:
+        environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}=true"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for tasks in arguments.tasks:

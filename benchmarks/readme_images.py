@@ -170,15 +170,17 @@ def gpu_images(result: dict) -> str:
             name += ", ten in one program" if side.get("one_program") else ""
             off = f"{100 * side['difference']:.0f} %" if side.get("difference") else ""
             middle = statistics.median(side["seconds"])
-            device = f"{case['adaptax']['device']}, {case['tasks']} tasks" if number == 0 else ""
+            alike = ", deterministic" if case["adaptax"].get("deterministic") else ""
+            device = f"{case['adaptax']['device']}, {case['tasks']} tasks{alike}" if number == 0 else ""
+            compiled = f"{side['compile_s']:.0f} s" if "compile_s" in side else ""
             rate = f"{case['operations'] / middle / 1e12:,.1f}"
-            rows.append([device, name, side["precision"], f"{1e3 * middle:,.1f} ms", rate, off])
+            rows.append([device, name, side["precision"], f"{1e3 * middle:,.1f} ms", rate, off, compiled])
     text = (
         "One exact meta-gradient of Conv4-64 on a GPU (28×28, 5-way 1-shot, 5 queries, N = 5, α = 0.1): median time, TFLOP/s "
-        "by formula, and how far the gradient is from that in single precision "
-        "(`benchmarks/gpu_images.py`)."
+        "by formula, how far the gradient is from that in single precision, and the time to compile it beside the other "
+        "programs of the same card (`benchmarks/gpu_images.py`)."
     )
-    header = ["card", "side", "products in", "time", "TFLOP/s", "off by"]
+    header = ["card", "side", "products in", "time", "TFLOP/s", "off by", "compiled in"]
     return f"{text}\n\n{rows_of(header, rows)}"
 
 

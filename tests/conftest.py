@@ -9,6 +9,9 @@ import pytest
 
 # Two host devices, before the backend starts, so that spreading tasks over devices is tested on any machine.
 jax.config.update("jax_num_cpu_devices", 2)
+# Most programs of the tests take longer to compile than to run: the compiler's older code generator, without optimisations.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".lstrip()
+jax.config.update("jax_disable_most_optimizations", True)
 sys.path.insert(0, str(Path(__file__).parent))
 
 
@@ -26,12 +29,17 @@ def x64():
         yield
 
 
-@pytest.fixture
-def quick_compilation():
-    """For programs that take longer to compile than to run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+@pytest.fixture(autouse=True)
+def compiler(request):
+    """Long tests, and those marked so, have the compiler's optimisations; for the others see above."""
+    if not any(request.node.get_closest_marker(mark) for mark in ("slow", "optimised")):
+        yield
+        return
+    jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

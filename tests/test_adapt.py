@@ -9,8 +9,6 @@ from helpers import no_tasks, normal_like, relative
 
 import adaptax as ax
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 STEPS = 3
 RATES = jnp.array([0.3, 0.2, 0.1])
 

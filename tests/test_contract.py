@@ -14,7 +14,6 @@ from helpers import flat, relative
 import adaptax as ax
 from adaptax import _tree
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 EACH = pytest.mark.parametrize("name", ROWS)
 STOCHASTIC = [name for name, row in ROWS.items() if row.make(0.1).stochastic]
 ALPHA, KEY = 0.3, jax.random.key(0)

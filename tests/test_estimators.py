@@ -182,7 +182,6 @@ ALLOWED = {
 QUICK = ("first order", "smoothing", "values", "reptile of values")
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ALLOWED])
 def test_nothing_is_differentiated_more_than_allowed(name):
     guard, method = ALLOWED[name]

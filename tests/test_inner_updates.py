@@ -11,7 +11,6 @@ import adaptax as ax
 from adaptax.stepsize import Learned
 
 STEPS = 3
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def loss(p, batch):

@@ -8,8 +8,6 @@ from helpers import no_tasks, regression, relative
 
 import adaptax as ax
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 METHODS = {"iterates": {}, "sqrt": {"store": "sqrt"}}
 STEPS = 4
 

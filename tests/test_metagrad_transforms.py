@@ -10,8 +10,6 @@ from helpers import no_tasks, regression, relative, squared
 import adaptax as ax
 from adaptax.batching import map_tasks
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 BATCH = 5
 
 

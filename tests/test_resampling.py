@@ -8,8 +8,6 @@ from helpers import no_tasks, regression, relative, squared
 
 import adaptax as ax
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 W = np.array([0.4, -0.9, 1.3])
 
 

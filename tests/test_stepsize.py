@@ -13,8 +13,6 @@ import adaptax as ax
 from adaptax.stepsize import Edge, Estimate, Guaranteed
 from adaptax.stepsize.estimate import along_path, power_iteration
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SPECTRUM = np.array([5.0, 2.0, 1.0, 0.3, -1.0])
 W = jnp.array([0.3, -0.8, 1.1, 0.5, -0.2], jnp.float32)
 

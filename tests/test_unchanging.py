@@ -10,8 +10,6 @@ from helpers import central, cross_entropy, images, no_tasks, normal_like, regre
 import adaptax as ax
 from adaptax.unchanging import precompute
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 PARTS = {
     "the last layer": lambda path: path.startswith("layers.2"),
     "the first layer": lambda path: path.startswith("layers.0"),

@@ -1,4 +1,7 @@
-"""All cores are used, and single precision is kept, unless somebody has said otherwise."""
+"""All cores are used, runs repeat and single precision is kept, unless somebody has said otherwise."""
+
+import importlib.util
+import os
 
 import jax
 import pytest
@@ -28,6 +31,22 @@ def test_one_device_for_each_core(set_to, monkeypatch):
 def test_what_was_set_before_stays(set_to):
     devices.use_all_cores()
     assert jax.config.jax_num_cpu_devices == 2 and set_to == []
+
+
+@pytest.mark.parametrize(
+    "before, plugin, after",
+    [
+        ("", None, ""),
+        ("", "a plugin", "--xla_gpu_deterministic_ops=true"),
+        ("--xla_dump_to=x", "a plugin", "--xla_dump_to=x --xla_gpu_deterministic_ops=true"),
+        ("--xla_gpu_deterministic_ops=false", "a plugin", "--xla_gpu_deterministic_ops=false"),
+    ],
+)
+def test_runs_repeat_on_a_gpu(monkeypatch, before, plugin, after):
+    monkeypatch.setenv("XLA_FLAGS", before)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: plugin)
+    devices.repeat_exactly()
+    assert os.environ["XLA_FLAGS"] == after
 
 
 def test_products_keep_their_precision_on_accelerators(set_to, monkeypatch):

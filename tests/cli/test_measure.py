@@ -6,8 +6,6 @@ import pytest
 
 from adaptax.report import tables
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def test_a_run_is_measured(run, finished, contents):
     folder = finished["matrix"]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 
@@ -23,8 +24,9 @@ def test_a_killed_run_goes_on_bit_for_bit(train, small, tmp_path, options):
     arguments = f"{small['matrix']} --steps 300 --checkpoint-every 30 {options}".split()
     program = "import sys; from adaptax.cli.main import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", program, "train", "matrix", *arguments, "--out", str(killed)]
-    # As many devices as this process has, for the order of sums.
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2"}
+    # As many devices as this process has, and its compilation, for the order of sums.
+    quick = str(jax.config.read("jax_disable_most_optimizations"))
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "JAX_DISABLE_MOST_OPTIMIZATIONS": quick}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while newest(killed) < 60 and process.poll() is None and time.monotonic() < deadline:

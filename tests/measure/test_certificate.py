@@ -14,7 +14,6 @@ from adaptax.measure.certificate import tasks_needed
 from adaptax.measure.squared_norm import SquaredNorm
 from adaptax.tasks import cosine
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 METHOD = ax.MetaGradient(ax.Inner(2, 0.2))
 
 

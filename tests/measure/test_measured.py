@@ -13,8 +13,6 @@ from adaptax.errors import InputError
 from adaptax.measure.lanczos import extremes
 from adaptax.tasks import cosine
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def pool():

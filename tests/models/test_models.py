@@ -209,7 +209,7 @@ def test_images_of_whole_numbers():
 
 
 @pytest.mark.parametrize("norm", ["batch", "group", pytest.param("layer", marks=pytest.mark.slow)])
-def test_normalisations_are_what_they_are_called(quick_compilation, norm):
+def test_normalisations_are_what_they_are_called(norm):
     images = normal((6, *IMAGES[1]), 2)
     model = moved(ax.models.conv4(5, key=jax.random.key(0), channels=16, image=IMAGES[1], norm=norm), 1)
     run = jax.jit(lambda model, x: model(x))
@@ -225,7 +225,7 @@ RESIDUAL = (20, 22, 3)
 
 
 @pytest.mark.parametrize("norm", ["batch", pytest.param("layer", marks=pytest.mark.slow)])
-def test_resnet12_is_the_network_it_stands_for(quick_compilation, x64, norm):
+def test_resnet12_is_the_network_it_stands_for(x64, norm):
     model = moved(ax.models.resnet12(5, key=jax.random.key(0), channels=4, image=RESIDUAL, norm=norm), 1)
     assert [block.shortcut.weight.shape for block in model.blocks] == [
         (1, 1, 3, 4),

@@ -49,7 +49,7 @@ def second_order(function, *at):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_convolution_with_its_derivatives(x64, quick_compilation, shape):
+def test_the_convolution_with_its_derivatives(x64, shape):
     at = operands(shape)
     close(jax.jit(lambda *at: second_order(primitives.convolve, *at))(*at), jax.jit(lambda *at: second_order(native, *at))(*at))
 
@@ -58,7 +58,7 @@ def test_the_convolution_with_its_derivatives(x64, quick_compilation, shape):
     ("axes", "shape"),
     [*((axes, (2, 8, 8, 9, 10, 3)) for axes in ((0, 0), (0, None), (None, 0), (3, 2))), ((0, 0), (4, 8, 8, 32, 33, 3))],
 )
-def test_the_convolution_under_vmap(x64, quick_compilation, axes, shape):
+def test_the_convolution_under_vmap(x64, axes, shape):
     images, filters = (operands(shape, (3,) if axis is not None else ())[i] for i, axis in enumerate(axes))
     at = tuple(
         part if axis is None else jnp.moveaxis(part, 0, axis) for part, axis in zip((images, filters), axes, strict=True)

@@ -13,8 +13,6 @@ from adaptax.reproduce.files import pick, read_rows
 from adaptax.reproduce.rates import page, parts, problems
 from adaptax.reproduce.rates.problems import COSINE, FINITE, QUADRATIC, RESAMPLING, Exact, Scales
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.mark.slow
 def test_one_draw_is_distributed_as_the_mean_of_its_samples(x64):

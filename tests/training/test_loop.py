@@ -26,6 +26,7 @@ def test_one_seed_decides_a_run(tiny):
     assert not np.any(one[1]["loss"] == third[1]["loss"])
 
 
+@pytest.mark.optimised
 def test_training_is_a_loop_of_steps_bit_for_bit(tiny):
     state, history = tiny.train(tiny.edge)
     step = ax.make_step(tiny.problem, tiny.edge, tiny.adam, 5)

@@ -12,8 +12,6 @@ import pytest
 import adaptax as ax
 from adaptax.training.monitor import StabilityWarning, monitor
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 EIGENVALUES = jnp.array([4.0, 1.0, -5.0])
 W = jnp.array([1.0, -1.0, 0.0])
 

@@ -12,8 +12,6 @@ import pytest
 import adaptax as ax
 from adaptax.stepsize import AdaptiveOuter
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 W = np.array([0.7, -1.2, 0.4])
 COSINE = ax.tasks.cosine(dim=3, tasks=6, difference=0.8)
 CONSTANTS = COSINE.constants

@@ -10,8 +10,6 @@ import adaptax as ax
 from adaptax.stepsize import Proximal
 from adaptax.tasks import rl
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ALPHA, B = 0.3, 2
 SAMPLES = ax.Samples(4, 4, 5)
 

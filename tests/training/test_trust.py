@@ -12,8 +12,6 @@ from adaptax.stepsize import TrustRegion
 from adaptax.tasks import rl
 from adaptax.training import devices as dev
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 A = np.array([[2.0, 0.5], [0.5, 1.0]])
 M = np.array([[1.0, -0.3], [-0.3, 3.0]])
 ALPHA, RADIUS = 0.2, 1e-3

@@ -65,8 +65,9 @@ def _run(arguments: list[str]) -> int:
 
         return plan(command)
     # Only now JAX may be imported.
-    from adaptax.cli.devices import keep_precision, use_all_cores
+    from adaptax.cli.devices import keep_precision, repeat_exactly, use_all_cores
 
+    repeat_exactly()
     use_all_cores()
     keep_precision()
     if isinstance(command, configs.Evaluate):

@@ -9,8 +9,6 @@ import adaptax as ax
 from adaptax.models.convolution import Moments
 from adaptax.tasks.images.statistics import StepStatistics
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SIDE = 16
 INNER = ax.Inner(2, 0.5, lambda path: path.startswith("head"))
 

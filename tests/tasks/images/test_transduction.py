@@ -8,8 +8,6 @@ import pytest
 
 import adaptax as ax
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def problem():

@@ -13,8 +13,6 @@ import adaptax as ax
 from adaptax.tasks import rl
 
 pytest.importorskip("mujoco")
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 DRAWING = """
 import jax, jax.numpy as jnp, sys
 import adaptax as ax

@@ -8,7 +8,7 @@ import pytest
 import adaptax as ax
 from adaptax.tasks import rl
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "x64")
+pytestmark = pytest.mark.usefixtures("x64")
 
 DISCOUNT, ALPHA = 0.9, 0.5
 # Every purpose has a size of its own, by which the draw knows it.

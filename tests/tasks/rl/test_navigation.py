@@ -10,8 +10,6 @@ import pytest
 import adaptax as ax
 from adaptax.tasks import rl
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SAMPLES = ax.Samples(6, 5, 4)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from adaptax.tasks import rl
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "x64")
+pytestmark = pytest.mark.usefixtures("x64")
 
 DISCOUNT = 0.8
 ENDS = [pytest.param(False, marks=pytest.mark.slow), True]

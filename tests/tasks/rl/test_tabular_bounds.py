@@ -14,7 +14,7 @@ import pytest
 from adaptax import theory
 from adaptax.tasks import rl
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "x64")
+pytestmark = pytest.mark.usefixtures("x64")
 
 FAMILY = functools.partial(rl.tabular, 2, 2, 2, 3, discount=0.9)
 DICE = rl.DiCE(0.9)
