@@ -94,6 +94,7 @@ def main() -> None:
     for name in options.only:
         row = {"recipe": name, "judged_on": list(test.alphabets)}
         row |= run(RECIPES[name], train, test, options.steps, options.seed)
+        row["accelerator"] = None if jax.default_backend() == "cpu" else jax.devices()[0].device_kind
         key = ("recipe", "judged_on", "steps", "seed")
         saved["rows"] = [r for r in saved["rows"] if [r[k] for k in key] != [row[k] for k in key]] + [row]
         saved["machine"] = description()

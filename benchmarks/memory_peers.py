@@ -26,7 +26,7 @@ STEPSIZE = 0.01
 def measure(side: str, inputs: Path, limit: int) -> tuple[dict, dict | None]:
     """Peak and seconds of one meta-gradient, and the meta-gradient; or that it does not fit."""
     out = inputs.with_name("out.json")
-    warmup = "1" if side == "adaptax" else "0"
+    warmup = "1" if side.startswith("adaptax") else "0"
     full = [*command("conv4", side, inputs, out, "float32", 1), "--warmup", warmup]
     cap = lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit << 30, limit << 30))  # noqa: E731
     done = subprocess.run(full, preexec_fn=cap, capture_output=True, text=True)

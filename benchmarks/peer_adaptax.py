@@ -39,7 +39,7 @@ def adaptax_meta_gradient(problem, method, params, tasks, count: int) -> Callabl
     return once
 
 
-def load(case: str, path: Path, dtype: str):
+def load(case: str, path: Path, dtype: str, mode: str = "recursion"):
     """The problem, the method, the parameters and the tasks of the inputs file."""
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
@@ -69,7 +69,7 @@ def load(case: str, path: Path, dtype: str):
         x, y = arrays[f"{name}_x"], arrays[f"{name}_y"]
         return jnp.asarray(x, dtype), jnp.asarray(y, dtype if case == "sinusoid" else "int32")
 
-    method = ax.MetaGradient(ax.Inner(steps=int(arrays["inner_steps"]), stepsize=float(arrays["stepsize"])))
+    method = ax.MetaGradient(ax.Inner(steps=int(arrays["inner_steps"]), stepsize=float(arrays["stepsize"])), mode=mode)
     problem = ax.FiniteSum(loss, sample_task=lambda key: None)
     tasks = ax.Task(part("support"), part("target"))
     return problem, method, params, tasks, names
@@ -83,12 +83,13 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=2, help="meta-gradients before the timed ones")
     parser.add_argument("--devices", type=int, default=os.cpu_count(), help="host devices (default: one a core)")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    parser.add_argument("--mode", choices=("recursion", "backprop"), default="recursion")
     parser.add_argument("--out", type=Path, required=True, help="JSON; the meta-gradient goes beside it as .npz")
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", args.devices)
     jax.config.update("jax_enable_x64", args.dtype == "float64")
-    problem, method, params, tasks, names = load(args.case, args.inputs, args.dtype)
+    problem, method, params, tasks, names = load(args.case, args.inputs, args.dtype, args.mode)
     count = len(jax.tree.leaves(tasks)[0])
     once = adaptax_meta_gradient(problem, method, params, tasks, count)
     (loss, grad), times = once(), []

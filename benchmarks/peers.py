@@ -5,8 +5,9 @@
 Every side is a process of its own, free to use all cores, fed with the same parameters and tasks; sides take turns, round
 after round, and the gradients must agree. adaptax spreads the images over one host device a core, as its training does;
 for the small network one device is faster, since a call takes two milliseconds.
-TorchOpt under vmap is shown too, though its examples do not use it for Conv4.
-Prints one table and writes results/peers.json.
+TorchOpt under vmap is shown too, though its examples do not use it for Conv4, and for the largest network adaptax's own
+backpropagation, which keeps what the recursion forms again.
+Prints one table and writes results/peers.json, one entry for each case and processor.
 """
 
 import argparse
@@ -31,12 +32,15 @@ TITLES = {
     "resnet12": "ResNet-12, 84×84, one task, 5-way 1-shot, 15 queries",
 }
 SIDES = {
-    "adaptax": None,
+    "adaptax": [],
+    "adaptax, backprop": ["--mode", "backprop"],
     "TorchOpt": ["--peer", "torchopt"],
     "TorchOpt, vmap": ["--peer", "torchopt-vmap"],
     "higher": ["--peer", "higher"],
     "learn2learn-style": ["--peer", "learn2learn-style"],
 }
+# Sides that are not in every case.
+ONLY = {"adaptax, backprop": ("resnet12",)}
 DEVICES = {"sinusoid": 1, "conv4": os.cpu_count(), "conv4-84": os.cpu_count(), "resnet12": 1}
 REPEATS = {
     "sinusoid": {"adaptax": 300, "other": 30},
@@ -59,8 +63,8 @@ def require_peers() -> None:
 def command(case: str, side: str, inputs: Path, out: Path, dtype: str, repeats: int) -> list[str]:
     cores = str(os.cpu_count())
     common = ["--case", case, "--inputs", str(inputs), "--out", str(out), "--dtype", dtype, "--repeats", str(repeats)]
-    if SIDES[side] is None:
-        return [sys.executable, str(HERE / "peer_adaptax.py"), *common, "--devices", str(DEVICES[case])]
+    if side.startswith("adaptax"):
+        return [sys.executable, str(HERE / "peer_adaptax.py"), *common, *SIDES[side], "--devices", str(DEVICES[case])]
     return [str(PEER_PYTHON), str(HERE / "peer_torch.py"), *common, *SIDES[side], "--threads", cores]
 
 
@@ -79,24 +83,25 @@ def difference(a: dict, b: dict) -> float:
 def compare(case: str, rounds: int, folder: Path) -> dict:
     inputs = folder / "inputs.npz"
     peer_inputs.write(case, inputs)
-    sides: dict = {name: {"seconds": [], "round_medians": []} for name in SIDES}
+    names = [name for name in SIDES if case in ONLY.get(name, TITLES)]
+    sides: dict = {name: {"seconds": [], "round_medians": []} for name in names}
     for number in range(rounds):
         gradients = {}
-        for name in SIDES:
-            repeats = REPEATS[case]["adaptax" if name == "adaptax" else "other"]
+        for name in names:
+            repeats = REPEATS[case]["adaptax" if name.startswith("adaptax") else "other"]
             record, gradients[name] = measure(case, name, inputs, folder, "float32", repeats)
             side = sides[name]
             side["seconds"] += record["seconds"]
             side["round_medians"].append(statistics.median(record["seconds"]))
             side |= {key: record[key] for key in ("peak_mib", "versions", "loss")}
             print(f"{case}, round {number + 1}, {name}: {1e3 * side['round_medians'][-1]:.4g} ms", flush=True)
-        for name in SIDES:
+        for name in names:
             sides[name]["difference"] = difference(gradients[name], gradients["adaptax"])
     agreement = None
     if case in IN_DOUBLE:
         doubles = {name: measure(case, name, inputs, folder, "float64", 1)[1] for name in ("adaptax", "higher")}
         agreement = difference(doubles["higher"], doubles["adaptax"])
-    wrong = [name for name in SIDES if not sides[name]["difference"] < AGREE["float32"]]
+    wrong = [name for name in names if not sides[name]["difference"] < AGREE["float32"]]
     if wrong or (agreement is not None and not agreement < AGREE["float64"]):
         raise SystemExit(f"The meta-gradients disagree ({wrong}, {agreement} in double precision): compare nothing.")
     ours = sides["adaptax"]["round_medians"]
@@ -130,8 +135,10 @@ def main() -> None:
     results.mkdir(exist_ok=True)
     path = results / "peers.json"
     kept = json.loads(path.read_text())["cases"] if path.exists() else []
-    cases += [case for case in kept if case["name"] not in arguments.case]
-    cases.sort(key=lambda case: list(TITLES).index(case["name"]))
+    # What another processor did stays.
+    which = lambda case: (list(TITLES).index(case["name"]), case["machine"]["cpu"])  # noqa: E731
+    cases = list(({which(case): case for case in kept} | {which(case): case for case in cases}).values())
+    cases.sort(key=which)
     path.write_text(json.dumps({"cases": cases}, indent=1) + "\n")
 
 

@@ -62,20 +62,24 @@ def ablations(result: dict) -> str:
     found = {(row["recipe"], row["judged_on"][0]): row for row in result["rows"]}
     first, others = "Latin", sorted({alphabet for _, alphabet in found} - {"Latin"})
     score = lambda row: {"mean": row["accuracy"], "low": row["low"], "high": row["high"]}  # noqa: E731
+    mark = lambda row: "°" if row.get("accelerator") else ""  # noqa: E731
+    cards = ", ".join(sorted({row["accelerator"] for row in result["rows"] if row.get("accelerator")}))
     body = []
     for recipe in [name for name in RECIPES if (name, first) in found]:
         row = found[recipe, first]
         places = (1, 2) if len(row["inner_steps"]) > 1 else (0,)
-        both = ["", *(share(score(row), i) for i in places)][-2:]
+        both = ["", *(share(score(row), i) + mark(row) for i in places)][-2:]
         pairs = [found.get((recipe, alphabet)) for alphabet in others]
-        body.append([recipe, *both, *(" / ".join(f"{100 * x:.1f}" for x in r["accuracy"][1:]) if r else "" for r in pairs)])
+        body.append([
+            recipe, *both, *(" / ".join(f"{100 * x:.1f}" for x in r["accuracy"][1:]) + mark(r) if r else "" for r in pairs)
+        ])  # fmt: skip
     steps = ", ".join(sorted({f"{row['steps']:,}" for row in result["rows"]}))
     text = (
         f"5-way 1-shot characters, trained on four alphabets of Omniglot's small background set 1 for {steps} meta-steps of "
         f"16 tasks (one seed), judged on 1,000 tasks of the fifth: {first} (95 % over tasks), and for what it chooses "
         "others in turn (% after N / 2 N steps), with the other four to train on. Base: "
         "N = 5, α = 0.1, the last layer adapts and is one class vector for all at first, classes turned, images distorted, 5 "
-        "queries, Adam at 0.001, Conv4-32 (`benchmarks/ablations.py`)."
+        f"queries, Adam at 0.001, Conv4-32. On a CPU; with °, on {cards} (`benchmarks/ablations.py`)."
     )
     return f"{text}\n\n{rows_of(['recipe', 'after N steps', 'after 2 N', *others], body)}"
 
@@ -116,14 +120,17 @@ def memory_peers(result: dict) -> str:
 @paragraph
 def peers(result: dict) -> str:
     header = ["", *(f"{case['title']} ({case['machine']['cpu'].replace('(R)', '')})" for case in result["cases"])]
-    names = list(result["cases"][0]["sides"])
+    names = list(max((case["sides"] for case in result["cases"]), key=len))
     double = max(case["difference_float64"] or 0.0 for case in result["cases"])
     single = max(side["difference"] for case in result["cases"] for side in case["sides"].values())
     rows = []
     for name in names:
         cells = [f"`{name}`"]
         for case in result["cases"]:
-            side = case["sides"][name]
+            side = case["sides"].get(name)
+            if side is None:
+                cells.append("")
+                continue
             milliseconds = 1e3 * statistics.median(side["seconds"])
             time = f"{milliseconds:,.{0 if milliseconds >= 100 else 1}f} ms"
             cells.append(f"{time}, {side['ratio']['text']}, {side['peak_mib']:,.0f} MiB")
