@@ -11,6 +11,9 @@ import adaptax as ax
 from adaptax.curvature import FiniteDifference, GaussianSmoothing, ZerothOrder
 from adaptax.stepsize import Learned
 
+# What is measured is the program that users get.
+pytestmark = pytest.mark.optimised
+
 
 def parameter_bytes(model):
     return sum(leaf.nbytes for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_array)))
