@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "adaptax"
 FILES = sorted(SOURCE.rglob("*.py"))
 CORE = {
-    "_tree", "problem", "errors", "objective", "recursion", "batching", "inner", "adaptation", "metagrad", "stepsize",
-    "curvature", "gradients", "cost", "smoothing", "update", "method", "implicit", "reptile", "unchanging",
+    "_checks", "_tree", "problem", "errors", "objective", "recursion", "batching", "inner", "adaptation", "metagrad",
+    "stepsize", "curvature", "gradients", "cost", "smoothing", "update", "method", "implicit", "reptile", "unchanging",
 }  # fmt: skip
 OUTSIDE_THE_CORE = {"training", "tasks", "models", "cli", "report", "theory", "measure", "reproduce"}
 
@@ -69,18 +69,18 @@ def test_the_core_stands_on_theory_alone():
 def test_theory_imports_no_jax():
     for path in files_of("theory"):
         assert not {name.split(".")[0] for name in imports(path)} & {"jax", "equinox", "optax", "jaxtyping"}, path
-        assert inner_imports(path) <= {"theory", "errors"}, path
+        assert inner_imports(path) <= {"theory", "errors", "_checks"}, path
 
 
-def test_tasks_import_problems_and_theory_only():
+def test_tasks_import_problems_theory_and_models_only():
     assert files_of("tasks")
     for path in files_of("tasks"):
-        assert inner_imports(path) <= {"tasks", "problem", "errors", "_tree", "theory"}, path
+        assert inner_imports(path) <= {"tasks", "problem", "errors", "_tree", "_checks", "theory", "models"}, path
 
 
 def test_models_know_nothing_of_meta_learning():
     for path in files_of("models"):
-        assert inner_imports(path) <= {"models", "errors", "_tree"}, path
+        assert inner_imports(path) <= {"models", "errors", "_tree", "_checks"}, path
 
 
 def test_nothing_imports_the_command_line():
@@ -97,7 +97,7 @@ def test_only_the_command_line_runs_experiments():
 
 def test_reports_draw_what_is_there():
     for path in files_of("report"):
-        assert inner_imports(path) <= {"report", "errors"}, path
+        assert inner_imports(path) <= {"report", "errors", "_checks"}, path
 
 
 def test_every_module_has_its_place():
