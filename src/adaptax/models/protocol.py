@@ -14,10 +14,12 @@ offers beyond the call `model(images)` is optional, and is found by name:
 
 import inspect
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from adaptax.errors import InputError
@@ -153,9 +155,9 @@ def head_of(model: PyTree, where: str = "head_of") -> Head:
     """
     layer = _layer(model, where)
     weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
-    if getattr(weight, "ndim", None) == 2:
+    if weight is not None and jnp.ndim(weight) == 2:
         weight = weight.T if isinstance(layer, eqx.nn.Linear) else weight
-        if bias is None or getattr(bias, "shape", None) == weight.shape[1:]:
+        if bias is None or jnp.shape(bias) == weight.shape[1:]:
             return Head(weight, bias)
     raise InputError(
         f"{where} takes a network whose last layer is its head, with weight of shape (inputs, outputs) and bias of shape "
@@ -187,8 +189,9 @@ def with_head(model: PyTree, head: Head) -> PyTree:
     layer, (weight, bias) = _layer(model, "with_head"), head
     if isinstance(layer, eqx.nn.Linear):
         # Its sizes are static fields, so the layer is a new one.
-        make = lambda key: eqx.nn.Linear(layer.in_features, weight.shape[1], has_bias, key=key)  # noqa: E731
-        layer, weight = eqx.filter_eval_shape(make, jax.random.key(0)), weight.T
+        sizes = layer.in_features, weight.shape[1]
+        layer = eqx.filter_eval_shape(eqx.nn.Linear, *sizes, has_bias, key=jax.random.key(0))
+        weight = weight.T
     if has_bias:
         layer = eqx.tree_at(lambda layer: (layer.weight, layer.bias), layer, (weight, bias))
     else:
@@ -225,9 +228,12 @@ def head_only(model: PyTree) -> HeadOnly:
 
     Source: Raghu, Raghu, Bengio, Vinyals (2020), Rapid learning or feature reuse?, ICLR.
     """
-    nothing = jax.tree.map(lambda leaf: False, model)
-    mark = lambda head: jax.tree.map(lambda leaf: True, head)  # noqa: E731
-    marked = eqx.tree_at(lambda model: _layer(model, "head_only"), nothing, replace_fn=mark)
+
+    def marked_with(chosen, tree):
+        return jax.tree.map(lambda leaf: chosen, tree)
+
+    head = partial(marked_with, True)
+    marked = eqx.tree_at(lambda model: _layer(model, "head_only"), marked_with(False, model), replace_fn=head)
     leaves = jax.tree_util.tree_leaves_with_path(marked)
     return HeadOnly(frozenset(jax.tree_util.keystr(path, simple=True, separator=".") for path, chosen in leaves if chosen))
 

@@ -19,7 +19,8 @@ class SharedHead(eqx.Module):
         if weight.shape[1] != 1:
             text = f"shared_head spreads the one output of a network over all classes, but this one has {weight.shape[1]}"
             raise InputError(f"{text}: make it with one, as conv4(1, ...) or mlp((..., 1)).")
-        return with_head(model, Head(*(None if part is None else jnp.repeat(part, self.ways, -1) for part in (weight, bias))))
+        repeated = None if bias is None else jnp.repeat(bias, self.ways)
+        return with_head(model, Head(jnp.repeat(weight, self.ways, axis=1), repeated))
 
 
 def shared_head(ways: int) -> SharedHead:
