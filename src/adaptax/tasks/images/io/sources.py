@@ -79,9 +79,7 @@ def reading_errors(path: str) -> Iterator[None]:
         raise InputError(f"There is no '{error.filename or path}': give the path of a folder, zip, tar or npz.") from error
     except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
-        raise InputError(
-            f"'{path}' cannot be read ({reason}): give a folder, zip, tar or npz, or get it again."
-        ) from error
+        raise InputError(f"'{path}' cannot be read ({reason}): give a folder, zip, tar or npz, or get it again.") from error
     except Exception as error:  # the libraries document no list of what a damaged archive may raise
         raise InputError(f"'{path}' is damaged ({first_line(error)}): download it again and check its checksum.") from error
 
