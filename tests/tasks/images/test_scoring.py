@@ -1,4 +1,4 @@
-"""Accuracy with target images at hand together, and one by one."""
+"""Accuracies of target images that come together, and of target images that come one by one."""
 
 import equinox as eqx
 import jax

@@ -1,4 +1,4 @@
-"""What is left of test data when what also occurs in the training data is taken out."""
+"""Held-out data: test data without the alphabets or classes of the training data."""
 
 import numpy as np
 import pytest

@@ -131,8 +131,8 @@ class ImageClasses:
     def _choose(self, chosen: list[int]) -> "ImageClasses":
         if not chosen:
             raise InputError("No class is left: name at least one.")
-        names, counts, starts = (tuple(field[c] for c in chosen) for field in (self.names, self.counts, self._starts))
-        return ImageClasses(self.images, names, counts, starts)
+        counts, starts = (tuple(numbers[c] for c in chosen) for numbers in (self.counts, self._starts))
+        return ImageClasses(self.images, tuple(self.names[c] for c in chosen), counts, starts)
 
 
 def partition(names: tuple[str, ...], parts: tuple[int | Iterable[str], ...], key: Key[Array, ""] | None) -> list[list[int]]:

@@ -18,10 +18,10 @@ class Affine(eqx.Module):
     Pixels outside the image are background (0).
 
     Arguments:
-        angle: $\theta \sim U[-a, a]$ in radians (default 0.25).
-        scale: $c_1, c_2 \sim U[1 - c, 1 + c]$, with $0 \le c < 1$ (default 0.2).
-        shift: $t_1, t_2 \sim U[-t, t]$ in pixels (default 2).
-        shear: $s \sim U[-s, s]$ (default 0).
+        angle: $a$ in $\theta \sim U[-a, a]$, in radians (default 0.25).
+        scale: $b$ in $c_1, c_2 \sim U[1 - b, 1 + b]$, with $0 \le b < 1$ (default 0.2).
+        shift: $d$ in $t_1, t_2 \sim U[-d, d]$, in pixels (default 2).
+        shear: $h$ in $s \sim U[-h, h]$ (default 0).
 
     Errors: `InputError` if an argument is negative or not finite, or if the scale is not below 1.
 
