@@ -13,7 +13,7 @@ from PIL import Image
 
 from adaptax.errors import InputError
 from adaptax.tasks import held_out, read_characters
-from adaptax.tasks.images import omniglot
+from adaptax.tasks.images.io import omniglot
 
 
 def png(pixels=None, mode="1", **save):
@@ -111,6 +111,10 @@ def test_wrong_sizes(archive, size):
     refused(archive(layout({"A/c1": 1})), r"size=.* must be a whole number from 1 to 1024", size=size)
 
 
+def test_numpys_numbers_are_numbers(archive):
+    assert read_characters(archive(layout({"A/c1": 1})), size=np.int32(9)).images.shape == (1, 1, 9, 9)
+
+
 @pytest.mark.parametrize(
     "name", ["../A/c/1.png", "r/A/../../c/1.png", "/A/c/1.png", "C:/A/c/1.png", r"..\A\c\1.png", "r/A/c\x1b[2J/1.png"]
 )
@@ -191,7 +195,7 @@ def test_damaged_files_raise_nothing_else(archive):
 
 
 def _real(name):
-    folder = Path(os.environ.get("ADAPTAX_DATA", Path(__file__).parents[4] / "shared" / "data"))
+    folder = Path(os.environ.get("ADAPTAX_DATA", Path(__file__).parents[5] / "shared" / "data"))
     path = folder / "omniglot" / f"images_background_{name}.zip"
     if not path.is_file():
         pytest.skip(f"omniglot/{path.name} is not in ADAPTAX_DATA nor in ../shared/data")
