@@ -90,7 +90,7 @@ class ConvNet(eqx.Module):
     def features(self, images: Float[Array, "n h w c"], given: Given = None) -> Float[Array, "n features"]:
         """The rows that the head is applied to; `given` says whose statistics normalise the batch (see `models.protocol`)."""
         x = self._checked(images)
-        for block, part in zip(self.blocks, each(given, len(self.blocks)), strict=True):
+        for block, part in zip(self.blocks, given_by_part(given, len(self.blocks)), strict=True):
             x = block(x, part)
         return self.row(x)
 
@@ -104,7 +104,7 @@ class ConvNet(eqx.Module):
             found.append(block.moments(x))
             x = block(x)
         if any(unit.norm != "batch" for unit in jax.tree.leaves(self.blocks, is_leaf=_is_unit)):
-            raise InputError('moments(images) is for a network with norm="batch": build this one so.')
+            raise InputError('Only a network with norm="batch" has statistics of batches: leave them out, or build it so.')
         return tuple(found)
 
     def _checked(self, images):
@@ -118,7 +118,7 @@ class ConvNet(eqx.Module):
         """The last block's output as one row for each image."""
 
 
-def each(given: Given, count: int) -> tuple[Any, ...]:
+def given_by_part(given: Given, count: int) -> tuple[Any, ...]:
     """`given` for each of a network's parts: the same for all, or one entry of a tuple each."""
     return given if isinstance(given, tuple) and not isinstance(given, Moments) else (given,) * count
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from adaptax.errors import InputError
-from adaptax.models.convolution import ConvNet, Unit, check_norm, check_sizes, each, unit
+from adaptax.models.convolution import ConvNet, Unit, check_norm, check_sizes, given_by_part, unit
 from adaptax.models.kernels import max_pool
 from adaptax.models.mlp import Linear
 from adaptax.models.protocol import Given
@@ -23,7 +23,7 @@ class Residual(eqx.Module):
     shortcut: Unit
 
     def __call__(self, x: Float[Array, "n h w inputs"], given: Given = None) -> Float[Array, "n h2 w2 outputs"]:
-        (first, second, third), (a, b, c, d) = self.units, each(given, 4)
+        (first, second, third), (a, b, c, d) = self.units, given_by_part(given, 4)
         y = third(_leaky(second(_leaky(first(x, a)), b)), c) + self.shortcut(x, d)
         return _leaky(max_pool(y))
 
