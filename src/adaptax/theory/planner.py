@@ -175,7 +175,7 @@ def plan(
         raise InputError("The gap between the first and the least meta-loss is not known: give Constants(gap=...).")
     least = 0.5 if case == "finite-sum" else 1.0
     if C_beta is not None:
-        C_beta = check_real("plan", "C_beta", C_beta, above=0)
+        C_beta = float(check_real("plan", "C_beta", C_beta, above=0))
         if C_beta <= least:
             raise InputError(f"C_beta is {C_beta:g}, with which no size suffices: raise C_beta above {least:g}.")
     alpha = guaranteed_alpha(constants.L, steps, gamma)
