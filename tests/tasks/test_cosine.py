@@ -199,6 +199,10 @@ def test_refusals_of_own_arrays(pool):
     zeros = np.zeros((2, 2))
     with pytest.raises(InputError, match="must be symmetric"):
         Cosine(np.array([[1.0, 2.0], [0.0, 1.0]]), 0.5, zeros, zeros, zeros, zeros, (0.0, 0.0))
+    with pytest.raises(InputError, match="must not be negative"):
+        Cosine(np.eye(2), -0.5, zeros, zeros, zeros, zeros, (0.0, 0.0))
+    with pytest.raises(InputError, match="must be finite"):
+        Cosine(np.eye(2), 0.5, zeros, zeros, zeros, zeros + np.nan, (0.0, 0.0))
     with pytest.raises(InputError, match="shape \\(tasks, dim\\)"):
         Cosine(np.eye(2), 0.5, zeros, zeros, zeros, np.zeros((3, 2)), (0.0, 0.0))
     with pytest.raises(InputError, match=r"parameters of shape \(6,\), not \(5,\)"):
