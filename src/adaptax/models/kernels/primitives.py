@@ -1,9 +1,11 @@
 """Convolution with zeros around the image, and its derivative by the filters: two primitives, closed under differentiation.
 
-Both are linear in each operand, and so are their transposes, which are again these two: what is fast for them is fast at any
-order of differentiation, in loops and under `vmap`, where compilers' derivatives of their own convolutions are not. Each kind
-of machine computes them in its own way. All operands have a leading axis of sets of filters: under `vmap` over tasks with
-filters of their own it holds the tasks.
+Both are linear in each operand, and their transposes are again these two. A fast way to compute them is therefore fast at any
+order of differentiation, in loops and under `vmap`. The compiler's derivatives of its own convolution are not. CPUs compute
+the primitives in one way, other devices in another.
+
+All operands have a leading axis, which counts sets of filters. Under `vmap` over tasks that have filters of their own, this
+axis holds the tasks.
 """
 
 import jax
@@ -14,23 +16,22 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
-from adaptax.models import winograd
+from adaptax.models.kernels import plain, winograd
 
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
-# Fewer channels than this are too short for rows of neighbourhoods.
+# With fewer channels than this, neighbourhoods are laid out as columns: as rows they would be too short.
 _THIN = 8
-# From so many channels and tiles on, Winograd's algorithm pays on a CPU (measured).
+# The least numbers of channels and of tiles at which Winograd's algorithm is the fastest on a CPU (measured).
 _WIDE, _TILES = 32, 16
-# Bytes of intermediate values at a time: about what a core's caches hold.
+# Bytes of intermediate values at a time: about as much as a core's caches hold.
 _CACHE = 4 << 20
-# With fewer rows a matrix product takes longer to lay out its other operand than the caches save (measured).
+# A matrix product with fewer rows takes longer to lay out its other operand than the caches save (measured).
 _ROWS = 128
-# Pixels that one product sums over at a time, where one over all would first transpose an operand as a whole.
+# Pixels that one product sums over. A product over all pixels would first transpose a whole operand.
 _PIXELS = 2048
 
 
 def convolve(x: Float[Array, "n h w inputs"], weight: Float[Array, "k k inputs outputs"]) -> Float[Array, "n h w outputs"]:
-    """Cross-correlation by filters of odd size, with zeros around the image, so that the output is as large."""
+    """`plain.convolve` with fast derivatives of any order."""
     dtype = jnp.result_type(x, weight)
     x, weight = (jnp.asarray(part, dtype)[None] for part in (x, weight))
     return _convolution.bind(x, weight)[0]
@@ -50,7 +51,7 @@ def _(x, y, *, size):
 
 
 def _turned(weight):
-    """The filters by which the derivative by the image is a convolution of the output's."""
+    """The filters that turn the derivative by the output into the derivative by the image."""
     return weight[:, ::-1, ::-1].swapaxes(-1, -2)
 
 
@@ -75,9 +76,11 @@ ad.defbilinear(_correlation, _correlation_by_x, _correlation_by_y)
 
 
 def _batched(primitive, first, second):
-    """The rule of `vmap`: an operand that is alone in having tasks gives them to an axis of its own, which the result has too.
+    """The rule for `vmap`, which merges the mapped axis into another one.
 
-    `first` and `second` are these axes of the operand and of the result. If both have tasks they join the sets of filters.
+    If both operands are mapped, their mapped axes are merged into the leading axis, the sets of filters. If one operand is,
+    its mapped axis is merged into an axis that only this operand and the result have. `first` holds the number of this axis
+    in the first operand and in the result, `second` its number in the second operand and in the result.
     """
 
     def rule(operands, dims, **params):
@@ -90,39 +93,40 @@ def _batched(primitive, first, second):
 
 
 def _merged(array, axis):
-    """Move the leading axis in front of what is then axis `axis + 1`, and merge the two."""
+    """Merge the leading axis into axis number `axis`, counted without the leading one."""
     array = jnp.moveaxis(array, 0, axis)
     return array.reshape(*array.shape[:axis], -1, *array.shape[axis + 2 :])
 
 
 def _cut(array, axis, count):
-    """Split an axis in two, the first of length `count`."""
+    """Split an axis into two, the first of them of length `count`."""
     return array.reshape(*array.shape[:axis], count, -1, *array.shape[axis + 1 :])
 
 
-# Images join images, output channels join output channels; in a correlation input channels join input channels.
+# The tasks of the images become more images, and those of the filters more output channels. In a correlation the tasks of the
+# images become more input channels.
 batching.primitive_batchers[_convolution] = _batched(_convolution, (1, 1), (4, 4))
 batching.primitive_batchers[_correlation] = _batched(_correlation, (4, 3), (4, 4))
 
 
 def _each(function, first, second):
-    """A function of the two operands without their leading axis, over it."""
+    """Apply a function of one image batch and one set of filters along the leading axis of both operands."""
     if first.shape[0] == 1:
         return function(first[0], second[0])[None]
     return lax.map(lambda pair: function(*pair), (first, second))
 
 
 def _equal(n, most):
-    """The size of the largest equal groups of n, of at most so many."""
+    """The largest divisor of n that is at most `most`."""
     return max(d for d in range(1, min(n, most) + 1) if n % d == 0)
 
 
 def _groups(most, arrays):
-    """Images cut into groups of at most so many, or filled up with images of zeros to groups of exactly so many."""
+    """Cut images into equal groups of at most `most`, if need be after appending images of zeros."""
     n = arrays[0].shape[0]
     fits = min(n, most)
     equal = _equal(n, most)
-    # Filling up copies all images, so equal groups may be smaller.
+    # Appending zeros copies all images. Groups of half the size without it are preferred.
     at_once = equal if 2 * equal >= fits else fits
     count = -(-n // at_once)
     filled = [jnp.pad(part, ((0, count * at_once - n), *[(0, 0)] * (part.ndim - 1))) for part in arrays]
@@ -130,7 +134,7 @@ def _groups(most, arrays):
 
 
 def _in_groups(function, most, x):
-    """A function of images, for groups of them."""
+    """Apply a function of images to groups of at most `most` images, one group after another."""
     (groups,) = _groups(most, [x])
     if len(groups) == 1:
         return function(x)
@@ -139,7 +143,7 @@ def _in_groups(function, most, x):
 
 
 def _summed(function, most, arrays):
-    """The sum of a function's values for all groups of images."""
+    """Sum a function's values over groups of at most `most` images, one group after another."""
     groups = _groups(most, arrays)
     if len(groups[0]) == 1:
         return function(*arrays)
@@ -147,27 +151,23 @@ def _summed(function, most, arrays):
     return lax.scan(lambda total, group: (total + function(*group), None), jnp.zeros(found.shape, found.dtype), groups)[0]
 
 
-def _native(x, weight):
-    return lax.conv_general_dilated(x, weight, (1, 1), "SAME", dimension_numbers=_LAYOUT)
-
-
-def _pays(x, size, outputs):
-    """Whether Winograd's algorithm is faster on a CPU; it costs digits, of which half precision has none to spare."""
+def _winograd_pays(x, size, outputs):
+    """Whether Winograd's algorithm is the fastest on a CPU. It loses digits, so half precision does without."""
     n, h, w, inputs = x.shape
     return size == 3 and x.dtype.itemsize >= 4 and min(inputs, outputs) >= _WIDE and n * (-(-h // 4)) * (-(-w // 4)) >= _TILES
 
 
 def _convolution_on_cpu(x, weight):
-    """One set of filters after another: a matrix product, Winograd's algorithm, or the compiler's convolution."""
+    """A matrix product, Winograd's algorithm, or the compiler's convolution, for one set of filters after another."""
 
     def one(x, weight):
         if weight.shape[0] == 1:
             return x @ weight[0, 0]
-        if not _pays(x, weight.shape[0], weight.shape[-1]):
+        if not _winograd_pays(x, weight.shape[0], weight.shape[-1]):
             if x.shape[-1] == 3 and weight.shape[-1] <= 32:
-                # Four times as fast with a fourth channel of zeros.
+                # A fourth channel of zeros makes the compiler's convolution four times as fast.
                 x, weight = jnp.pad(x, ((0, 0),) * 3 + ((0, 1),)), jnp.pad(weight, ((0, 0),) * 2 + ((0, 1), (0, 0)))
-            return _native(x, weight)
+            return plain.convolve(x, weight)
         filters = winograd.filters(weight)
         return _in_groups(lambda x: winograd.convolution(x, filters), _tiles_fit(x, weight.shape[-1]), x)
 
@@ -175,11 +175,11 @@ def _convolution_on_cpu(x, weight):
 
 
 def _correlation_on_cpu(x, y, *, size):
-    """Products over pixels, for as many images at a time as the caches hold: Winograd's algorithm, or rows or columns."""
+    """Winograd's algorithm, or a matrix product that sums over pixels, for as many images at a time as the caches hold."""
     inputs, outputs = x.shape[-1], y.shape[-1]
 
     def rows(x, y):
-        # The operand whose pixels are summed over goes first if it is the smaller: transposing it is what costs.
+        # The compiler transposes the first operand, so the smaller one, y, comes first.
         near, y = _neighbours(x, size, columns=False), y.reshape(-1, outputs)
         return lax.dot_general(y, near, (((0,), (0,)), ((), ())))
 
@@ -190,9 +190,9 @@ def _correlation_on_cpu(x, y, *, size):
         if size == 1:
             n, pixels = x.shape[0], x.shape[1] * x.shape[2]
             images = _equal(n, max(_PIXELS // pixels, 1))
-            cut = lambda part: part.reshape(n // images, images * pixels, -1)  # noqa: E731
-            return lax.dot_general(cut(x), cut(y), (((1,), (1,)), ((0,), (0,)))).sum(0)[None, None]
-        if _pays(x, size, outputs):
+            x, y = (part.reshape(n // images, images * pixels, -1) for part in (x, y))
+            return lax.dot_general(x, y, (((1,), (1,)), ((0,), (0,)))).sum(0)[None, None]
+        if _winograd_pays(x, size, outputs):
             return winograd.filters_back(_summed(winograd.correlation, _tiles_fit(x, outputs), [x, y]))
         fit = max(_CACHE // (size**2 * x[0].size * x.dtype.itemsize), 1)
         if inputs < _THIN:
@@ -203,14 +203,14 @@ def _correlation_on_cpu(x, y, *, size):
 
 
 def _tiles_fit(x, outputs):
-    """Images whose transformed pixels the caches hold; no fewer than give the products their rows."""
+    """The number of images whose transformed pixels fit into the caches, but enough for `_ROWS` rows of the products."""
     _, h, w, inputs = x.shape
     tiles = -(-h // 4) * -(-w // 4)
     return max(_CACHE // (36 * tiles * max(inputs, outputs) * x.dtype.itemsize), -(-_ROWS // tiles))
 
 
 def _neighbours(x, size, columns):
-    """What the filters see of each pixel: a row of it for each pixel, or a column."""
+    """The neighbourhood that the filters see of each pixel, as a row of a matrix, or as a column."""
     _, h, w, inputs = x.shape
     edge = size // 2
     p = jnp.pad(x, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
@@ -221,9 +221,9 @@ def _neighbours(x, size, columns):
 
 
 def _convolution_elsewhere(x, weight):
-    """The compiler's convolution for one set of filters; a matrix product each for many, for which it is slow."""
+    """The compiler's convolution for one set of filters. It is slow for several sets, so each of these is a matrix product."""
     if x.shape[0] == 1 and weight.shape[1] > 1:
-        return _native(x[0], weight[0])[None]
+        return plain.convolve(x[0], weight[0])[None]
     return jax.vmap(_products)(x, weight)
 
 
@@ -233,7 +233,7 @@ def _correlation_elsewhere(x, y, *, size):
 
 
 def _products(x, weight):
-    """A convolution as a matrix product of what the filters see."""
+    """The convolution as a matrix product of all neighbourhoods and the filters."""
     size, _, inputs, outputs = weight.shape
     columns = inputs < _THIN
     near = _neighbours(x, size, columns=columns)

@@ -1,8 +1,10 @@
 """Winograd's minimal filtering: a convolution by 3x3 filters with a quarter of the products.
 
-Tiles of 4x4 outputs come from the 6x6 pixels they depend on: both these and the filters are transformed, multiplied pixel by
-pixel, which sums over the channels, and transformed back. Source: Lavin, Gray (2016), Fast algorithms for convolutional neural
-networks.
+A tile of 4x4 outputs depends on 6x6 pixels of the image. These pixels and the filters are transformed to 6x6 numbers for each
+channel. At each of the 36 places the transformed pixels are multiplied by the transformed filters and summed over the channels,
+and the sums are transformed to the 4x4 outputs.
+
+Source: Lavin, Gray (2016), Fast algorithms for convolutional neural networks, CVPR.
 """
 
 import jax.numpy as jnp
@@ -10,8 +12,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+# Side of a tile of outputs, and of the pixels that it depends on.
 TILE, SEEN = 4, 6
-# The transforms of one axis.
+# The transforms along one axis: of pixels, of filters, and from the sums of products to outputs.
 _PIXELS = np.array([
     [4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
     [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1],
@@ -21,13 +24,13 @@ _OUTPUTS = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0
 
 
 def filters(weight: Float[Array, "3 3 inputs outputs"]) -> Float[Array, "6 6 inputs outputs"]:
-    """The transformed filters."""
+    """Transform filters along both axes."""
     both = np.kron(_FILTERS, _FILTERS)
     return _by(both, weight.reshape(9, -1)).reshape(SEEN, SEEN, *weight.shape[2:])
 
 
 def convolution(x: Float[Array, "n h w inputs"], filters: Float[Array, "6 6 inputs outputs"]) -> Float[Array, "n h w outputs"]:
-    """The same convolution, by transformed filters."""
+    """The convolution with zeros around the image, by transformed filters."""
     n, h, w, _ = x.shape
     inputs, outputs = filters.shape[2:]
     pixels = _pixels(x).reshape(SEEN**2, -1, inputs)
@@ -39,7 +42,7 @@ def convolution(x: Float[Array, "n h w inputs"], filters: Float[Array, "6 6 inpu
 
 
 def correlation(x: Float[Array, "n h w inputs"], y: Float[Array, "n h w outputs"]) -> Float[Array, "6 6 inputs outputs"]:
-    """The derivative by transformed filters of the convolution's product with y."""
+    """The derivative of `convolution` by the transformed filters, from the derivative y by its output."""
     n, h, w, outputs = y.shape
     rows, columns = -(-h // TILE), -(-w // TILE)
     back = _OUTPUTS.T
@@ -52,35 +55,39 @@ def correlation(x: Float[Array, "n h w inputs"], y: Float[Array, "n h w outputs"
 
 
 def filters_back(gradient: Float[Array, "6 6 inputs outputs"]) -> Float[Array, "3 3 inputs outputs"]:
-    """The derivative by the filters from that by the transformed ones."""
+    """The derivative by the filters, from the derivative by the transformed ones."""
     both = np.kron(_FILTERS, _FILTERS)
     return _by(both.T, gradient.reshape(SEEN**2, -1)).reshape(3, 3, *gradient.shape[2:])
 
 
 def _pixels(x):
-    """The transformed pixels that the outputs of each tile depend on."""
+    """Transform the pixels that each tile of outputs depends on."""
     n, h, w, inputs = x.shape
     rows, columns = -(-h // TILE), -(-w // TILE)
-    # The tile of output (a, b) begins at padded pixel (a, b); pixel (i, j) of all tiles is a shifted part of the image.
+    # In the image with zeros around it, a tile of outputs at (a, b) depends on the pixels from (a, b) on. Pixel (i, j) of all
+    # tiles together is therefore a shifted, strided part of that image.
     p = jnp.pad(x, ((0, 0), (1, (rows + 1) * TILE - h - 1), (1, (columns + 1) * TILE - w - 1), (0, 0)))
     p = p.reshape(n, rows + 1, TILE, -1, inputs)
-    part = lambda i: slice(i // TILE, i // TILE + rows)  # noqa: E731
-    half = _combined(_PIXELS, [p[:, part(i), i % TILE] for i in range(SEEN)])
+    half = _combined(_PIXELS, [p[:, i // TILE : i // TILE + rows, i % TILE] for i in range(SEEN)])
     half = half.reshape(SEEN, n, rows, columns + 1, TILE, inputs)
     return _combined(_PIXELS, [half[:, :, :, j // TILE : j // TILE + columns, j % TILE] for j in range(SEEN)], axis=1)
 
 
 def _combined(matrix, parts, axis=0):
-    """Linear combinations of arrays, stacked; few terms each, so not as a matrix product."""
+    """Stack the linear combinations of arrays that the rows of a matrix give.
+
+    Each has few terms that are not zero, so sums are faster than a matrix product.
+    """
     rows = [[c * part if c != 1 else part for c, part in zip(row.tolist(), parts, strict=True) if c] for row in matrix]
     return jnp.stack([sum(row[1:], row[0]) for row in rows], axis)
 
 
 def _by(matrix, array):
+    """A matrix product in full precision on every device."""
     return jnp.matmul(jnp.asarray(matrix, array.dtype), array, precision=lax.Precision.HIGHEST)
 
 
 def _product(pixels, other, summed):
-    """For each place the matrix product over channels (summed = 1) or tiles (0)."""
+    """The matrix product at each of the 36 places, summed over channels (summed = 1) or over tiles (summed = 0)."""
     contracted = ((2,), (1,)) if summed else ((1,), (1,))
     return lax.dot_general(pixels, other, (contracted, ((0,), (0,))))
