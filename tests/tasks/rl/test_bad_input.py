@@ -17,7 +17,7 @@ from adaptax.tasks import rl
         (lambda: rl.tabular(actions=1), "actions=1.*at least 2"),
         (lambda: rl.tabular(discount=1.5), "discount=1.5.*from 0 to 1"),
         (lambda: rl.DiCE(2.0), "discount=2.0.*from 0 to 1"),
-        (lambda: rl.LVC(trace=-0.1), "trace=-0.1.*from 0 to 1"),
+        (lambda: rl.LVC(gae_lambda=-0.1), "gae_lambda=-0.1.*from 0 to 1"),
         (lambda: rl.LoadedDiCE(baseline=3.0), "baseline= must be a function"),
         (lambda: rl.LinearBaseline(ridge=0.0), "ridge=0.0.*positive"),
         (lambda: rl.NetworkBaseline((32, 0)), r"hidden=\(32, 0\).*positive whole numbers"),

@@ -123,7 +123,7 @@ def test_a_run_is_decided_by_its_seed_and_failures_are_told_with_the_state_saved
     ],
 )
 def test_failures_of_the_host(options, match):
-    problem = rl.gymnasium_family(lambda: Slope(**options), lambda key: jnp.ones(()), horizon=5, patience=1)
+    problem = rl.gymnasium_family(lambda: Slope(**options), lambda key: jnp.ones(()), horizon=5, timeout=1)
     forget_failures()
     rewards = jax.jit(lambda key: problem.draw(jnp.ones(()), policy(), key, 2).rewards)(jax.random.key(0))
     assert bool(jnp.any(jnp.isnan(rewards)))
@@ -149,7 +149,7 @@ class Boundless(Slope):
     "make, match",
     [
         (lambda: rl.gymnasium_family(3, None), "make must be a function"),
-        (lambda: rl.gymnasium_family(Slope, None, patience=0), "patience=0.*positive"),
+        (lambda: rl.gymnasium_family(Slope, None, timeout=0), "timeout=0.*positive"),
         (lambda: rl.gymnasium_family(Deaf, None), r"Deaf cannot be told its task: give it set_task\(task\)"),
         (lambda: rl.gymnasium_family(lambda: 3, None), "int has no reset"),
         (lambda: rl.gymnasium_family(Slope, lambda key: key), "no time limit of its own: pass horizon="),

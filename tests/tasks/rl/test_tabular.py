@@ -125,12 +125,12 @@ def test_dice_is_the_objective_as_a_function(name, terminal):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trace", [0.0, 0.6])
-def test_other_traces_need_the_true_values(trace):
+@pytest.mark.parametrize("gae_lambda", [0.0, 0.6])
+def test_other_lambdas_need_the_true_values(gae_lambda):
     family, mdp, policy = setting(terminal=True)
     true = family.state_values(policy, mdp)
-    assert max(errors(family, mdp, policy, rl.LoadedDiCE(DISCOUNT, baseline=true, trace=trace))) < 1e-10
-    wrong = errors(family, mdp, policy, rl.LoadedDiCE(DISCOUNT, baseline=some_values, trace=trace))
+    assert max(errors(family, mdp, policy, rl.LoadedDiCE(DISCOUNT, baseline=true, gae_lambda=gae_lambda))) < 1e-10
+    wrong = errors(family, mdp, policy, rl.LoadedDiCE(DISCOUNT, baseline=some_values, gae_lambda=gae_lambda))
     assert wrong[0] < 1e-10 and min(wrong[1:]) > 0.05
 
 

@@ -13,7 +13,7 @@ from adaptax.tasks.rl.environment import Trajectories
 
 
 def advantages(
-    trajectories: Trajectories, values: Float[Array, "n H1"] | None, discount: float, trace: float = 1.0,
+    trajectories: Trajectories, values: Float[Array, "n H1"] | None, discount: float, gae_lambda: float = 1.0,
     bootstrap: bool = False,
 ) -> Float[Array, "n H"]:  # fmt: skip
     r"""Generalised advantages $A_t = \sum_{k\ge0}(\gamma\lambda)^k\delta_{t+k}$, $\delta_t = r_t + \gamma V_{t+1} - V_t$.
@@ -25,7 +25,7 @@ def advantages(
         trajectories: a batch of n episodes.
         values: V at each of the H + 1 observations, shape (n, H + 1) (None: zero).
         discount: $\gamma$.
-        trace: $\lambda$ (default 1).
+        gae_lambda: $\lambda$ (default 1).
         bootstrap: whether the value after the time limit counts: then the objective has no horizon.
 
     Returns: shape (n, H), zero after the end of an episode.
@@ -50,7 +50,7 @@ def advantages(
     delta = jnp.where(mask, rewards + discount * ahead - values[:, :-1], 0)
 
     def back(after, inputs):
-        now = inputs[0] + discount * trace * jnp.where(inputs[1], after, 0)
+        now = inputs[0] + discount * gae_lambda * jnp.where(inputs[1], after, 0)
         return now, now
 
     last = jnp.zeros(rewards.shape[:1], delta.dtype)

@@ -17,11 +17,11 @@ class HostEnvironments:
 
     Arguments:
         make: makes one.
-        patience: seconds that a call for all episodes may take.
+        timeout: seconds that a call for all episodes may take.
     """
 
-    def __init__(self, make: Callable[[], Any], patience: float):
-        self.make, self.patience = make, patience
+    def __init__(self, make: Callable[[], Any], timeout: float):
+        self.make, self.timeout = make, timeout
         self.idle: list[Any] = []
         self.running: dict[int, _Episode] = {}
         self.numbers = itertools.count()
@@ -48,7 +48,7 @@ class HostEnvironments:
             begun = [self._begin(task, int(seed)) for task, seed in zip(tasks, seeds, strict=True)]
             return tuple(np.asarray(column) for column in zip(*begun, strict=True))
 
-        return self._within_patience(run, "reset()")
+        return self._within_timeout(run, "reset()")
 
     def step(self, numbers: np.ndarray, actions: np.ndarray, horizon: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Observations, rewards and ends; episodes that have ended stay as they are."""
@@ -57,7 +57,7 @@ class HostEnvironments:
             results = [self._step(int(n), action, horizon) for n, action in zip(numbers, actions, strict=True)]
             return tuple(np.asarray(column) for column in zip(*results, strict=True))
 
-        return self._within_patience(run, "step()")
+        return self._within_timeout(run, "step()")
 
     def _begin(self, task: Any, seed: int) -> tuple[int, np.ndarray]:
         env = self.idle.pop() if self.idle else self._new()
@@ -93,7 +93,7 @@ class HostEnvironments:
             self.idle.append(self.running.pop(number).env)
         return episode.observation, reward, done
 
-    def _within_patience(self, run: Callable[[], Any], what: str) -> Any:
+    def _within_timeout(self, run: Callable[[], Any], what: str) -> Any:
         """Run on a thread of our own, always the same while it answers: many simulators must not be moved between threads."""
         if self.worker is None:
             self.jobs = queue.SimpleQueue()
@@ -102,11 +102,11 @@ class HostEnvironments:
         answer: queue.SimpleQueue = queue.SimpleQueue()
         self.jobs.put((run, answer))
         try:
-            result, error = answer.get(timeout=self.patience)
+            result, error = answer.get(timeout=self.timeout)
         except queue.Empty:
             self.worker, self.idle, self.running = None, [], {}
             return self._fail(
-                f"The environment did not answer {what} within {self.patience:g} seconds: mend it, or pass patience=."
+                f"The environment did not answer {what} within {self.timeout:g} seconds: mend it, or pass timeout=."
             )
         if error is None:
             return result

@@ -206,7 +206,7 @@ def cheetah(
         physics: "mujoco", the C engine in double precision, called by the compiled program; "mjx", mujoco-mjx on the device
             (default: "mujoco" on a CPU, "mjx" on an accelerator).
         loss: the surrogate (default: `LVC(0.99, baseline=LinearBaseline(), per_step=True, normalise=True,
-            weigh_time=False)`, as published code has it).
+            discount_weighting=False)`, as published code has it).
 
     Returns: an `ax.Resampling` whose parameters are a policy for 17 observations and 6 actions, for instance
         `GaussianPolicy(ax.models.mlp((17, 64, 64, 6), key=key), 6)`, with the metric "return".

@@ -99,7 +99,7 @@ def navigation(
         sparse, radius, stop: those of `Navigation`.
         loss: the surrogate (default `LoadedDiCE(0.95, baseline=LinearBaseline(), per_step=True)`, whose gradient and Hessian
             are unbiased for minus the discounted return over H; published code, with its $\alpha = 0.1$, adds
-            `normalise=True, weigh_time=False`).
+            `normalise=True, discount_weighting=False`).
 
     Returns: an `ax.Resampling` whose parameters are a policy, for instance
         `GaussianPolicy(ax.models.mlp((2, 100, 100, 2), key=key), 2)`, with the metric "return" (mean, undiscounted).

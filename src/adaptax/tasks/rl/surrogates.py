@@ -31,7 +31,7 @@ class AbstractSurrogate(eqx.Module):
     per_step: eqx.AbstractVar[bool]
 
     def __check_init__(self):
-        for name in ("discount", "trace"):
+        for name in ("discount", "gae_lambda"):
             value = getattr(self, name, 1.0)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
                 raise InputError(f"{type(self).__name__}({name}={value!r}) must be a number from 0 to 1: change {name}=.")
@@ -92,9 +92,9 @@ class AbstractAdvantageSurrogate(AbstractSurrogate):
     discount: float = eqx.field(static=True, default=1.0)
     per_step: bool = eqx.field(static=True, default=False, kw_only=True)
     baseline: Callable | None = eqx.field(default=None, kw_only=True)
-    trace: float = eqx.field(static=True, default=1.0, kw_only=True)
+    gae_lambda: float = eqx.field(static=True, default=1.0, kw_only=True)
     bootstrap: bool = eqx.field(static=True, default=False, kw_only=True)
-    weigh_time: bool = eqx.field(static=True, default=True, kw_only=True)
+    discount_weighting: bool = eqx.field(static=True, default=True, kw_only=True)
     normalise: bool = eqx.field(static=True, default=False, kw_only=True)
 
     @abc.abstractmethod
@@ -106,11 +106,11 @@ class AbstractAdvantageSurrogate(AbstractSurrogate):
         values = None
         if self.baseline is not None:
             values = self.baseline(trajectories, returns_to_go(trajectories, self.discount))
-        advantage = advantages(trajectories, values, self.discount, self.trace, self.bootstrap)
+        advantage = advantages(trajectories, values, self.discount, self.gae_lambda, self.bootstrap)
         if self.normalise:
             mean, var = jnp.mean(advantage, where=mask), jnp.var(advantage, where=mask)
             advantage = jnp.where(mask, (advantage - mean) / jnp.sqrt(var + 1e-8), 0)
-        advantage = jax.lax.stop_gradient(advantage * powers if self.weigh_time else advantage)
+        advantage = jax.lax.stop_gradient(advantage * powers if self.discount_weighting else advantage)
         value = jnp.sum(powers * trajectories.rewards, axis=1)
         gain = jnp.sum(self.coefficients(trajectories.log_ratios(policy), advantage) * advantage, axis=1)
         return self._loss(value + gain, trajectories)
@@ -127,18 +127,18 @@ class LoadedDiCE(AbstractAdvantageSurrogate):
         discount: $\gamma$ (default 1).
         per_step: divide by the horizon, as published step sizes suppose (default False).
         baseline: `baseline(trajectories, returns_to_go) -> values (n, H + 1)`, such as `LinearBaseline()` (default None).
-        trace: $\lambda$ of the generalised advantages (default 1).
+        gae_lambda: $\lambda$ of the generalised advantages (default 1).
         bootstrap: whether the value after the time limit counts (default: the horizon belongs to the objective).
-        weigh_time: whether $\gamma^t$ weighs $A_t$ (default), as the derivative of the discounted return has it. Most
+        discount_weighting: whether $\gamma^t$ weighs $A_t$ (default), as the derivative of the discounted return has it. Most
             published code leaves it out.
         normalise: standardise the advantages of a batch (default False): the scale of the gradient changes, and a little
             of its direction.
 
-    Errors: `InputError` if the discount or the trace is not in [0, 1], or the baseline is no function.
+    Errors: `InputError` if the discount or the gae_lambda is not in [0, 1], or the baseline is no function.
 
     Example:
         >>> import adaptax as ax
-        >>> ax.tasks.rl.LoadedDiCE(0.99, baseline=ax.tasks.rl.LinearBaseline()).trace
+        >>> ax.tasks.rl.LoadedDiCE(0.99, baseline=ax.tasks.rl.LinearBaseline()).gae_lambda
         1.0
 
     Source: Farquhar, Whiteson, Foerster (2019), Loaded DiCE, NeurIPS; docs/theory.md, section 2.1.
@@ -230,4 +230,4 @@ def published(discount: float = 0.99) -> LVC:
 
     In trials the half cheetah learned with it, and not with `LoadedDiCE`, whose Hessian varies more.
     """
-    return LVC(discount, baseline=LinearBaseline(), per_step=True, normalise=True, weigh_time=False)
+    return LVC(discount, baseline=LinearBaseline(), per_step=True, normalise=True, discount_weighting=False)

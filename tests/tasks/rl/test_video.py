@@ -20,8 +20,8 @@ rl = ax.tasks.rl
 first, second = (rl.GaussianPolicy(lambda o, a=a: jnp.full((len(o), 6), a), 6, std=0.01) for a in (0.0, 1.0))
 try:
     environment = rl.cheetah(horizon=2, physics="mujoco").draw.environment
-    films = {"before": first, "after": second}
-    print(rl.film(environment, jnp.array(1.0), films, sys.argv[1], jax.random.key(0), size=(64, 48)))
+    policies = {"before": first, "after": second}
+    print(rl.video(environment, jnp.array(1.0), policies, sys.argv[1], jax.random.key(0), size=(64, 48)))
 except ax.InputError as error:
     print(error)
 """
@@ -36,11 +36,11 @@ def problem_and_policy():
     "change, match",
     [
         ({"environment": rl.Navigation()}, "draws the bodies of MuJoCo, not Navigation: give it problem.draw.environment"),
-        ({"policies": {}}, "nothing to film: give policies by name"),
-        ({"policies": [3]}, "nothing to film: give policies by name"),
+        ({"policies": {}}, "nothing to show: give policies by name"),
+        ({"policies": [3]}, "nothing to show: give policies by name"),
         ({"policies": {"it": 3}}, r"policies\['it'\] is no policy.*use GaussianPolicy"),
-        ({"path": "film.png"}, "'film.png': give a file whose name ends in .gif"),
-        ({"path": "absent/film.gif"}, "no folder absent: make it first"),
+        ({"path": "video.png"}, "'video.png': give a file whose name ends in .gif"),
+        ({"path": "absent/video.gif"}, "no folder absent: make it first"),
         ({"size": (0, 48)}, r"size=\(0, 48\)\) must be a width and a height in pixels"),
         ({"size": (64, 481)}, r"size=\(64, 481\)\).*to \(640, 480\)"),
         ({"size": 64}, r"size=64\) must be"),
@@ -49,9 +49,9 @@ def problem_and_policy():
 def test_mistakes(change, match, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     problem, policy = problem_and_policy()
-    given = {"environment": problem.draw.environment, "policies": {"it": policy}, "path": "film.gif", **change}
+    given = {"environment": problem.draw.environment, "policies": {"it": policy}, "path": "video.gif", **change}
     with pytest.raises(ax.InputError, match=match):
-        rl.film(**given, task=jnp.array(1.0), key=jax.random.key(0))
+        rl.video(**given, task=jnp.array(1.0), key=jax.random.key(0))
     assert not list(tmp_path.iterdir())
 
 
@@ -65,28 +65,28 @@ def draw(path, gl):
 
 
 @pytest.mark.slow
-def test_a_film(tmp_path):
-    said = draw(tmp_path / "film.gif", {"MUJOCO_GL": "egl"})
+def test_a_video(tmp_path):
+    said = draw(tmp_path / "video.gif", {"MUJOCO_GL": "egl"})
     if "MUJOCO_GL=egl" in said:
-        assert said.count("\n") == 0 and not (tmp_path / "film.gif").exists()
+        assert said.count("\n") == 0 and not (tmp_path / "video.gif").exists()
         pytest.skip(said)
     assert said.startswith("{'before': ") and "'after': " in said
-    with Image.open(tmp_path / "film.gif") as film:
-        assert film.n_frames == 3 and film.size == (128, 70) and film.info["duration"] == 50
-        first = film.convert("RGB")
+    with Image.open(tmp_path / "video.gif") as recording:
+        assert recording.n_frames == 3 and recording.size == (128, 70) and recording.info["duration"] == 50
+        first = recording.convert("RGB")
         # All begin alike and are drawn alike; then the torques differ.
         assert len(first.getcolors(10_000)) > 10
         assert first.crop((0, 22, 64, 70)).tobytes() == first.crop((64, 22, 128, 70)).tobytes()
-        film.seek(2)
-        last = film.convert("RGB")
+        recording.seek(2)
+        last = recording.convert("RGB")
         assert last.crop((0, 22, 64, 70)).tobytes() != last.crop((64, 22, 128, 70)).tobytes()
-    assert [path.name for path in tmp_path.iterdir()] == ["film.gif"]
+    assert [path.name for path in tmp_path.iterdir()] == ["video.gif"]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the variable is MuJoCo's on Linux")
 @pytest.mark.parametrize("gl, match", [({}, "nothing to draw with without MUJOCO_GL ("), ({"MUJOCO_GL": "x"}, "MUJOCO_GL=x (")])
 def test_nothing_to_draw_with(tmp_path, gl, match):
-    said = draw(tmp_path / "film.gif", gl)
+    said = draw(tmp_path / "video.gif", gl)
     assert match in said and "egl" in said and said.count("\n") == 0
-    assert not (tmp_path / "film.gif").exists()
+    assert not (tmp_path / "video.gif").exists()

@@ -79,7 +79,7 @@ class GymnasiumEnvironment(Environment):
 
 
 def gymnasium_family(
-    make: Callable[[], Any], sample_task: Any, *, horizon: int | None = None, loss: Any = None, patience: float = 60.0
+    make: Callable[[], Any], sample_task: Any, *, horizon: int | None = None, loss: Any = None, timeout: float = 60.0
 ) -> Resampling:
     r"""A family of gymnasium environments, one for each task, as a resampling problem: the program calls the host.
 
@@ -93,8 +93,8 @@ def gymnasium_family(
         sample_task: `sample_task(key) -> task`, a pytree of arrays, which arrive on the host as NumPy arrays.
         horizon: H (default: the environment's own time limit).
         loss: the surrogate (default: `LVC(0.99, baseline=LinearBaseline(), per_step=True, normalise=True,
-            weigh_time=False)`).
-        patience: seconds that the host may take for one step of all episodes (default 60).
+            discount_weighting=False)`).
+        timeout: seconds that the host may take for one step of all episodes (default 60).
 
     Returns: an `ax.Resampling` whose parameters are a policy, with the metric "return"; `problem.draw.environment.sizes` are
         the entries of an observation and of an action.
@@ -115,9 +115,9 @@ def gymnasium_family(
     """
     if not callable(make):
         raise InputError(f"make must be a function that returns an environment, not {type(make).__name__}.")
-    if isinstance(patience, bool) or not isinstance(patience, int | float) or not 0 < patience < math.inf:
-        raise InputError(f"gymnasium_family(patience={patience!r}) must be a positive, finite number of seconds.")
-    instances = HostEnvironments(make, float(patience))
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
+        raise InputError(f"gymnasium_family(timeout={timeout!r}) must be a positive, finite number of seconds.")
+    instances = HostEnvironments(make, float(timeout))
     limit = getattr(getattr(instances.first, "spec", None), "max_episode_steps", None) if horizon is None else horizon
     if limit is None:
         raise InputError("The environment has no time limit of its own: pass horizon=, the steps of an episode.")

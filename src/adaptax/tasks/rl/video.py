@@ -1,4 +1,4 @@
-"""A film of policies in one task of a MuJoCo body, side by side."""
+"""Videos of policies in one task of a MuJoCo body, side by side, as animated GIFs."""
 
 import os
 import sys
@@ -22,11 +22,11 @@ _CAPTION = 22
 _COLOURS = 128
 
 
-def film(
+def video(
     environment: Locomotion, task: PyTree, policies: Mapping[str, Any], path: str | os.PathLike, key: Key[Array, ""], *,
     size: tuple[int, int] = (320, 240),
 ) -> dict[str, float]:  # fmt: skip
-    r"""Film one episode of each policy, all from one start and with the same noise, side by side as an animated GIF.
+    r"""Record one episode of each policy, all from one start and with the same noise, side by side as an animated GIF.
 
     The camera follows the body, in real time; above each picture stand the policy's name, the return of the episode, and
     how far the body has come. An episode that has ended stands still.
@@ -34,7 +34,7 @@ def film(
     Arguments:
         environment: of a `cheetah` or `ant` problem, `problem.draw.environment`.
         task: its goal.
-        policies: what to film, by name, such as `{"before": policy, "after 3 steps": adapted}`.
+        policies: the policies to show, by name, such as `{"before": policy, "after 3 steps": adapted}`.
         path: the file to write, which ends in .gif; one that is there is replaced.
         key: decides the start and the noise.
         size: width and height of one picture in pixels, at most (640, 480).
@@ -51,20 +51,20 @@ def film(
         >>> policy = rl.GaussianPolicy(ax.models.mlp((17, 64, 64, 6), key=key), 6)
         >>> task, inner = problem.sample_task(key), ax.Inner(3, 0.1)  # doctest: +SKIP
         >>> adapted = ax.adapt(problem, policy, task, inner, key).params  # doctest: +SKIP
-        >>> films = {"before": policy, "after 3 steps": adapted}  # doctest: +SKIP
-        >>> returns = rl.film(problem.draw.environment, task, films, "film.gif", key)  # doctest: +SKIP
+        >>> policies = {"before": policy, "after 3 steps": adapted}  # doctest: +SKIP
+        >>> returns = rl.video(problem.draw.environment, task, policies, "video.gif", key)  # doctest: +SKIP
     """
     if not isinstance(environment, Locomotion):
         raise InputError(
-            f"film draws the bodies of MuJoCo, not {type(environment).__name__}: give it problem.draw.environment of "
+            f"video draws the bodies of MuJoCo, not {type(environment).__name__}: give it problem.draw.environment of "
             "ax.tasks.rl.cheetah or ant."
         )
     if not isinstance(policies, Mapping) or not policies:
-        raise InputError('There is nothing to film: give policies by name, such as {"before": policy}.')
+        raise InputError('There is nothing to show: give policies by name, such as {"before": policy}.')
     for name, policy in policies.items():
         if not hasattr(policy, "sample"):
             raise InputError(f"policies[{name!r}] is no policy, for it has no sample(observations, key): use GaussianPolicy.")
-    path = check_film_path(path)
+    path = check_video_path(path)
     frames = _Frames(environment.physics.name, size)
     try:
         episodes = {str(name): _episode(environment, task, policy, key) for name, policy in policies.items()}
@@ -77,13 +77,13 @@ def film(
     return {name: float(rewards.sum()) for name, (_, rewards) in episodes.items()}
 
 
-def check_film_path(path: str | os.PathLike) -> Path:
+def check_video_path(path: str | os.PathLike) -> Path:
     """The path, if a GIF can be written there."""
     path = Path(path)
     if path.suffix.lower() != ".gif" or path.is_dir():
-        raise InputError(f"The film cannot be written to '{path}': give a file whose name ends in .gif.")
+        raise InputError(f"The video cannot be written to '{path}': give a file whose name ends in .gif.")
     if not path.parent.is_dir():
-        raise InputError(f"The film cannot be written to '{path}', for there is no folder {path.parent}: make it first.")
+        raise InputError(f"The video cannot be written to '{path}', for there is no folder {path.parent}: make it first.")
     return path
 
 
@@ -122,7 +122,7 @@ class _Frames:
         most = int(self.model.vis.global_.offwidth), int(self.model.vis.global_.offheight)
         pixels = isinstance(size, tuple) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)
         if not pixels or size[0] > most[0] or size[1] > most[1]:
-            raise InputError(f"film(size={size!r}) must be a width and a height in pixels, from (1, 1) to {most}.")
+            raise InputError(f"video(size={size!r}) must be a width and a height in pixels, from (1, 1) to {most}.")
         self.data: Any = mujoco.MjData(self.model)  # type: ignore[attr-defined]
         self.forward: Any = mujoco.mj_forward  # type: ignore[attr-defined]
         try:
@@ -133,7 +133,7 @@ class _Frames:
         self.close = self.renderer.close
 
     def side_by_side(self, names: list[str], positions: tuple[np.ndarray, ...]) -> Any:
-        """One picture of the film, of as many bodies as there are names."""
+        """One frame of the video: one picture of the body for each name."""
         from PIL import Image, ImageDraw
 
         columns = [self._draw(place) for place in positions]
