@@ -117,7 +117,7 @@ def test_navigation_on_one_device_and_two():
 @pytest.mark.slow
 def test_navigation_is_learned():
     # As published: advantages normalised, no weight of time, the mean over steps.
-    options = {"baseline": rl.LinearBaseline(), "per_step": True, "normalise": True, "weigh_time": False}
+    options = {"baseline": rl.LinearBaseline(), "per_step": True, "normalise": True, "discount_weighting": False}
     problem = rl.navigation(horizon=20, loss=rl.LVC(0.95, **options))
     policy = rl.GaussianPolicy(ax.models.mlp((2, 16, 2), key=jax.random.key(0), activation=jnp.tanh), 2, std=0.3)
     method = ax.MetaGradient(ax.Inner(1, 0.1), samples=ax.Samples(20, 20, 20))

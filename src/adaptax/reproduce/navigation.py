@@ -88,7 +88,7 @@ class Case(NamedTuple):
 def surrogate(kind: Any = ax.tasks.rl.LVC, *, published: bool = True) -> Any:
     """As in published code advantages are standardised and not weighted by time; a mean over steps in any case."""
     baseline = ax.tasks.rl.LinearBaseline()
-    return kind(DISCOUNT, baseline=baseline, per_step=True, normalise=published, weigh_time=not published)
+    return kind(DISCOUNT, baseline=baseline, per_step=True, normalise=published, discount_weighting=not published)
 
 
 def policy(setting: Setting, seed: int) -> ax.tasks.rl.GaussianPolicy:

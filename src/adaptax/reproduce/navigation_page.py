@@ -27,11 +27,11 @@ _ABOUT = (
     "`TrustRegion(mean_kl)` with divergence at most 0.01, damping 1e-5 and 15 trials of 0.8, F on 2 of the 20 goals."
 )
 _SURROGATE = (
-    "**The loss** is `LVC(0.95, baseline=LinearBaseline(), per_step=True, normalise=True, weigh_time=False)`: generalised "
-    "advantages with λ = 1 and a linear baseline, standardised, the mean over steps, no weight of time, as in published code, "
-    "whose α = 0.1 is taken here. So the gradient is not that of the discounted return, and its scale is another at every "
-    "batch; what else one may take is compared below. The activation is ReLU, weights are N(0, 2/(inputs + outputs)) at first, "
-    "and the policy's standard deviation is 1."
+    "**The loss** is `LVC(0.95, baseline=LinearBaseline(), per_step=True, normalise=True, discount_weighting=False)`: "
+    "generalised advantages with λ = 1 and a linear baseline, standardised, the mean over steps, no weight of time, as in "
+    "published code, whose α = 0.1 is taken here. So the gradient is not that of the discounted return, and its scale is "
+    "another at every batch; what else one may take is compared below. The activation is ReLU, weights are N(0, 2/(inputs + "
+    "outputs)) at first, and the policy's standard deviation is 1."
 )
 _PAIRS = (
     "A seed's initial policy and goals are the same for all methods, and differences are paired by seed. One is called "
