@@ -10,15 +10,24 @@ import jax.numpy as jnp
 import numpy as np
 
 import adaptax as ax
-from adaptax.cost import Cost
-from adaptax.curvature.base import AbstractCurvature
-from adaptax.reproduce import losses
+from adaptax._checks import check_whole
 from adaptax.reproduce import predictions as predict
-from adaptax.reproduce.estimators_page import publish
-from adaptax.reproduce.files import Row, Say, write_rows
-from adaptax.reproduce.losses import Place
-from adaptax.reproduce.methods import CALLS, FINITE_DIFFERENCE, FIRST_ORDER, GGS, IN_LOSSES, STEIN, UNCORRECTED, priced
-from adaptax.training.step import check_count
+from adaptax.reproduce.csv_rows import Row, Say, write_rows
+from adaptax.reproduce.estimators import losses
+from adaptax.reproduce.estimators.losses import Place
+from adaptax.reproduce.estimators.page import NAME, publish
+from adaptax.reproduce.strategies import (
+    ANTITHETIC,
+    CALLS,
+    FINITE_DIFFERENCE,
+    FIRST_ORDER,
+    GGS,
+    IN_LOSSES,
+    STEIN,
+    UNCORRECTED,
+    priced,
+    strategies,
+)
 
 COLUMNS = (
     "part",
@@ -34,27 +43,20 @@ COLUMNS = (
     "error",
     "predicted",
 )
-ANTITHETIC = "GGS, antithetic"
-NAME = "hessian-estimators"
 
 SAMPLES = (1, 10, 100, 1000)
-# Between truncation and rounding, for values and for gradients, in double precision.
+# Between truncation and rounding, for differences of values and of gradients in double precision.
 DELTA = 1e-3
 DELTAS = tuple(10.0 ** (k / 2) for k in range(-18, 3))
 RADIUS_SAMPLES = 10
 
 
-def family(samples: int, delta: Any) -> dict[str, AbstractCurvature]:
+def estimators_by_name(samples: int, delta: Any) -> dict[str, ax.curvature.AbstractCurvature]:
     r"""The estimators by name, with Q directions and the radius $\delta$ (None: the library's own choice)."""
-    c = ax.curvature
-    return {
-        FIRST_ORDER: c.FirstOrder(),
-        FINITE_DIFFERENCE: c.FiniteDifference(delta=delta),
-        GGS: c.GaussianSmoothing(samples=samples, delta=delta),  # type: ignore[call-arg]
-        ANTITHETIC: c.GaussianSmoothing(samples=samples, delta=delta, antithetic=True),  # type: ignore[call-arg]
-        UNCORRECTED: c.ZerothOrder(samples=samples, delta=delta, stein=False),
-        STEIN: c.ZerothOrder(samples=samples, delta=delta),
-    }
+    known = strategies(samples, delta)
+    antithetic = ax.curvature.GaussianSmoothing(samples=samples, delta=delta, antithetic=True)  # type: ignore[call-arg]
+    names = (FIRST_ORDER, FINITE_DIFFERENCE, GGS, ANTITHETIC, UNCORRECTED, STEIN)
+    return {name: antithetic if name == ANTITHETIC else known[name] for name in names}
 
 
 def hessian_estimators(
@@ -71,14 +73,14 @@ def hessian_estimators(
 
     Arguments:
         out: the folder for hessian-estimators.csv, the figures and README.md; made if it is not there.
-        repeats: independent products behind every number.
-        seed: decides the losses, the points and all directions.
-        say: told how far it is (default: printed).
+        repeats: the number of independent products behind every number.
+        seed: the losses, the points and all directions are drawn from it.
+        say: called with a sentence about the progress (default: it is printed).
         samples: the numbers of directions Q, increasing.
         deltas: the radii $\delta$, increasing.
-        kinds: the losses; a ReLU network has kinks, so nothing is predicted of its directions.
+        kinds: the losses; a ReLU network has kinks, so there is no prediction over its directions.
 
-    Errors: `InputError` for fewer than 10 repeats.
+    Errors: `InputError` if `repeats` is not a whole number of at least 10.
 
     Example:
         >>> from pathlib import Path
@@ -86,24 +88,24 @@ def hessian_estimators(
 
     Source: docs/theory.md, section 7.
     """
-    check_count(repeats, "repeats", 10)
+    repeats = check_whole("", "repeats", repeats, 10)
     out.mkdir(parents=True, exist_ok=True)
-    rows: list[Row] = []
+    rows: list[Row] = [{"part": "run", "measure": "seed", "value": seed}]
     with jax.enable_x64(True), jax.threefry_partitionable(False):
         for kind in kinds:
-            place = losses.quadratic(seed) if kind == losses.QUADRATIC else losses.network(kind, seed)
+            place = losses.place_of(kind, seed)
             rows += constants(place)
-            if place.name != losses.RELU:
+            if place.name in losses.SMOOTH:
                 rows += over_samples(place, samples, repeats, seed)
                 say(f"{place.name}: {repeats} products of each estimator with Q = {samples[0]} to {samples[-1]}")
             rows += over_radii(place, deltas, repeats, seed)
             say(f"{place.name}: {repeats} products of each estimator with δ = {deltas[0]:.0e} to {deltas[-1]:.0e}")
     write_rows(out / f"{NAME}.csv", COLUMNS, rows)
-    publish(out, NAME)
+    publish(out)
 
 
 def constants(place: Place) -> list[Row]:
-    """What is exact about a loss: the part "loss"."""
+    """The part "loss": exact constants of a loss."""
     found = {
         "d": place.w.size, "trace": jnp.trace(place.h), "frobenius": jnp.linalg.norm(place.h),
         "norm": jnp.linalg.norm(place.h, 2), "product": jnp.linalg.norm(place.hv), "third": place.third(),
@@ -115,11 +117,11 @@ def over_samples(place: Place, samples: tuple[int, ...], repeats: int, seed: int
     """The part "directions": root mean square error, variance and bias over Q, with standard errors and predictions."""
     rows, local = [], place.local()
     for q in samples:
-        for name, strategy in family(q, DELTA).items():
+        for name, strategy in estimators_by_name(q, DELTA).items():
             if not strategy.stochastic and q != samples[0]:
                 continue
             count = repeats if strategy.stochastic else 1
-            cost = strategy.cost(Cost(gradients=1))
+            cost = strategy.cost(ax.Cost(gradients=1))
             row = {
                 "part": "directions", "loss": place.name, "estimator": name, "samples": q, "delta": DELTA, "repeats": count,
                 "calls": priced(cost, CALLS), "in_losses": priced(cost, IN_LOSSES),
@@ -130,6 +132,7 @@ def over_samples(place: Place, samples: tuple[int, ...], repeats: int, seed: int
 
 
 def _moments(place: Place, name: str, q: int, errors: np.ndarray) -> list[Row]:
+    """The measures of one estimator, from the errors of its products, shape (repeats, d)."""
     h, v, hv = place.h, place.v, place.hv
     squares, length = np.sum(errors**2, axis=1), float(jnp.linalg.norm(hv))
     rms, count = math.sqrt(squares.mean()), len(errors)
@@ -137,14 +140,15 @@ def _moments(place: Place, name: str, q: int, errors: np.ndarray) -> list[Row]:
     variances[ANTITHETIC] = predict.ggs_variance
     bias = np.asarray(predict.uncorrected_bias(h, v)) if name == UNCORRECTED else np.zeros(len(v))
     if name not in variances:
-        # One product says all: its error is its bias.
+        # Without random directions one product suffices: its error is its bias.
         predicted = {FIRST_ORDER: 1.0, FINITE_DIFFERENCE: DELTA**2 / 6 * float(place.third()) / length}[name]
         return [{"measure": "rms", "value": rms / length, "error": 0.0, "predicted": predicted}]
     variance = float(variances[name](h, v)) / q
     mean, centred = errors.mean(axis=0), errors - errors.mean(axis=0)
     spread = np.sum(centred**2, axis=1) * count / (count - 1)
     along = errors @ np.asarray(v)
-    # The squared mean error, in units of what noise alone would give: 1, but for twice the sum of squared eigenvalues.
+    # The squared mean error is divided by its mean under noise alone, the trace of the covariance over the count; of that
+    # quotient the variance is twice the sum of squared eigenvalues over the squared trace.
     covariance = centred.T @ centred / (count - 1)
     trace = float(np.trace(covariance))
     noise = math.sqrt(2 * float(np.sum(covariance**2))) / trace
@@ -170,19 +174,19 @@ def _moments(place: Place, name: str, q: int, errors: np.ndarray) -> list[Row]:
 
 
 def over_radii(place: Place, deltas: tuple[float, ...], repeats: int, seed: int) -> list[Row]:
-    r"""The part "radius": what $\delta$ does to a product, apart from the noise of its directions.
+    r"""The part "radius": the error that $\delta$ makes in a product, apart from the noise of its directions.
 
     The error is taken against the same estimator on the quadratic model of the loss, with the same directions.
     """
-    # One object for each loss: another function would be compiled again.
+    # One object for each loss, since another function would be compiled again.
     rows, length, local, model = [], float(jnp.linalg.norm(place.hv)), place.local(), place.model()
-    for name, unit in family(RADIUS_SAMPLES, 1.0).items():
+    for name, unit in estimators_by_name(RADIUS_SAMPLES, 1.0).items():
         if name == FIRST_ORDER:
             continue
         keys = _keys(seed, 0, repeats if unit.stochastic else 1)
         limit = _products(model, unit, place.v, keys)
         for delta in (*deltas, None):
-            strategy = family(RADIUS_SAMPLES, None if delta is None else jnp.asarray(delta))[name]
+            strategy = estimators_by_name(RADIUS_SAMPLES, None if delta is None else jnp.asarray(delta))[name]
             difference = _products(local, strategy, place.v, keys) - limit
             row = {"part": "radius", "loss": place.name, "estimator": name, "samples": RADIUS_SAMPLES, "repeats": len(keys)}
             row |= {"measure": "default" if delta is None else "width error"}
@@ -200,6 +204,6 @@ def _keys(seed: int, use: int, count: int) -> jax.Array:
 
 
 @eqx.filter_jit
-def _products(local: Any, strategy: AbstractCurvature, v: jax.Array, keys: jax.Array) -> jax.Array:
+def _products(local: Any, strategy: ax.curvature.AbstractCurvature, v: jax.Array, keys: jax.Array) -> jax.Array:
     """One product for each key."""
     return jax.vmap(lambda key: strategy.product(local, v, key)[1][0])(keys)

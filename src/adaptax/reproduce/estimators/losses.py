@@ -1,4 +1,4 @@
-"""The losses on which the products are measured, with everything that is exact about them. In double precision."""
+"""The losses on which products are measured, with their exact gradients, Hessians and products, in double precision."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,14 +9,15 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 import adaptax as ax
-from adaptax.curvature.base import Local
 
 QUADRATIC, TANH, RELU = "quadratic", "tanh network", "ReLU network"
+# Losses whose second derivatives are continuous.
+SMOOTH = (QUADRATIC, TANH)
 DIM, HIDDEN = 20, (8, 8)
 
 
 class Place(NamedTuple):
-    """A loss of a flat vector, a point, a unit direction v, and gradient, Hessian and Hv there."""
+    """A loss of a flat vector, a point w, a unit direction v, and the gradient, the Hessian and Hv at w."""
 
     name: str
     loss: Callable[[Array], Array]
@@ -29,29 +30,34 @@ class Place(NamedTuple):
     def hv(self) -> Float[Array, " d"]:
         return self.h @ self.v
 
-    def local(self) -> Local:
+    def local(self) -> ax.curvature.Local:
         """The loss as a curvature strategy takes it."""
-        return Local(lambda w, rest: self.loss(w), self.w)
+        return ax.curvature.Local(lambda w, rest: self.loss(w), self.w)
 
-    def model(self) -> Local:
+    def model(self) -> ax.curvature.Local:
         r"""The quadratic model at w, as a function of the displacement: no truncation, hardly any rounding.
 
         With $\delta = 1$ and the same key a strategy draws the same directions here as on the loss itself, so the difference of
-        the two products is what the width $\delta$ does.
+        the two products is the error that the width $\delta$ makes.
         """
-        return Local(lambda z, rest: jnp.vdot(self.gradient, z) + jnp.vdot(z, self.h @ z) / 2, jnp.zeros_like(self.w))
+        return ax.curvature.Local(
+            lambda z, rest: jnp.vdot(self.gradient, z) + jnp.vdot(z, self.h @ z) / 2, jnp.zeros_like(self.w)
+        )
 
     def third(self) -> Float[Array, ""]:
         r"""$\|\partial_\tau^2\,\nabla^2 l(w+\tau v)v\|$ at 0: the finite difference errs by $\delta^2/6$ times this."""
-        along = lambda tau: jax.grad(self.loss)(self.w + tau * self.v)  # noqa: E731
-        derivative = along
+
+        def derivative(tau):
+            return jax.grad(self.loss)(self.w + tau * self.v)
+
         for _ in range(3):
             derivative = jax.jacfwd(derivative)
         return jnp.linalg.norm(derivative(0.0))
 
 
-def _place(name: str, loss: Callable[[Array], Array], w: Array, v: Array) -> Place:
-    return Place(name, loss, w, v / jnp.linalg.norm(v), jax.grad(loss)(w), jax.hessian(loss)(w))
+def place_of(kind: str, seed: int) -> Place:
+    """The place of one kind of loss for a seed."""
+    return quadratic(seed) if kind == QUADRATIC else network(kind, seed)
 
 
 def quadratic(seed: int, dim: int = DIM) -> Place:
@@ -71,5 +77,12 @@ def network(name: str, seed: int, hidden: tuple[int, ...] = HIDDEN) -> Place:
     problem = ax.tasks.sinusoid()
     task = problem.sample_task(task_key)
     w, rebuild = ravel_pytree(model)
-    loss = lambda batch: lambda x: problem.loss(rebuild(x), batch)  # noqa: E731
-    return _place(name, loss(task.support), w, jax.grad(loss(task.target))(w))
+
+    def loss(x, batch=task.support):
+        return problem.loss(rebuild(x), batch)
+
+    return _place(name, loss, w, jax.grad(loss)(w, task.target))
+
+
+def _place(name: str, loss: Callable[[Array], Array], w: Array, v: Array) -> Place:
+    return Place(name, loss, w, v / jnp.linalg.norm(v), jax.grad(loss)(w), jax.hessian(loss)(w))

@@ -1,4 +1,4 @@
-"""The figures and the page of a training experiment, from its CSV alone: every number and statement is computed here."""
+"""The figures and the page of a meta-training experiment, which are made from its CSV and its settings alone."""
 
 import math
 from pathlib import Path
@@ -6,19 +6,45 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adaptax.report.learning import by_seed, draw_learning
+from adaptax.report.learning import draw_learning
+from adaptax.report.rows import by_seed, distinct, pick
 from adaptax.report.tables import markdown
-from adaptax.reproduce.files import Row, distinct, pick, read_rows
-from adaptax.reproduce.methods import CALLS, EXACT, FIRST_ORDER, GGS, IN_LOSSES, UNCORRECTED, calls_in_words, priced, strategies
-from adaptax.reproduce.training import Experiment
+from adaptax.reproduce.csv_rows import Row, read_rows
+from adaptax.reproduce.meta_training import ADAM, GRADIENT_DESCENT, Experiment
+from adaptax.reproduce.page_text import capital
+from adaptax.reproduce.strategies import (
+    CALLS,
+    EXACT,
+    FIRST_ORDER,
+    GGS,
+    IN_LOSSES,
+    UNCORRECTED,
+    calls_in_words,
+    priced,
+    strategies,
+)
 
-# A method is taken to do as exact does if the ratio of the losses is within this of 1, to two standard errors over seeds, and
-# to differ if it is farther off by three.
+# A method is said to do as exact does if the ratio of the losses is within this of 1, to two standard errors over seeds. It is
+# said to differ if the ratio is farther from 1 than three standard errors.
 _BARELY = 0.01
+_OUTER_STEP = {
+    GRADIENT_DESCENT.name: "Where the eigenvalues of αH lie between 0 and 2, the factors I − αH shorten the gradient, so that "
+    "a method which leaves them out takes longer steps.",
+    ADAM.name: "Adam divides each entry of the gradient by its usual size, so that the length of the gradient plays hardly any "
+    "part.",
+}
 
 
 class Outcome(NamedTuple):
-    """One method at one setting: losses at the end by seed, their ratio to exact's seed by seed, calls to reach a level."""
+    """The outcome of one method at one setting.
+
+    Arguments:
+        method: its name.
+        final: the loss at the end of each seed.
+        ratio: the loss at the end over that of exact, seed by seed: the geometric mean.
+        error: the standard error of the logarithm of the ratio.
+        reached: oracle calls until the level is reached, or None.
+    """
 
     method: str
     final: np.ndarray
@@ -32,7 +58,7 @@ class Outcome(NamedTuple):
 
     @property
     def far(self) -> float:
-        """How far the ratio is from 1."""
+        """The distance of the ratio from 1, as a logarithm."""
         return abs(math.log(self.ratio)) if self.finite and self.ratio > 0 else math.inf
 
     @property
@@ -51,7 +77,7 @@ class Outcome(NamedTuple):
         return f"{self.ratio:.3g} (± {percent:.0f} %)" if percent >= 10 else f"{self.ratio:.3g} (± {percent:.2g} %)"
 
     def end(self) -> str:
-        """The losses at the end: median and range of those that are finite, and how many are not."""
+        """The median and the range of the finite losses at the end, and how many losses are not finite."""
         finite = self.final[np.isfinite(self.final)]
         if not len(finite):
             return "not finite"
@@ -59,39 +85,43 @@ class Outcome(NamedTuple):
         return text if self.finite else f"{text}; {len(self.final) - len(finite)} of {len(self.final)} not finite"
 
 
-def publish(out: Path, name: str, what: Experiment, title: str, about: str) -> None:
+def publish(out: Path, name: str, what: Experiment) -> None:
     """Draw NAME.png and NAME.svg and write README.md from NAME.csv in a folder.
 
     Arguments:
-        out, name: the folder, and what its CSV is called.
-        what: the experiment, for its constants.
-        title, about: the page's first lines.
+        out, name: the folder, and the name of its CSV.
+        what: the experiment, for its settings.
     """
     rows = read_rows(out / f"{name}.csv")
+    draw_learning(out, name, pick(rows, part="training"), what.inner_steps)
+    (out / "README.md").write_text(compose(rows, name, what), encoding="utf-8")
+
+
+def compose(rows: list[Row], name: str, what: Experiment) -> str:
+    """The page, from the rows of the CSV and the arguments of `publish`."""
     training = pick(rows, part="training")
-    draw_learning(out, name, training, what.inner_steps)
     seeds, steps = len(distinct(training, "seed")), max(row["meta_step"] for row in training)
     parts = [
-        f"# {title}",
+        f"# {what.title}",
         f"Written by `adaptax reproduce {name} --seeds {seeds} --steps {steps}` from [{name}.csv]({name}.csv).",
-        about,
+        f"{what.about} Inner steps: N = {what.inner_steps}; tasks a meta-step: {what.tasks_per_step}; outer optimiser: "
+        f"{what.optimizer.name}.",
         f"![Held-out loss against meta-steps and oracle calls]({name}.png)",
-        f"Lines: median over {seeds} seeds; bands: from the smallest to the largest seed. A seed's initial parameters and "
-        f"tasks are the same for all methods. The loss is that of {what.held_out} held-out tasks after {what.inner_steps} "
-        "inner steps, the same tasks always.",
+        f"Lines: median over {seeds} seeds; bands: from the smallest to the largest seed. A seed's initial parameters "
+        f"and tasks are the same for all methods. The loss is the mean over {what.held_out} held-out tasks after "
+        f"N = {what.inner_steps} inner steps, the same tasks always.",
         _prices(what),
-        "All methods have the same outer step size, not each its best one. Where the Hessian is positive definite, the factors "
-        "I − αH shorten the gradient, so that a method that leaves them out moves farther in a step; with Adam outside the "
-        "length plays hardly any part.",
+        f"All methods share one outer step size, which is not tuned for each. {_OUTER_STEP[what.optimizer.name]}",
     ]
     if errors := pick(rows, part="gradient error"):
-        parts.append(_gradient_errors(errors, what))
-    for alpha, outer in dict.fromkeys((row["alpha"], row["outer_stepsize"]) for row in training):
+        parts.append(_gradient_errors(errors))
+    for alpha, outer in distinct(training, "alpha", "outer_stepsize"):
         parts.append(_setting(pick(training, alpha=alpha, outer_stepsize=outer), alpha, outer, what))
-    (out / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return "\n\n".join(parts) + "\n"
 
 
 def _prices(what: Experiment) -> str:
+    """The section about the price of a meta-gradient."""
     rows = []
     for name, strategy in strategies(what.samples, what.delta).items():
         cost = what.method(strategy, 1.0).cost()
@@ -100,18 +130,20 @@ def _prices(what: Experiment) -> str:
     return (
         "## What a meta-gradient costs\n\n"
         "*Oracle calls* count a loss, a gradient and a Hessian-vector product as one call each, as the theory does. *In "
-        f"evaluations of the loss*, a gradient is taken for {gradient // loss} and a Hessian-vector product for "
+        f"evaluations of the loss*, a gradient counts as {gradient // loss} losses and a Hessian-vector product as "
         f"{product // gradient} gradients, about what differentiation takes. Per task and meta-step (Q = {what.samples}, "
         f"δ = {what.delta:g}):\n\n" + markdown(["method", "calls", "oracle calls", "in evaluations of the loss"], rows)
     )
 
 
 def outcomes(rows: list[Row]) -> tuple[list[Outcome], float]:
-    """What became of each method at one setting, and the level that is to be reached: exact's median at half time."""
+    """The outcome of each method at one setting, and the level that is to be reached: exact's median half-way.
+
+    The level is minus infinity where exact does not get below its first loss.
+    """
     runs = {method: by_seed(pick(rows, method=method), "calls") for method in distinct(rows, "method")}
     exact = runs[EXACT][1]
     exact_losses = np.where(np.isfinite(exact), exact, np.inf)
-    # Exact may not learn at all.
     level = float(np.median(exact_losses[len(exact) // 2]))
     level = level if level < np.median(exact_losses[0]) else -math.inf
     result = []
@@ -127,8 +159,9 @@ def outcomes(rows: list[Row]) -> tuple[list[Outcome], float]:
 
 
 def _setting(rows: list[Row], alpha: float, outer: float, what: Experiment) -> str:
+    """The section about one pair of step sizes."""
     found, level = outcomes(rows)
-    starts = by_seed(pick(rows, method=EXACT))[1][0]
+    starts = by_seed(pick(rows, method=EXACT), "calls")[1][0]
     table = []
     for one in found:
         ratio = "1" if one.method == EXACT else one.words()
@@ -142,24 +175,23 @@ def _setting(rows: list[Row], alpha: float, outer: float, what: Experiment) -> s
     if lost := int(np.sum(~np.isfinite(starts))):
         sentences.append(
             f"For {lost} of {len(starts)} seeds it is not finite: the inner steps diverge at the initial parameters. The "
-            "figures at this setting say what becomes of a step size that is too large, not which method is better."
+            "figures at this setting show what becomes of a step size that is too large, not which method is better."
         )
     if not known:
-        sentences.append("Exact is not below its first loss half-way: there is no level to compare calls by.")
+        sentences.append("Half-way, exact is not below its first loss: there is no level to compare calls by.")
     if same := [one for one in others if one.same]:
         spread = max(abs(one.ratio - 1) for one in same)
-        sentences.append(f"As exact, within {100 * spread:.1g} %: {', '.join(one.method for one in same)}.")
+        sentences.append(f"These end as exact does, within {100 * spread:.1g} %: {', '.join(one.method for one in same)}.")
     if unclear := [one for one in others if not one.same and not one.differs]:
         names = ", ".join(f"{one.method} ({one.words()})" for one in unclear)
-        sentences.append(f"Too scattered over seeds to tell from exact by three standard errors: {names}.")
-    for one in (one for one in others if one.differs):
-        if not one.finite:
-            continue
-        side = "above" if one.ratio > 1 else "below"
-        sentences.append(f"{_capital(one.method)} ends {_percent(one.ratio)} {side} exact in the mean over seeds.")
+        sentences.append(f"The seeds scatter too much to tell these from exact by three standard errors: {names}.")
+    for one in others:
+        if one.differs and one.finite:
+            side = "above" if one.ratio > 1 else "below"
+            sentences.append(f"{capital(one.method)} ends {_percent(one.ratio)} {side} exact in the mean over seeds.")
     for one in others:
         if one.finite and (worse := int(np.sum(one.final >= starts))):
-            sentences.append(f"{_capital(one.method)}: {worse} of {len(one.final)} seeds end no lower than they began.")
+            sentences.append(f"{capital(one.method)}: {worse} of {len(one.final)} seeds end no lower than they began.")
     reached = [one for one in found if one.reached is not None]
     if reached:
         first = min(reached, key=lambda one: one.reached or 0)
@@ -167,19 +199,21 @@ def _setting(rows: list[Row], alpha: float, outer: float, what: Experiment) -> s
             f"The level that exact has half-way, {level:.3g}, is reached with the fewest oracle calls by {first.method} "
             f"({first.reached:,})."
         )
-    shown = f"{alpha:g}" + (" (the paper's)" if alpha == what.settings[0].alpha else "")
-    head = f"## α = {shown}, outer step {outer:g}"
+    published = any((sizes.alpha, sizes.outer) == (alpha, outer) for sizes in what.settings if sizes.published)
+    whose = " (the paper's)" if published else ""
+    head = f"## α = {alpha:g}{whose}, outer step {outer:g}"
     return f"{head}\n\n{markdown(header, table)}\n\n{' '.join(sentences)}"
 
 
-def _gradient_errors(rows: list[Row], what: Experiment) -> str:
+def _gradient_errors(rows: list[Row]) -> str:
+    """The section about the errors of the meta-gradients."""
     alphas, methods = distinct(rows, "alpha"), distinct(rows, "method")
     cells: dict[tuple[str, float], tuple[float, float | None]] = {}
-    for row in rows:
-        runs = pick(rows, method=row["method"], alpha=row["alpha"])
+    for method, alpha in distinct(rows, "method", "alpha"):
+        runs = pick(rows, method=method, alpha=alpha)
         predicted = [r["predicted"] for r in runs if "predicted" in r]
         value = float(np.median([r["value"] for r in runs]))
-        cells[row["method"], row["alpha"]] = value, float(np.median(predicted)) if predicted else None
+        cells[method, alpha] = value, float(np.median(predicted)) if predicted else None
     body = []
     for method in methods:
         line = [method]
@@ -188,10 +222,10 @@ def _gradient_errors(rows: list[Row], what: Experiment) -> str:
             line.append(f"{value:.2g}" + ("" if predicted is None else f" ({predicted:.2g})"))
         body.append(line)
     sentences = [
-        "Relative errors of the meta-gradients against exact ones at the initial parameters, scaled to their mean square "
-        "norm: median over tasks, then over seeds. In brackets, the root mean square error that section 7 of the theory "
-        "gives to first order in α, with the Hessian at w_0 in all factors: the bias of the product N times, its noise in N "
-        "independent factors.",
+        "Relative errors of the meta-gradients against exact ones at the initial parameters, which are rescaled so that their "
+        "squared norm has its mean: median over tasks, then over seeds. In brackets, the root mean square error that section 7 "
+        "of the theory gives to first order in α, with the Hessian at w_0 in all factors: the bias of the product N times, its "
+        "noise in N independent factors.",
     ]
     alpha = alphas[0]
     ggs, first, uncorrected = (cells[m, alpha][0] for m in (GGS, FIRST_ORDER, UNCORRECTED))
@@ -204,16 +238,21 @@ def _gradient_errors(rows: list[Row], what: Experiment) -> str:
     sentences.append(
         f"Measured over predicted at α = {alpha:g}: "
         + ", ".join(f"{m} {ratio:.2f}" for m, ratio in ratios)
-        + ". The first order in α overestimates what N factors do where they shrink, the Hessian changes along the path, and "
-        "the prediction for random directions is a root mean square, of an error with heavy tails, set beside a median."
+        + ". The prediction leaves out higher orders in α and the change of the Hessian along the path. For random directions "
+        "it is a root mean square, which lies above the median that is measured where large errors are rare."
     )
     header = ["method", *(f"α = {alpha:g}" for alpha in alphas)]
     return f"## Errors of the meta-gradients at w_0\n\n{markdown(header, body)}\n\n{' '.join(sentences)}"
 
 
 def _percent(ratio: float) -> str:
-    return f"a factor {ratio:.3g}" if ratio > 2 else f"{100 * abs(ratio - 1):.2g} %"
+    """The distance of a ratio from 1 in words: in per cent below 2, as a factor from there on.
 
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    Example:
+        >>> _percent(1.0082), _percent(1.996), _percent(70.3)
+        ('0.82 %', '100 %', 'a factor 70.3')
+    """
+    percent = 100 * abs(ratio - 1)
+    if ratio > 2:
+        return f"a factor {ratio:.3g}"
+    return f"{percent:.0f} %" if percent >= 10 else f"{percent:.2g} %"

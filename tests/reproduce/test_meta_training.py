@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 import adaptax as ax
-from adaptax.reproduce import matrix, sinusoid, training, training_page
-from adaptax.reproduce.files import pick, read_rows
-from adaptax.reproduce.methods import EXACT, FINITE_DIFFERENCE, FIRST_ORDER, GGS, NAMES, STEIN, UNCORRECTED
-from adaptax.reproduce.training import Setting
+from adaptax.report.rows import pick
+from adaptax.reproduce import matrix, meta_training, meta_training_page, sinusoid
+from adaptax.reproduce.csv_rows import read_rows
+from adaptax.reproduce.meta_training import StepSizes
+from adaptax.reproduce.strategies import EXACT, FINITE_DIFFERENCE, FIRST_ORDER, GGS, NAMES, STEIN, UNCORRECTED
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_methods_start_alike_and_exact_is_the_library_s(folder):
 
 
 def test_gradient_errors():
-    rows = matrix.gradient_errors(matrix.experiment(1), Setting(1e-2, 3e-3), 0, 100)
+    rows = matrix.gradient_errors(matrix.experiment(1), StepSizes(1e-2, 3e-3), 0, 100)
     error = {row["method"]: row["value"] for row in rows}
     assert error[EXACT] == 0 and error[FINITE_DIFFERENCE] < 1e-4
     assert 0.03 < error[GGS] < 0.09 and 0.15 < error[FIRST_ORDER] < 0.23 and 0.4 < error[UNCORRECTED] < 1
@@ -72,7 +73,7 @@ def test_statements_follow_the_data():
         {"method": name, "seed": seed, "meta_step": step, "calls": step, "value": 3.0 if step == 0 else value}
         for name, values in losses.items() for seed, value in enumerate(values) for step in (0, 1)
     ]  # fmt: skip
-    found = {one.method: one for one in training_page.outcomes(rows)[0]}
+    found = {one.method: one for one in meta_training_page.outcomes(rows)[0]}
     assert found[GGS].same and not found[GGS].differs
     assert found[FIRST_ORDER].differs and found[FIRST_ORDER].ratio == pytest.approx(2)
     assert not found[STEIN].same and not found[STEIN].differs
@@ -82,10 +83,10 @@ def test_statements_follow_the_data():
 
 @pytest.mark.slow
 def test_sinusoid_with_one_method(monkeypatch):
-    what = dataclasses.replace(sinusoid.experiment(2, (4,)), settings=(Setting(1e-2, 1e-2),), held_out=10, tasks_per_step=3)
-    known = training.strategies
-    monkeypatch.setattr(training, "strategies", lambda q, delta: {EXACT: known(q, delta)[EXACT]})
-    rows = training.train_all(what, 2, 2, lambda text: None)
+    what = dataclasses.replace(sinusoid.experiment(2, (4,)), settings=(StepSizes(1e-2, 1e-2),), held_out=10, tasks_per_step=3)
+    known = meta_training.strategies
+    monkeypatch.setattr(meta_training, "strategies", lambda q, delta: {EXACT: known(q, delta)[EXACT]})
+    rows = meta_training.train_all(what, 2, 2, lambda text: None)
     assert [(row["meta_step"], row["seed"]) for row in rows] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
     assert all(np.isfinite(row["value"]) for row in rows) and rows[0]["value"] != rows[1]["value"]
 

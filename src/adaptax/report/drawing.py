@@ -1,4 +1,7 @@
-"""Pictures, drawn without a display. Matplotlib takes a second to import, so it is imported when something is drawn."""
+"""The picture of `adaptax demo`: tasks before and after adaptation.
+
+It is drawn without a display. Matplotlib takes a second to import, so it is imported when something is drawn.
+"""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -12,12 +15,12 @@ _TRUTH, _BEFORE, _AFTER = "#9a9a9a", "#e69f00", "#0072b2"
 
 @dataclass(frozen=True)
 class Curves:
-    """One task as one initialisation sees it.
+    """The curves of one task, for one initialisation.
 
     Arguments:
-        x: where the curves are drawn, shape (n,).
-        truth, before, after: the right values, those of the initial and of the adapted parameters, shape (n,).
-        support: the points adapted on, shape (shots, 2).
+        x: the inputs at which the curves are drawn, shape (n,).
+        truth, before, after: values of the sinusoid, of the initial network and of the adapted one, shape (n,).
+        support: the points (x, y) that the network adapts on, shape (shots, 2).
     """
 
     x: np.ndarray
@@ -28,12 +31,12 @@ class Curves:
 
 
 def draw_adaptation(path: str | os.PathLike, rows: Mapping[str, Sequence[Curves]], inner_steps: int) -> None:
-    """Tasks side by side, initialisations one below another, before and after adaptation.
+    """Draw tasks before and after adaptation: one column for each task, one row for each initialisation.
 
     Arguments:
         path: the PNG to write.
-        rows: by the name of the initialisation, the same tasks in the same order.
-        inner_steps: how many steps led from before to after.
+        rows: the tasks by the name of the initialisation, the same ones in the same order for each.
+        inner_steps: N, the number of steps from `before` to `after`.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
