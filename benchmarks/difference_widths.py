@@ -35,7 +35,7 @@ def errors(loss, model, tasks) -> dict[str, list[float]]:
     def product(strategy):
         def run(task):
             v = jax.grad(lambda w: loss(w, task.target))(model)
-            return flat(strategy.product(ax.curvature.Local(lambda w, _: loss(w, task.support), model), v)[1][0])
+            return flat(strategy.product(ax.curvature.LocalLoss(lambda w, _: loss(w, task.support), model), v)[1][0])
 
         return jax.jit(run)
 

@@ -81,7 +81,7 @@ def measure_jax(inputs: Path, rounds: int, out: Path, ways: list[str]) -> None:
     import jax
     from peer_adaptax import load
 
-    from adaptax.batching import in_flight_for
+    from adaptax._batching import in_flight_for
 
     if jax.default_backend() == "cpu":
         raise SystemExit("JAX finds no accelerator here: this benchmark is for one.")

@@ -19,7 +19,7 @@ import optax
 from machine import description
 
 import adaptax as ax
-from adaptax.batching import in_flight_for
+from adaptax._batching import in_flight_for
 
 RESULTS = Path(__file__).parent / "results"
 

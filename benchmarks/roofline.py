@@ -62,7 +62,7 @@ def parts(case: str, folder: Path, rounds: int) -> dict:
     import jax.numpy as jnp
     from peer_adaptax import adaptax_meta_gradient, load
 
-    from adaptax.batching import in_flight_for, map_tasks
+    from adaptax._batching import in_flight_for, map_tasks
     from adaptax.training import devices
 
     inputs = folder / f"{case}.npz"
