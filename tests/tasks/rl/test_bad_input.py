@@ -1,4 +1,4 @@
-"""One sentence that names the remedy."""
+"""Mistakes in reinforcement learning are refused in one sentence that names the remedy; NumPy's numbers are accepted."""
 
 import jax
 import jax.numpy as jnp
