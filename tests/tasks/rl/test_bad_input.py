@@ -1,4 +1,4 @@
-"""One sentence that names the remedy."""
+"""Mistakes in reinforcement learning are refused in one sentence that names the remedy; NumPy's numbers are accepted."""
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +24,11 @@ from adaptax.tasks import rl
         (lambda: rl.NetworkBaseline((32, 0)), r"NetworkBaseline\(hidden=0\) must be a whole number of at least 1"),
         (lambda: rl.NetworkBaseline(32), "hidden=32.*must be a tuple of widths"),
         (lambda: rl.NetworkBaseline(steps=0), "steps=0.*at least 1"),
-        (lambda: rl.NetworkBaseline(learning_rate=-1.0), "learning_rate=-1.0.*above 0"),
+        (lambda: rl.NetworkBaseline(learning_rate=-1.0), "learning_rate=-1.0.*must be a positive number"),
         (lambda: rl.SoftmaxPolicy(jnp.zeros(3)), r"shape \(states, actions\), not \(3,\)"),
         (lambda: rl.GaussianPolicy(3, 2), "must be a network"),
         (lambda: rl.GaussianPolicy(jnp.tanh, 0), "size=0.*at least 1"),
-        (lambda: rl.GaussianPolicy(jnp.tanh, 2, std=0.0), "std=0.0.*above 0"),
+        (lambda: rl.GaussianPolicy(jnp.tanh, 2, std=0.0), "std=0.0.*must be a positive number"),
         (lambda: rl.problem(3, None, None), "Environment, not int: subclass it"),
         (lambda: rl.environment_steps(ax.Reptile(ax.Inner(1, 0.1)), rl.navigation()), "of ax.MetaGradient, not of Reptile"),
         (lambda: rl.environment_steps(ax.MetaGradient(ax.Inner()), ax.tasks.sinusoid_resampling()), "needs a problem made by"),
