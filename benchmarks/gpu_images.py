@@ -24,10 +24,18 @@ from pathlib import Path
 import numpy as np
 import operations
 import peer_inputs
-from machine import description
+from machine import measurement
+from peers import difference
+from tables import RESULTS
 
 HERE = Path(__file__).parent
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
+# The ways of convolving, as tables name them.
+WAYS = {
+    "adaptax": "adaptax",
+    "rows": "adaptax, one matrix product a convolution, its derivatives the compiler's",
+    "grouped": "adaptax, the compiler's convolution",
+}
 # The way of convolving, the precision of products, tasks in flight (None: as chosen), whether the row is one program.
 VARIANTS = [
     ("adaptax", "float32", None, False),
@@ -94,11 +102,15 @@ def measure_jax(inputs: Path, rounds: int, out: Path, ways: list[str]) -> None:
         way, precision, in_flight, chunk = variant
         with jax.default_matmul_precision(algorithm[precision]):
             model = model_of(params, way)
-            once = lambda p, t: method.batch(problem, p, t, in_flight=in_flight)[:2]  # noqa: E731
+
+            def once(p, t):
+                return method.batch(problem, p, t, in_flight=in_flight)[:2]
 
             def many(p, t):
                 # Descent with a step of next to nothing: the next meta-gradient cannot begin before the last one ends.
-                step = lambda _, p: jax.tree.map(lambda w, g: w - 1e-6 * g, p, once(p, t)[1])  # noqa: E731
+                def step(_, p):
+                    return jax.tree.map(lambda w, g: w - 1e-6 * g, p, once(p, t)[1])
+
                 return jax.lax.fori_loop(0, IN_A_ROW, step, p)
 
             start = time.perf_counter()
@@ -154,9 +166,9 @@ def measure_jax(inputs: Path, rounds: int, out: Path, ways: list[str]) -> None:
 
 
 def agreement(ours: Path, theirs: Path) -> float:
+    """The difference of PyTorch's gradient from adaptax's, over the norm of the latter."""
     with np.load(ours) as a, np.load(theirs) as b:
-        flat = [np.concatenate([np.ravel(file[name]).astype(float) for name in sorted(a.files)]) for file in (a, b)]
-    return float(np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[0]))
+        return difference(dict(b), dict(a))
 
 
 def main() -> None:
@@ -167,7 +179,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="*", default=("rows", "grouped"), help="ways beside adaptax's (default: rows grouped)")
     parser.add_argument("--limit", type=float, help="seconds for PyTorch's sides (default: none)")
     parser.add_argument("--deterministic", action="store_true", help="adaptax's side as the command line runs it")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "gpu_images.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "gpu_images.json")
     parser.add_argument("--side", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
@@ -196,7 +208,7 @@ def main() -> None:
                 case["torch"] = json.loads(theirs.read_text())
                 case["agreement"] = agreement(ours.with_suffix(".npz"), theirs.with_suffix(".npz"))
             cases.append(case)
-            arguments.out.write_text(json.dumps({"machine": description(), "cases": cases}, indent=1) + "\n")
+            arguments.out.write_text(json.dumps(measurement(parser, arguments) | {"cases": cases}, indent=1) + "\n")
     for case in cases:
         print(f"\n{case['tasks']} tasks; PyTorch's float32 gradient differs by {case.get('agreement', math.nan):.1e}")
         print("| side | ms | TFLOP/s by formula | difference from float32 |\n| --- | --- | --- | --- |")

@@ -10,7 +10,6 @@ import peer_networks
 import peer_torch
 import torch
 
-
 SIDES = {
     "learn2learn-style, eager": peer_torch.Learn2LearnStyle,
     "torch.func, eager": peer_torch.Functional,

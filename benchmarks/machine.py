@@ -52,14 +52,12 @@ def commit() -> str | None:
     """The commit of this checkout, with "+" if its sources or scripts were changed since; None without git."""
     git = ["git", "-C", str(ROOT)]
     try:
-        name = subprocess.run(
-            [*git, "rev-parse", "--short=10", "HEAD"], check=True, capture_output=True, text=True
-        ).stdout.strip()
+        found = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], check=True, capture_output=True, text=True)
         paths = ["src", "benchmarks", ":!benchmarks/results"]
         changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *paths], check=False).returncode
     except (OSError, subprocess.CalledProcessError):
         return None
-    return name + ("+" if changed else "")
+    return found.stdout.strip() + ("+" if changed else "")
 
 
 def _quoted(word: str) -> str:

@@ -3,8 +3,8 @@
     make bench-env && python benchmarks/memory_peers.py [--steps 1 5 20 100 500] [--limit 16] [--seconds 300]
 
 Every side of `peers.py` computes the same meta-gradient in a process of its own, which may hold --limit GiB of data and take
---seconds; JAX's sides compile their program there. The network's tasks have one graph for each inner step in PyTorch, so
-`torch.compile` would compile N of them and is left out, and so are the sides that differ from others only with several tasks.
+--seconds; JAX's sides compile their program there. `torch.compile` is left out, since it would compile the
+graphs of N steps, and so are the sides that differ from others only where there are several tasks.
 Prints one table and writes results/memory_peers.json.
 """
 
@@ -22,9 +22,8 @@ from peers import SIDES, WHOLE, command, difference, require_peers
 from tables import RESULTS, rows_of
 
 STEPSIZE = 0.01
-NAMES = (
-    "adaptax", "plain JAX", "plain JAX, checkpoint", "torch.func", "parallel-metalearn", "TorchOpt", "higher", "learn2learn-style",
-)  # fmt: skip
+LEFT_OUT = ("adaptax, backprop", "plain JAX, lax.map", "torch.func, torch.compile", "parallel-metalearn, sequential")
+NAMES = tuple(name for name in SIDES if name not in LEFT_OUT)
 
 
 def measure(name: str, inputs: Path, limit: int, seconds: float) -> tuple[dict, dict | None]:

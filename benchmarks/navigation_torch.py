@@ -124,6 +124,10 @@ def surrogate(params: Params, batch: tuple[Tensor, ...]) -> Tensor:
     return -(ratio * advantages(x, rewards).flatten(-2)).mean(-1).sum()
 
 
+def tensors(batch: tuple[np.ndarray, ...]) -> tuple[Tensor, ...]:
+    return tuple(map(torch.from_numpy, batch))
+
+
 def adapt(params: Params, batch: tuple[Tensor, ...]) -> Params:
     gradient = torch.autograd.grad(surrogate(params, batch), params, create_graph=True)
     return [p - ALPHA * g for p, g in zip(params, gradient, strict=True)]
@@ -131,7 +135,6 @@ def adapt(params: Params, batch: tuple[Tensor, ...]) -> Params:
 
 def meta_gradient(params: Params, goals: np.ndarray, collect, given=None) -> tuple[list[Tensor], list[float]]:
     """The gradient summed over `goals` (one goal, or all abreast), and the returns before and after adaptation."""
-    tensors = lambda batch: tuple(map(torch.from_numpy, batch))  # noqa: E731
     first = collect(params, goals) if given is None else given[0]
     tasks = [p.expand(len(goals), *p.shape) for p in params] if goals.ndim == 2 else params
     adapted = adapt(tasks, tensors(first))
@@ -141,7 +144,7 @@ def meta_gradient(params: Params, goals: np.ndarray, collect, given=None) -> tup
 
 
 def share(arrays: list[np.ndarray], goals: np.ndarray, way: str, seed: int) -> tuple[list[np.ndarray], list[list[float]]]:
-    """What one process does: its tasks, one after another."""
+    """The gradients of one process, which takes its tasks one after another, and their returns."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     params = [torch.from_numpy(array).requires_grad_() for array in arrays]

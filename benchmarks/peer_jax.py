@@ -102,12 +102,13 @@ def meta_gradient(loss: Callable, steps: int, stepsize: float, checkpoint: bool 
 def over_tasks(gradient: Callable, in_turn: bool = False, devices: int = 1) -> Callable:
     """A function of (params, tasks): the mean loss and the mean meta-gradient, on devices that share the tasks."""
 
+    def means(tree):
+        return jax.tree.map(lambda leaf: leaf.mean(0), tree)
+
     def local(params, tasks):
         if in_turn:
-            found = lax.map(lambda task: gradient(params, task), tasks)
-        else:
-            found = jax.vmap(gradient, (None, 0))(params, tasks)
-        return jax.tree.map(lambda leaf: leaf.mean(0), found)
+            return means(lax.map(lambda task: gradient(params, task), tasks))
+        return means(jax.vmap(gradient, (None, 0))(params, tasks))
 
     if devices == 1:
         return jax.jit(local)

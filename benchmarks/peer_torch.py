@@ -108,7 +108,7 @@ class Learn2LearnStyle:
 
 
 class Functional:
-    """`torch.func`: `grad` through N steps of `grad`, all tasks together by `vmap`; with `torch.compile` around it or without."""
+    """`torch.func`: `grad` through N steps of `grad`, all tasks together by `vmap`; `torch.compile` around it on request."""
 
     def __init__(self, problem: Problem, compiled: bool = False) -> None:
         self.problem = problem

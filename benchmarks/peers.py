@@ -9,8 +9,8 @@ turns, round after round. A side that takes more than --limit seconds for one of
 The meta-gradients must agree, otherwise nothing is compared. Prints a table and writes results/peers.json, one entry for each
 case and processor.
 
-Plain JAX (`peer_jax.py`) is `jit(vmap(grad(scan)))`, with `jax.checkpoint` around the inner step or without; for images also with
-`lax.map` instead of `vmap`. "adaptax, backprop" is adaptax's own `mode="backprop"`, measured for the largest network.
+Plain JAX (`peer_jax.py`) is `jit(vmap(grad(scan)))`, with `jax.checkpoint` around the inner step or without; for images also
+with `lax.map` instead of `vmap`. "adaptax, backprop" is adaptax's own `mode="backprop"`, measured for the largest network.
 """
 
 import argparse

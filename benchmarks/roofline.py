@@ -1,4 +1,4 @@
-"""Where the time of an exact meta-gradient goes: operations, bytes and rates of its parts, beside what the machine can do.
+"""Operations, bytes and rates of the parts of an exact meta-gradient, beside the limits of the machine.
 
     python benchmarks/roofline.py [--case conv4 conv4-84 resnet12] [--rounds 5]
 
@@ -19,10 +19,9 @@ from pathlib import Path
 
 import operations
 import peer_inputs
-from machine import description
-from tables import rows_of
+from machine import measurement
+from tables import RESULTS, rows_of
 
-RESULTS = Path(__file__).parent / "results" / "roofline.json"
 TITLES = {
     "conv4": "Conv4-64, 28×28, 32 tasks, 5 queries",
     "conv4-84": "Conv4-32, 84×84, 4 tasks, 15 queries",
@@ -42,7 +41,7 @@ def seconds(function, rounds: int) -> float:
 
 
 def limits() -> dict:
-    """Operations and bytes a second of which this machine is capable, on all cores."""
+    """The most operations and bytes a second that this machine reaches on all cores."""
     import jax
     import jax.numpy as jnp
 
@@ -72,7 +71,10 @@ def parts(case: str, folder: Path, rounds: int) -> dict:
     at_once = in_flight_for(problem, params, tasks, None, method.samples, None)
     mesh = devices.mesh_of(None, count)
     at_once = min(at_once, devices.share(mesh, count))
-    gradient = lambda w, batch: jax.value_and_grad(problem.loss)(w, batch)  # noqa: E731
+
+    def gradient(w, batch):
+        return jax.value_and_grad(problem.loss)(w, batch)
+
     programs = {
         "inner gradient": lambda w, task: gradient(w, task.support),
         "Hessian-vector product": lambda w, task: jax.jvp(lambda w: gradient(w, task.support)[1], (w,), (w,)),
@@ -83,8 +85,10 @@ def parts(case: str, folder: Path, rounds: int) -> dict:
     group = jax.tree.map(lambda leaf: leaf[:at_once], (own, tasks))
     split = devices.replicate(mesh, (own, tasks))
 
-    def spread(program):
-        local = lambda _, split: ((), map_tasks(lambda pair: program(*pair), split, at_once))  # noqa: E731
+    def on_all_devices(program):
+        def local(_, split):
+            return (), map_tasks(lambda pair: program(*pair), split, at_once)
+
         run = jax.jit(lambda split: devices.spread(mesh, local, (), split)[1])
         return lambda: jax.block_until_ready(run(split))
 
@@ -95,7 +99,7 @@ def parts(case: str, folder: Path, rounds: int) -> dict:
         found[name] = {
             "times": times, "operations": each, "bytes": one.cost_analysis()["bytes accessed"] * count / at_once,
             "temporaries": one.memory_analysis().temp_size_in_bytes,
-            "seconds": seconds(spread(program), rounds),
+            "seconds": seconds(on_all_devices(program), rounds),
         }  # fmt: skip
     whole = seconds(adaptax_meta_gradient(problem, method, params, tasks, count), rounds)
     found["meta-gradient"] = {"times": 1, "operations": operations.meta_gradient(case, count), "seconds": whole}
@@ -126,13 +130,13 @@ def main() -> None:
     import jax
 
     jax.config.update("jax_num_cpu_devices", os.cpu_count())
-    result = {"machine": description(), **limits(), "cases": []}
+    result = measurement(parser, options) | limits() | {"cases": []}
     with tempfile.TemporaryDirectory() as folder:
         for case in options.case:
             result["cases"].append(parts(case, Path(folder), options.rounds if case != "resnet12" else 1))
             print(json.dumps(result["cases"][-1]), flush=True)
     print(rows_of(*table(result)))
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / "roofline.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
