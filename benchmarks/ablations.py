@@ -30,7 +30,7 @@ def _by_leaf_and_step() -> ax.stepsize.Learned:
     return ax.stepsize.Learned(0.1, per="leaf", per_step=True)
 
 
-# What differs from the base: five steps of 0.1 on the last layer, which all classes share at first; classes turned, images
+# Differences from the base: five steps of 0.1 on the last layer, which all classes share at first; classes turned, images
 # distorted; Conv4-32; 5 queries; Adam at 0.001.
 RECIPES: dict[str, dict] = {
     "base": {},

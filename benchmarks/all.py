@@ -2,8 +2,8 @@
 
     make bench-env && python benchmarks/all.py [--minutes 40] [--data FOLDER] [--list]
 
-A benchmark is started if its expected minutes (on two idle cores) still fit into --minutes, and stopped when it takes three times
-as long; then the next one follows. FOLDER holds the two Omniglot archives; without it the benchmarks on images of characters are
+A benchmark is started if its expected minutes (on two idle cores) still fit into --minutes, and stopped when it takes three
+times as long; then the next one follows. FOLDER holds the two Omniglot archives; without it the benchmarks on characters are
 left out. Each benchmark writes its own results as it goes. At the end docs/benchmarks.md is written anew.
 """
 

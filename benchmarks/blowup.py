@@ -1,9 +1,9 @@
-"""No blow-up: sinusoids with N inner steps, step-size rules beside fixed step sizes.
+"""Stability against N: sinusoids with N inner steps, step-size rules beside fixed step sizes.
 
     python benchmarks/blowup.py [--steps 2000] [--seeds 3] [--workers 2] [--inner-steps 1 5 ...]
 
-Every run is `ax.train` with Adam 1e-3 and 25 tasks a meta-step; every network is judged on the same 1,000 held-out tasks
-after N steps with the step size it ended with. Prints one table (also as markdown) and writes results/blowup.json.
+Every run is `ax.train` with Adam 1e-3 and 25 tasks a meta-step; every network is judged after N steps,
+with its last step size, on the same 1,000 held-out tasks. Prints one table (also as markdown) and writes results/blowup.json.
 """
 
 import argparse

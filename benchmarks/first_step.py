@@ -1,4 +1,4 @@
-"""Seconds from a process's start to the end of its first meta-step, and its memory; cold, and from JAX's compilation cache.
+"""Seconds and memory from a process's start to the end of its first meta-step, with and without JAX's compilation cache.
 
     python benchmarks/first_step.py [--rounds 3]
 

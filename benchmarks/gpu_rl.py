@@ -1,4 +1,4 @@
-"""Environment steps per second of the half cheetah on an accelerator (mujoco-mjx) and on the processor (MuJoCo's C engine).
+"""Environment steps a second of the half cheetah on an accelerator (mujoco-mjx) and with MuJoCo's C engine.
 
     python benchmarks/gpu_rl.py [--episodes 400 4000 20000] [--engine mjx mujoco]
 
@@ -23,7 +23,7 @@ HORIZON, EACH = 100, 20
 
 
 def program(engine: str, episodes: int):
-    """Rewards of all episodes, compiled, and seconds it took."""
+    """The compiled program that gives the mean reward of all episodes, the policy, and seconds of compilation."""
     problem = ax.tasks.rl.cheetah("direction", horizon=HORIZON, physics=engine)
     network = ax.models.mlp((17, 64, 64, 6), key=jax.random.key(0), activation=jax.nn.tanh, init="glorot")
     policy = ax.tasks.rl.GaussianPolicy(network, 6)

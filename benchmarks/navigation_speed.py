@@ -37,15 +37,15 @@ ITERATIONS = {"adaptax": 40, "numpy": 15, "workers": 5, "episodes": 1}
 NAMES = ("w1", "b1", "w2", "b2", "w3", "b3", "log_std")
 
 
-# Multiplications and additions of the policy 2-100-100-2, times two: operations of one forward pass of one step.
+# Operations (multiplications and additions) of one forward pass of the policy 2-100-100-2 for one step.
 FORWARD = 2 * (2 * 100 + 100 * 100 + 100 * 2)
 
 
 def operations() -> float:
-    """The least operations of one meta-iteration, if every forward pass is that of the rollouts.
+    """The least operations of one meta-iteration, where the forward passes of the rollouts serve the gradients too.
 
-    A gradient is two more of what forward passes take, its product with a vector five (one for the outputs, four for the
-    products of backpropagation); the product is needed for the first half of the episodes.
+    A gradient takes twice a forward pass in addition. A Hessian-vector product takes five times a forward pass (one for the
+    outputs, four for the products of backpropagation), and is needed for the first half of the episodes only.
     """
     return FORWARD * STEPS * (1 + 2 + 5 / 2)
 
@@ -61,7 +61,7 @@ def product_peak(size: int = 3000, repeats: int = 7) -> float:
 
 
 def setting():
-    """The problem, the method, the initial policy."""
+    """Problem, method and initial policy."""
     import jax
     import jax.numpy as jnp
 
@@ -76,13 +76,13 @@ def setting():
 
 
 def write_inputs(path: Path) -> dict:
-    """Initial parameters, goals, and episodes at both parameters; the gradient on them, and returns of many more episodes."""
+    """Write parameters, goals, and episodes before and after adaptation; return the gradient on them, and mean returns."""
     import jax
     import jax.numpy as jnp
 
     import adaptax as ax
 
-    # In single precision the baseline's least squares differ by percents from one way of solving to another.
+    # In single precision the baseline's least squares differ by percents between solvers.
     jax.config.update("jax_enable_x64", True)
     problem, method, policy = setting()
     goals = jax.vmap(problem.sample_task)(jax.random.split(jax.random.key(1), TASKS))
@@ -133,7 +133,7 @@ def difference(a: dict, b: dict) -> float:
 
 
 def run_adaptax(iterations: int, compiling: bool, out: Path) -> None:
-    """`ax.train` on one host device a core; a first run compiles, unless that is to be timed too."""
+    """Time `ax.train` with a host device for each core, after a run that compiles, or together with the compilation."""
     import jax
 
     jax.config.update("jax_platforms", "cpu")

@@ -39,9 +39,9 @@ def peers(result: dict) -> str:
     single = max(side.get("difference", 0) for case in cases for side in case["sides"].values())
     text = (
         "One exact second-order meta-gradient of a batch of tasks, N = 5: median time, ratio to adaptax over the rounds, how "
-        "the cores are used, most memory resident. Every side has the same inputs and all cores, and computes the same gradient: "
-        f"in double precision to {double:.0e} (ResNet-12 was not asked), in single precision to {100 * single:.0f} %, since "
-        "rounding decides on which side of a ReLU a number lies, and inner steps amplify it."
+        "the cores are used, most memory resident. Every side has the same inputs and all cores, and computes the same "
+        f"gradient: in double precision to {double:.0e} (ResNet-12 was not asked), in single precision to {100 * single:.0f} %, "
+        "since rounding decides on which side of a ReLU a number lies, and inner steps amplify it."
     )
     text += _PLAIN if any("plain JAX" in case["sides"] for case in cases) else ""
     parts = []
@@ -168,7 +168,8 @@ def _origin(result: dict) -> str:
     machine = result.get("machine")
     if machine is None:
         return ""
-    where = f"{machine['cpu'].replace('(R)', '')}, {machine['cores']} core{'s' if machine['cores'] > 1 else ''}, JAX {machine['packages']['jax']}"
+    cores = f"{machine['cores']} core{'s' if machine['cores'] > 1 else ''}"
+    where = f"{machine['cpu'].replace('(R)', '')}, {cores}, JAX {machine['packages']['jax']}"
     if result.get("commit") is None:
-        return f"Measured on {where}, by a program before this page recorded its commits."
+        return f"Measured on {where}, by an earlier version, whose commit was not recorded."
     return f"Measured by `{result['command']}` at commit {result['commit']}, on {where}."

@@ -30,7 +30,7 @@ TITLES = {
 
 
 def seconds(function, rounds: int) -> float:
-    """Median time of a call, after one."""
+    """Median time of a call after the first."""
     function()
     found = []
     for _ in range(rounds):
@@ -80,7 +80,7 @@ def parts(case: str, folder: Path, rounds: int) -> dict:
         "Hessian-vector product": lambda w, task: jax.jvp(lambda w: gradient(w, task.support)[1], (w,), (w,)),
         "target gradient": lambda w, task: gradient(w, task.target),
     }
-    # In the recursion every task has parameters of its own.
+    # In the recursion every task has its own parameters.
     own = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)) + 0, params)
     group = jax.tree.map(lambda leaf: leaf[:at_once], (own, tasks))
     split = devices.replicate(mesh, (own, tasks))

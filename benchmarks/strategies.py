@@ -3,7 +3,7 @@
     python benchmarks/strategies.py [--rounds 7] [--case sinusoids images memory]
 
 Time: one meta-gradient of a task batch, N = 5, on one device: sinusoids with an MLP 1-40-40-1 (25 tasks), images with
-Conv4-64 (8 tasks, 5-way 1-shot, 5 queries a class). All rows are interleaved; ratios are of medians to the exact
+Conv4-64 (8 tasks, 5-way 1-shot, 5 queries a class). The methods take turns; ratios are of medians to the exact
 meta-gradient. Memory: temporaries of the compiled meta-gradient of one sinusoid task, by the compiler's own analysis.
 Prints two tables and writes results/strategies.json.
 """
@@ -53,13 +53,13 @@ def rows(alpha: float, steps: int, head: str) -> dict:
 
 
 def outer(method: ax.MetaGradient, params):
-    """The outer parameters: with the rates where they are learned."""
+    """The outer parameters, which include the rates where these are learned."""
     rule = method.inner.stepsize
     return ax.Meta(params, rule.start(params, method.inner.steps)) if isinstance(rule, ax.stepsize.Learned) else params
 
 
 def timed(make, count: int | None, repeats: int, head: str, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each row, round by round."""
+    """Seconds of each method in every round."""
     problem, params, tasks, alpha = make()
     tasks = jax.tree.map(lambda leaf: leaf[:count], tasks)
     keys = jax.random.split(jax.random.key(3), jax.tree.leaves(tasks)[0].shape[0])
@@ -80,7 +80,7 @@ def timed(make, count: int | None, repeats: int, head: str, rounds: int) -> dict
 
 
 def temporaries() -> dict[str, list[int]]:
-    """Bytes of temporaries of each row at each N."""
+    """Bytes of temporaries of each method at each N."""
     problem, params, tasks, alpha = sinusoids()
     task, key, found = jax.tree.map(lambda leaf: leaf[0], tasks), jax.random.key(0), {}
     for n in MEMORY_STEPS:
