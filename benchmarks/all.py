@@ -14,6 +14,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from machine import run_within
+
 HERE = Path(__file__).parent
 
 
@@ -75,11 +77,8 @@ def run(job: Job, data: Path | None) -> None:
     script, *words = job.words.split()
     words = [word.replace("FOLDER", str(data)) for word in words]
     start = time.monotonic()
-    try:
-        done = subprocess.run([sys.executable, str(HERE / script), *words], check=False, timeout=180 * job.minutes)
-        ended = f"exit status {done.returncode}"
-    except subprocess.TimeoutExpired:
-        ended = "stopped"
+    status = run_within(180 * job.minutes, [sys.executable, str(HERE / script), *words])
+    ended = "stopped" if status is None else f"exit status {status}"
     print(f"{job.words}: {ended} after {(time.monotonic() - start) / 60:.1f} minutes", flush=True)
 
 

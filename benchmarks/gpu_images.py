@@ -4,7 +4,7 @@
 
 5-way 1-shot, 5 queries a class, N = 5. `--torch` names a Python that has PyTorch (default: this one). Every side gets the same
 parameters and tasks. PyTorch runs learn2learn's algorithm in eager mode (one task after another), and the same by `torch.func`
-with all tasks together, as it is and compiled. Plain JAX is `jit(vmap(grad(scan)))` (`peer_jax.py`). Prints one table and writes
+with all tasks together, as it is and compiled. Plain JAX is `jit(vmap(grad(scan)))` (`peer_jax.py`). Prints a table and writes
 results/gpu_images.json.
 """
 

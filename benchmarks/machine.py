@@ -1,8 +1,10 @@
-"""The description of a measurement: machine, versions, commit and command, without names of hosts or paths."""
+"""The description of a measurement (machine, versions, commit, command; no names of hosts or paths), and a time limit."""
 
 import argparse
+import contextlib
 import os
 import platform
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -58,6 +60,24 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return found.stdout.strip() + ("+" if changed else "")
+
+
+def run_within(seconds: float, words: list[str], **options: Any) -> int | None:
+    """The exit status of a command, or None if it took longer; then it and all processes that it started are stopped."""
+    process = subprocess.Popen(words, start_new_session=True, **options)
+    try:
+        return process.wait(seconds)
+    except BaseException as error:
+        # First in a way that lets it stop what it started in sessions of their own.
+        os.killpg(process.pid, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
+        return None
 
 
 def _quoted(word: str) -> str:

@@ -11,13 +11,12 @@ Prints one table and writes results/memory_peers.json.
 import argparse
 import json
 import resource
-import subprocess
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import peer_inputs
-from machine import measurement
+from machine import measurement, run_within
 from peers import SIDES, WHOLE, command, difference, require_peers
 from tables import RESULTS, rows_of
 
@@ -34,13 +33,14 @@ def measure(name: str, inputs: Path, limit: int, seconds: float) -> tuple[dict, 
         resource.setrlimit(resource.RLIMIT_DATA, (limit << 30, limit << 30))
 
     words = command("conv4", side, inputs, out, WHOLE, "float32", repeats=1, warmup=1 if side.is_jax else 0)
-    try:
-        done = subprocess.run(words, preexec_fn=cap, capture_output=True, text=True, timeout=seconds)
-    except subprocess.TimeoutExpired:
+    said = inputs.with_name("errors.txt")
+    with said.open("w") as errors:
+        status = run_within(seconds, words, preexec_fn=cap, stdout=errors, stderr=errors)
+    if status is None:
         return {"failed": f"more than {seconds:.0f} s"}, None
-    if done.returncode:
-        if not any(word in done.stderr for word in ("memory", "alloc")):
-            raise SystemExit(done.stderr)
+    if status:
+        if not any(word in said.read_text() for word in ("memory", "alloc")):
+            raise SystemExit(said.read_text())
         return {"failed": f"more than {limit} GiB"}, None
     record = json.loads(out.read_text())
     with np.load(out.with_suffix(".npz")) as file:

@@ -120,7 +120,7 @@ def _speed(results: Callable) -> list[str]:
         ratios = {
             side: statistics.median(a / b for a, b in zip(record["round_medians"], ours, strict=True))
             for side, record in case["sides"].items()
-            if record["seconds"] and side != "adaptax"
+            if "failed" not in record and side != "adaptax"
         }
         families = {"plain JAX": [], "PyTorch": []}
         for side, ratio in ratios.items():

@@ -40,7 +40,7 @@ def peers(result: dict) -> str:
     text = (
         "One exact second-order meta-gradient of a batch of tasks, N = 5: median time, ratio to adaptax over the rounds, how "
         "the cores are used, most memory resident. Every side has the same inputs and all cores, and computes the same "
-        f"gradient: in double precision to {double:.0e} (ResNet-12 was not asked), in single precision to {100 * single:.0f} %, "
+        f"gradient: in double precision to {double:.0e} (ResNet-12 was not asked), in single to {100 * single:.0f} %, "
         "since rounding decides on which side of a ReLU a number lies, and inner steps amplify it."
     )
     text += _PLAIN if any("plain JAX" in case["sides"] for case in cases) else ""

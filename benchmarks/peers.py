@@ -4,8 +4,9 @@
 
 Every side computes the same meta-gradient from the same parameters and tasks, in a process of its own that may use all cores.
 Before the rounds each side is tried on a quarter of the tasks with one worker of all cores and with one worker a core (JAX:
-devices, PyTorch: processes of one thread), and keeps the faster of the two, which is saved as `split`. The sides then take
-turns, round after round. A side that takes more than --limit seconds for one of its turns, compilation included, has no time.
+devices, PyTorch: processes of one thread), and keeps the faster of the two, which is saved as `split`; `torch.compile`, which
+would compile for each number of tasks, has all cores together. The sides then take turns, round after round. A side that takes
+more than --limit seconds for a turn, compilation included, is left out from then on, and the table says so.
 The meta-gradients must agree, otherwise nothing is compared. Prints a table and writes results/peers.json, one entry for each
 case and processor.
 
@@ -17,7 +18,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import peer_inputs
-from machine import measurement
+from machine import measurement, run_within
 from tables import RESULTS, rows_of, spread
 
 HERE = Path(__file__).parent
@@ -94,16 +94,18 @@ def command(case: str, side: Side, inputs: Path, out: Path, split: str, dtype: s
 
 def measure(
     case: str, side: Side, inputs: Path, split: str, limit: float, dtype: str = "float32", repeats: int = 1, warmup: int = 1
-) -> tuple[dict | None, dict]:
-    """Times and meta-gradient of one turn; None for the times if it took longer than the limit."""
+) -> tuple[dict, dict]:
+    """Times and meta-gradient of one turn; or "failed", with the reason, if it did not come to its end within the limit."""
     out = inputs.with_name("out.json")
     # What torch.compile has compiled serves the next round too.
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(inputs.with_name("inductor"))}
     words = command(case, side, inputs, out, split, dtype, repeats, warmup)
-    try:
-        subprocess.run(words, check=True, timeout=limit, env=environment)
-    except subprocess.TimeoutExpired:
-        return None, {}
+    status = run_within(limit, words, env=environment)
+    if status != 0:
+        reason = f"not within {limit:.0f} s" if status is None else f"failed with exit status {status}"
+        if side.script == "peer_adaptax.py":
+            raise SystemExit(f"adaptax, {case}: {reason}.")
+        return {"failed": reason}, {}
     with np.load(out.with_suffix(".npz")) as file:
         return json.loads(out.read_text()), {name: file[name] for name in file.files}
 
@@ -111,14 +113,14 @@ def measure(
 def faster_split(case: str, side: Side, inputs: Path, limit: float) -> tuple[str, dict[str, float | None]]:
     """The faster of the two ways to use the cores, and the seconds of both on a quarter of the tasks."""
     tasks = max(peer_inputs.TASKS[case] // 4 // os.cpu_count(), 1) * os.cpu_count()
-    divides = peer_inputs.TASKS[case] % os.cpu_count() == 0 or side.script == "peer_torch.py"
-    if peer_inputs.TASKS[case] < os.cpu_count() or not divides:
+    divides = peer_inputs.TASKS[case] % os.cpu_count() == 0 or not side.is_jax
+    if peer_inputs.TASKS[case] < os.cpu_count() or not divides or "torch-compile" in side.options:
         return WHOLE, {}
     few, seconds = inputs.with_name("few.npz"), {}
     peer_inputs.write(case, few, tasks=tasks)
     for split in (WHOLE, SHARED):
         record, _ = measure(case, side, few, split, limit, repeats=20 if case == "sinusoid" else 1)
-        seconds[split] = None if record is None else statistics.median(record["seconds"])
+        seconds[split] = None if "failed" in record else statistics.median(record["seconds"])
     found = {split: time for split, time in seconds.items() if time is not None}
     return (min(found, key=found.__getitem__) if found else WHOLE), seconds
 
@@ -136,6 +138,8 @@ def compare(case: str, names: list[str], rounds: int, limit: float, folder: Path
     sides: dict = {name: {"seconds": [], "round_medians": []} for name in names if case in SIDES[name].cases}
     for name, side in sides.items():
         side["split"], side["tried"] = faster_split(case, SIDES[name], inputs, limit)
+        if side["tried"] and not any(side["tried"].values()):
+            side["failed"] = f"not within {limit:.0f} s on a quarter of the tasks"
         print(f"{case}, {name}: {side['split']} {side['tried']}", flush=True)
     for number in range(rounds):
         gradients: dict = {}
@@ -144,8 +148,8 @@ def compare(case: str, names: list[str], rounds: int, limit: float, folder: Path
                 continue
             repeats = REPEATS[case][not name.startswith("adaptax")]
             record, gradient = measure(case, SIDES[name], inputs, side["split"], limit, repeats=repeats)
-            if record is None:
-                side["failed"] = f"not within {limit:.0f} s"
+            if "failed" in record:
+                side |= record
                 continue
             gradients[name] = gradient
             side["seconds"] += record["seconds"]
@@ -168,7 +172,7 @@ def in_double(case: str, sides: dict, inputs: Path, limit: float) -> float:
     for name in DOUBLE_SIDES:
         if name in sides and "failed" not in sides[name]:
             record, gradient = measure(case, SIDES[name], inputs, sides[name]["split"], limit, "float64")
-            found |= {} if record is None else {name: gradient}
+            found |= {} if "failed" in record else {name: gradient}
     return max(difference(gradient, found["adaptax"]) for gradient in found.values())
 
 
