@@ -107,8 +107,8 @@ def run(name: str, seed: int, folder: Path, steps: int | None) -> dict:
         minutes = (time.perf_counter() - began) / 60
         told = subprocess.run([adaptax, "evaluate", str(kept), "--format", "json"], check=True, capture_output=True, text=True)
         config = json.loads((kept / "config.json").read_text())
-    names = ("ways", "shots", "queries", "inner_steps", "stepsize", "channels", "adapt", "steps")
-    # The saved options may leave out those that have their default value.
+    # Saved options may leave out those that have their default value.
+    names = ("ways", "shots", "queries", "channels", "adapt")
     config = {key: config[key] for key in names if key in config}
     # The evaluation's own seed, that of the held-out tasks, is the same for all.
     told = json.loads(told.stdout)

@@ -134,7 +134,7 @@ def _accuracy(results: Callable) -> list[str]:
     run = next((run for run in (results("images") or {"runs": []})["runs"] if (run["name"], run["seed"]) == ("5-1", 0)), None)
     if run is None:
         return []
-    score = page_images.share(run["scores"]["accuracy"], run["steps"].index(run["config"]["inner_steps"]))
+    score = page_images.share(run["scores"]["accuracy"], run["steps"].index(run["inner_steps"]))
     took = f" after {run['minutes']:.1f} minutes of training on a CPU" if not run.get("accelerator") else ""
     return ["Baselines that are hard to reproduce", f"{score} on unseen Omniglot alphabets, 5-way 1-shot{took}, by one command"]
 

@@ -27,27 +27,36 @@ def images(result: dict) -> str:
     first, rows = runs[0], []
     for run in runs:
         score, last = run["scores"]["accuracy"], len(run["steps"]) - 1
-        chosen = (
-            [share(score, run["steps"].index(run["config"]["inner_steps"])), share(score, last)]
-            if last
-            else ["", share(score, 0)]
-        )
+        chosen = [share(score, run["steps"].index(run["inner_steps"])), share(score, last)] if last else ["", share(score, 0)]
         apart = run["scores"].get("accuracy_nontransductive")
         alone = f"{100 * apart['mean'][last]:.1f} %" if apart else ""
-        steps = f"{run['config']['inner_steps']}, {run['config']['stepsize']}"
+        alpha = f"{run['stepsize']:.3g}" if run["stepsize_rule"] == "number" else run["stepsize_rule"]
         # Several runs at once shared the accelerator: their minutes would tell nothing.
         minutes = run.get("accelerator") or f"{run['minutes']:.1f}"
-        tuned = f"{len(run['tuned'])} settings on {', '.join(run['tuned_on'])}" if "tuned" in run else "by default"
+        tuned = "by default"
+        if "tuned" in run:
+            tuned = f"best of {len(run['tuned'])} settings on {', '.join(run['tuned_on'])} ({run['tuned'][0]['adapt']} adapts)"
         if run["name"] == "pretrain" and "tuned" not in run:
             tuned = "by hand, not on validation"
-        rows.append([_RUNS[run["name"]], str(run["seed"]), steps, tuned, f"{run['step']:,}", minutes, *chosen, alone])
-    config = first["config"]
+        rows.append(
+            [
+                _RUNS[run["name"]],
+                str(run["seed"]),
+                f"{run['inner_steps']}, {alpha}",
+                tuned,
+                f"{run['step']:,}",
+                minutes,
+                *chosen,
+                alone,
+            ]
+        )
+    network = f"Conv4-{first['config'].get('channels', 32)}"
     header = [
         "", "seed", "N, step size", "chosen", "meta-steps", "minutes", "after N steps", "after 2 N",
         "by the support set's statistics",
     ]  # fmt: skip
     text = (
-        f"`adaptax train images` with its defaults (Conv4-{config['channels']}), trained on Omniglot's small background "
+        f"`adaptax train images` with its defaults ({network}), trained on Omniglot's small background "
         f"set 1 on {result['machine']['cores']} cores (minutes with compilation and evaluation) or on the accelerator "
         f"named, judged on {first['tasks']:,} tasks of {first['judged_on']}, which it has not seen. Intervals are 95 % "
         "over tasks. Predictions are transductive, except in the last column."

@@ -1,5 +1,6 @@
 """README's program runs, and the documents have the figures of the saved results."""
 
+import argparse
 import importlib.util
 import re
 import sys
@@ -45,6 +46,19 @@ def test_every_table_has_its_command_and_its_origin(page):
         title, command = section.split("\n\n")[:2]
         assert re.fullmatch(r"`(make demo|python benchmarks/\w+\.py.*)`", command), title
         assert "| --- |" in section and ("Measured" in section or title == "Demo"), title
+
+
+def test_a_measurement_says_its_command_and_no_path(page, monkeypatch):
+    from machine import measurement
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, metavar="FOLDER")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--case", nargs="*", default=("a", "b"))
+    monkeypatch.setattr(sys, "argv", ["/somewhere/peers.py"])
+    told = measurement(parser, parser.parse_args(["--data", "/somewhere", "--case", "a", "--rounds", "3"]))
+    assert told["command"] == "python benchmarks/peers.py --data FOLDER --case a"
+    assert told["settings"] == {"rounds": 3, "case": ["a"]} and "somewhere" not in str(told)
 
 
 def test_a_range_is_shown_from_three_rounds_on(page):
