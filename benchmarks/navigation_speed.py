@@ -66,7 +66,6 @@ def setting():
     import jax.numpy as jnp
 
     import adaptax as ax
-    from adaptax._keys import STEP, TARGET, fold
 
     rl = ax.tasks.rl
     baseline = rl.LinearBaseline(leave_one_out=False)
