@@ -81,6 +81,8 @@ def write_inputs(path: Path) -> dict:
     import jax
     import jax.numpy as jnp
 
+    from adaptax._keys import STEP, TARGET, fold
+
     # In single precision the baseline's least squares differ by percents between solvers.
     jax.config.update("jax_enable_x64", True)
     problem, method, policy = setting()
