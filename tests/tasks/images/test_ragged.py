@@ -143,7 +143,7 @@ def test_training_and_evaluation_from_the_host():
 
 def test_what_goes_wrong_in_making_a_batch_is_told(monkeypatch):
     problem = few_shot(coded(), 3, 1, 2, rotations=False, keep="host")
-    monkeypatch.setattr("adaptax.tasks.images.stream._draws", lambda *_: 1 / 0)
+    monkeypatch.setattr("adaptax.tasks.images.prefetch._draws", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         next(episodes(problem, 2))
 

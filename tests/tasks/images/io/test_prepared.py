@@ -9,7 +9,7 @@ import pytest
 
 from adaptax.errors import InputError
 from adaptax.tasks import open_prepared, prepare_images, read_images
-from adaptax.tasks.images import prepared
+from adaptax.tasks.images.io import prepared
 
 
 def files(folder):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from adaptax.errors import InputError
 from adaptax.tasks import held_out, read_characters
-from adaptax.tasks.images import omniglot
+from adaptax.tasks.images.io import omniglot
 
 
 def png(pixels=None, mode="1", **save):
@@ -191,7 +191,7 @@ def test_damaged_files_raise_nothing_else(archive):
 
 
 def _real(name):
-    folder = Path(os.environ.get("ADAPTAX_DATA", Path(__file__).parents[4] / "shared" / "data"))
+    folder = Path(os.environ.get("ADAPTAX_DATA", Path(__file__).parents[5] / "shared" / "data"))
     path = folder / "omniglot" / f"images_background_{name}.zip"
     if not path.is_file():
         pytest.skip(f"omniglot/{path.name} is not in ADAPTAX_DATA nor in ../shared/data")

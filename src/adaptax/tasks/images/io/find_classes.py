@@ -8,16 +8,16 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 
 from adaptax.errors import InputError
-from adaptax.tasks.images.decoding import SUFFIXES
-from adaptax.tasks.images.names import hidden
-from adaptax.tasks.images.sources import PICKLED, is_pickle
+from adaptax.tasks.images.io.decoding import SUFFIXES
+from adaptax.tasks.images.io.safe_paths import hidden
+from adaptax.tasks.images.io.sources import PICKLED, is_pickle
 
 Classes = dict[str, list[str]]
 # A list of files and labels is text of a few megabytes at most.
 MAX_LIST = 64 << 20
 
 
-def arrange(sizes: dict[str, int], read: Callable[[str], bytes], split: str | None, path: str) -> Classes:
+def find_classes(sizes: dict[str, int], read: Callable[[str], bytes], split: str | None, path: str) -> Classes:
     """The files of each class, both sorted by name.
 
     Two layouts are known. Lists: `train.csv` and its like, with a header `filename,label`, beside the files or a folder
@@ -35,9 +35,9 @@ def arrange(sizes: dict[str, int], read: Callable[[str], bytes], split: str | No
     Errors: `InputError` if there is no image in a class, no such split, or another file among the images.
 
     Example:
-        >>> from adaptax.tasks.images.layout import arrange
+        >>> from adaptax.tasks.images.io.find_classes import find_classes
         >>> sizes = {"birds/train/wren/1.jpg": 9, "birds/train/crow/1.jpg": 9, "birds/test/owl/1.jpg": 9}
-        >>> arrange(sizes, dict().get, "train", "birds.zip")
+        >>> find_classes(sizes, dict().get, "train", "birds.zip")
         {'crow': ['birds/train/crow/1.jpg'], 'wren': ['birds/train/wren/1.jpg']}
 
     Source: Ravi, Larochelle (2017), ICLR, for the lists.

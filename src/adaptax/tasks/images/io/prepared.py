@@ -14,8 +14,8 @@ import numpy as np
 
 from adaptax.errors import InputError
 from adaptax.tasks.images.classes import ImageClasses
-from adaptax.tasks.images.reading import Look, Progress, open_contents
-from adaptax.tasks.images.sources import open_source, refusing
+from adaptax.tasks.images.io.reading import ImageSpec, Progress, open_contents
+from adaptax.tasks.images.io.sources import open_source, refusing
 
 ARRAY, MANIFEST = "images.u8", "manifest.json"
 FORMAT = 1
@@ -60,8 +60,8 @@ def prepare_images(
 
     Source: none; this is bookkeeping.
     """
-    look = Look(size, channels, split, crop)
-    mark = hashlib.sha256(f"{FORMAT} {look} {fingerprint(source)}".encode()).hexdigest()
+    spec = ImageSpec(size, channels, split, crop)
+    mark = _mark(spec, fingerprint(source))
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(os.path.abspath(source)).name)[:40].strip("-") or "images"
     folder = Path(cache, f"{stem}-{mark[:16]}")
     if os.path.lexists(folder):
@@ -72,7 +72,7 @@ def prepare_images(
     except OSError as error:
         raise InputError(f"'{cache}' cannot be written to ({error.strerror}): choose another folder.") from error
     try:
-        _write(source, look, mark, part, progress)
+        _write(source, spec, mark, part, progress)
         try:
             part.rename(folder)
         except OSError:
@@ -149,17 +149,24 @@ def fingerprint(source: str | os.PathLike, contents: bool = False) -> str:
         return digest.hexdigest()
 
 
-def _write(source: Any, look: Look, mark: str, part: Path, progress: Progress | None) -> None:
-    with open_contents(source, look) as contents:
-        shape = (sum(contents.counts), look.size, look.size, look.channels)
+def _mark(spec: ImageSpec, source: str) -> str:
+    """The fingerprint of an entry, from the options and the fingerprint of the source."""
+    # Entries on disk are found by exactly this text, so it must not follow the names of the code.
+    text = f"Look(size={spec.size}, channels={spec.channels}, split={spec.split!r}, crop={spec.crop})"
+    return hashlib.sha256(f"{FORMAT} {text} {source}".encode()).hexdigest()
+
+
+def _write(source: Any, spec: ImageSpec, mark: str, part: Path, progress: Progress | None) -> None:
+    with open_contents(source, spec) as contents:
+        shape = (sum(contents.counts), spec.size, spec.size, spec.channels)
         count = int(np.prod(shape, dtype=object))
         _reserve(part / ARRAY, count)
         images = np.memmap(part / ARRAY, np.uint8, "r+", shape=shape)
         contents.fill(images, progress)
         images.flush()
     manifest = {
-        "format": FORMAT, "fingerprint": mark, "source": Path(source).name, "shape": list(shape), "crop": look.crop,
-        "split": look.split, "sha256": _sha256(part / ARRAY),
+        "format": FORMAT, "fingerprint": mark, "source": Path(source).name, "shape": list(shape), "crop": spec.crop,
+        "split": spec.split, "sha256": _sha256(part / ARRAY),
         "names": list(contents.names), "counts": list(contents.counts),
     }  # fmt: skip
     manifest["check"] = _check(manifest)

@@ -12,7 +12,7 @@ from adaptax.tasks.images.episodes import SampleEpisode
 from adaptax.tasks.images.scoring import Accuracy, CrossEntropy
 
 
-def joint(problem: FiniteSum) -> FiniteSum:
+def joint_classification(problem: FiniteSum) -> FiniteSum:
     r"""The images of a `few_shot` problem with the numbers of their classes: ordinary classification, the other usual baseline.
 
     A task is a batch: all images of an episode, labelled by which of *all* classes they show (turned ones are classes of
@@ -22,14 +22,14 @@ def joint(problem: FiniteSum) -> FiniteSum:
     Arguments:
         problem: from `few_shot`.
 
-    Returns: a `FiniteSum`; `joint(problem).loss.ways` is how many classes there are.
+    Returns: a `FiniteSum`; `joint_classification(problem).loss.ways` is how many classes there are.
 
     Errors: `InputError` if the problem is not of that kind.
 
     Example:
         >>> import adaptax as ax, jax, numpy as np
         >>> data = ax.tasks.ImageClasses(np.zeros((9, 32, 32, 1), np.uint8), ("bee", "cat", "dog"), (3, 3, 3))
-        >>> problem = ax.tasks.joint(ax.tasks.few_shot(data, ways=2, queries=2, rotations=False))
+        >>> problem = ax.tasks.joint_classification(ax.tasks.few_shot(data, ways=2, queries=2, rotations=False))
         >>> problem.loss.ways, problem.sample_task(jax.random.key(0)).target[1].shape
         (3, (6,))
 
@@ -37,7 +37,7 @@ def joint(problem: FiniteSum) -> FiniteSum:
     """
     sample = getattr(problem, "sample_task", None)
     if not isinstance(sample, SampleEpisode):
-        raise InputError("joint takes the problem that adaptax.tasks.few_shot returns: give it that.")
+        raise InputError("joint_classification takes the problem that adaptax.tasks.few_shot returns: give it that.")
     classes = sample.counts.shape[0] * sample.turns
     return FiniteSum(CrossEntropy(classes), _SampleBatch(sample), metrics=Accuracy(classes))
 

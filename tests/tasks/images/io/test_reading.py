@@ -11,7 +11,7 @@ from PIL import Image
 
 from adaptax.errors import InputError
 from adaptax.tasks import read_images
-from adaptax.tasks.images import decoding, reading, sources
+from adaptax.tasks.images.io import decoding, reading, sources
 
 KINDS = ["folder", "a.zip", "a.tar", "a.tar.gz", "a.tgz", "a.tar.bz2"]
 

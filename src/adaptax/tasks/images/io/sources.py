@@ -14,7 +14,7 @@ from typing import Any
 
 from adaptax._tree import first_line
 from adaptax.errors import InputError
-from adaptax.tasks.images.names import unsafe
+from adaptax.tasks.images.io.safe_paths import unsafe
 
 MAX_FILES = 2_000_000
 MAX_DEPTH = 12

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from adaptax.errors import InputError
-from adaptax.tasks.images.decoding import MAX_SIDE, fit
-from adaptax.tasks.images.sources import MAX_FILES
+from adaptax.tasks.images.io.decoding import MAX_SIDE, fit
+from adaptax.tasks.images.io.sources import MAX_FILES
 
 MAX_LABELS = 256 << 20
 
 
-class Arrays:
+class NpzImages:
     """The arrays `images` (n, H, W[, 1 or 3]) of uint8 and `labels` (n,), whole numbers or text, of an `.npz`.
 
     Arguments:
@@ -30,11 +30,11 @@ class Arrays:
     Example:
         >>> import io, numpy as np
         >>> from contextlib import ExitStack
-        >>> from adaptax.tasks.images.arrays import Arrays
+        >>> from adaptax.tasks.images.io.npz import NpzImages
         >>> file = io.BytesIO()
         >>> np.savez(file, images=np.zeros((3, 8, 8), np.uint8), labels=[7, 2, 7])
         >>> with ExitStack() as stack:
-        ...     Arrays(file, stack).classes
+        ...     NpzImages(file, stack).classes
         {'2': [1], '7': [0, 2]}
 
     Source: numpy.org/doc/stable/reference/generated/numpy.lib.format.html.

@@ -35,7 +35,7 @@ def data():
 
 
 def test_labels_name_the_class_and_its_turn(data):
-    problem = ax.tasks.joint(ax.tasks.few_shot(data, 4, 1, 2, rotations=True))
+    problem = ax.tasks.joint_classification(ax.tasks.few_shot(data, 4, 1, 2, rotations=True))
     assert problem.loss.ways == 24
     corners, sample = {}, jax.jit(lambda key: problem.sample_task(key))
     for key in jax.random.split(jax.random.key(0), 40):
@@ -52,7 +52,7 @@ def test_labels_name_the_class_and_its_turn(data):
 @pytest.mark.slow
 def test_a_fresh_head_is_fine_tuned(data):
     few = ax.tasks.few_shot(data, 3, 2, 2, rotations=False)
-    problem, plain = ax.tasks.joint(few), ax.Inner(0, 1.0)
+    problem, plain = ax.tasks.joint_classification(few), ax.Inner(0, 1.0)
     options = {"optimizer": optax.adam(3e-2), "steps": 200, "tasks_per_step": 4}
     state, _ = ax.train(problem, flat(6), ax.MetaGradient(plain), **options)
     assert ax.evaluate(problem, state.params, plain, [0], 200).mean["accuracy"][0] > 0.9
@@ -64,7 +64,7 @@ def test_a_fresh_head_is_fine_tuned(data):
 
 
 def test_refusals():
-    with pytest.raises(ax.InputError, match="joint takes the problem that"):
-        ax.tasks.joint(ax.tasks.sinusoid())
+    with pytest.raises(ax.InputError, match="joint_classification takes the problem that"):
+        ax.tasks.joint_classification(ax.tasks.sinusoid())
     with pytest.raises(ax.InputError, match="fresh_head takes a network whose last layer is its head"):
         ax.models.fresh_head(jnp.ones(3))

@@ -9,7 +9,7 @@ from PIL import Image
 
 from adaptax.errors import InputError
 from adaptax.tasks import read_images
-from adaptax.tasks.images import arrays
+from adaptax.tasks.images.io import npz
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_refusals(save, tmp_path, monkeypatch):
     refused(tmp_path / "absent.npz", "There is no '.*absent.npz'")
     for limit, value in (("MAX_FILES", 2), ("MAX_SIDE", 7)):
         with monkeypatch.context() as patch:
-            patch.setattr(arrays, limit, value)
+            patch.setattr(npz, limit, value)
             refused(save(**good), "too many or too large")
 
 

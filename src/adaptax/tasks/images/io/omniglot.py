@@ -13,7 +13,7 @@ import numpy as np
 from adaptax._tree import first_line
 from adaptax.errors import InputError
 from adaptax.tasks.images.characters import Characters
-from adaptax.tasks.images.names import hidden, unsafe
+from adaptax.tasks.images.io.safe_paths import hidden, unsafe
 
 # Beyond these a file is a mistake or a zip bomb; all of Omniglot is 32,460 images of 300 bytes.
 MAX_FILES = 100_000

@@ -30,7 +30,7 @@ def decode(data: bytes, name: str, size: int, channels: int, crop: bool) -> np.n
     Example:
         >>> import io
         >>> from PIL import Image
-        >>> from adaptax.tasks.images.decoding import decode
+        >>> from adaptax.tasks.images.io.decoding import decode
         >>> file = io.BytesIO()
         >>> Image.new("RGB", (60, 40), (255, 0, 0)).save(file, "png")
         >>> decode(file.getvalue(), "red.png", 8, 3, False)[0, 0].tolist()

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from adaptax.errors import InputError
-from adaptax.tasks.images.arrays import Arrays
 from adaptax.tasks.images.classes import ImageClasses
-from adaptax.tasks.images.decoding import MAX_BYTES, decode
-from adaptax.tasks.images.layout import arrange
-from adaptax.tasks.images.sources import open_source, refuse_pickle, refusing
+from adaptax.tasks.images.io.decoding import MAX_BYTES, decode
+from adaptax.tasks.images.io.find_classes import find_classes
+from adaptax.tasks.images.io.npz import NpzImages
+from adaptax.tasks.images.io.sources import open_source, refuse_pickle, refusing
 
 Progress = Callable[[int, int], None]
 # More than this is better mapped than held.
@@ -20,7 +20,7 @@ MAX_MEMORY = 16 << 30
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageSpec:
     """What is made of a picture: its size, channels and crop, and which split is read."""
 
     size: int
@@ -101,8 +101,8 @@ def read_images(
     Source: layouts: Ravi, Larochelle (2017); Bertinetto et al. (2019); Oreshkin et al. (2018); Wah et al. (2011); Ren et
     al. (2018).
     """
-    look = Look(size, channels, split, crop)
-    with open_contents(path, look) as contents:
+    spec = ImageSpec(size, channels, split, crop)
+    with open_contents(path, spec) as contents:
         shape = (sum(contents.counts), size, size, channels)
         if (count := int(np.prod(shape, dtype=object))) > MAX_MEMORY:
             message = f"'{path}' at size {size} takes {count / 2**30:.0f} GiB"
@@ -113,7 +113,7 @@ def read_images(
 
 
 @contextmanager
-def open_contents(path: str | os.PathLike, look: Look) -> Iterator[Contents]:
+def open_contents(path: str | os.PathLike, spec: ImageSpec) -> Iterator[Contents]:
     """The contents of a source, whose pictures may be read until the end of the `with`."""
     if not isinstance(path, str | os.PathLike) or isinstance(path := os.fspath(path), bytes) or "\0" in path:
         raise InputError("Images are read from the path of a folder, zip, tar or npz: give one.")
@@ -121,22 +121,22 @@ def open_contents(path: str | os.PathLike, look: Look) -> Iterator[Contents]:
         with ExitStack() as stack:
             with refusing(path):
                 refuse_pickle(path)
-                arrays = Arrays(path, stack)
-            if look.split is not None:
+                npz = NpzImages(path, stack)
+            if spec.split is not None:
                 raise InputError(f"'{path}' is an npz, which has no splits: leave out split=, or split what is read.")
-            rows = _guarded(path, arrays.pictures(look.size, look.channels, look.crop))
-            places = _places(arrays.classes)
-            yield _contents(arrays.classes, ((places[i], picture) for i, picture in rows))
+            rows = _guarded(path, npz.pictures(spec.size, spec.channels, spec.crop))
+            places = _places(npz.classes)
+            yield _contents(npz.classes, ((places[i], picture) for i, picture in rows))
         return
     with open_source(path) as source:
-        classes = arrange(source.sizes, source.read, look.split, path)
+        classes = find_classes(source.sizes, source.read, spec.split, path)
         places = _places(classes)
         for name in places:
             if source.sizes[name] > MAX_BYTES:
                 raise InputError(f"{name!r} in '{path}' is larger than {MAX_BYTES >> 20} MiB: make it smaller.")
         # In the order in which they lie in an archive, which is the fast one.
         order = (name for name in source.sizes if name in places)
-        decoded = ((places[n], decode(source.read(n), n, look.size, look.channels, look.crop)) for n in order)
+        decoded = ((places[n], decode(source.read(n), n, spec.size, spec.channels, spec.crop)) for n in order)
         yield _contents(classes, decoded)
 
 
