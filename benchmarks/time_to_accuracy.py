@@ -63,11 +63,10 @@ def adaptax(data: Path, tasks, every: int) -> dict:
     import jax
 
     import adaptax as ax
-    from adaptax.cli.build import build
-    from adaptax.cli.configs import Images
+    from adaptax.cli.families import Images
 
     config = Images(data=data / "images_background_small1.zip", test_data=data / "images_background_small2.zip")
-    built = build(config)
+    built = config.build()
     counts = sorted({config.inner_steps, 2 * config.inner_steps})
     judged_on = ax.Task(tasks.support, (tasks.support, tasks.target))
     record, spent = [], 0.0
