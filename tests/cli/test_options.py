@@ -50,8 +50,8 @@ class Several:
     [
         ({"some_count": 0}, "--some-count 0 must be a whole number of at least 1."),
         ({"seed": 2**32}, "--seed 4294967296 must be a whole number from 0 to 4294967295."),
-        ({"fraction": 1.5}, "--fraction 1.5 must be a finite number of at least 0 and of at most 1."),
-        ({"fraction": float("nan")}, "--fraction nan must be a finite number of at least 0 and of at most 1."),
+        ({"fraction": 1.5}, "--fraction 1.5 must be a finite number from 0 to 1."),
+        ({"fraction": float("nan")}, "--fraction nan must be a finite number from 0 to 1."),
         ({"widths": (3, 0)}, "--widths 0 must be a whole number of at least 1."),
         ({"maybe": 0}, "--maybe 0 must be a whole number of at least 1."),
     ],

@@ -7,19 +7,8 @@ from typing import Annotated, Literal
 import tyro
 
 from adaptax import __version__
+from adaptax.cli import options
 from adaptax.cli.families import FAMILIES
-from adaptax.cli.options import (
-    Count,
-    OptionalCountOrZero,
-    OptionalData,
-    OptionalInt,
-    OptionalPath,
-    OptionalPositive,
-    OutputFolder,
-    Positive,
-    Seed,
-    Whole,
-)  # fmt: skip
 from adaptax.cli.parse import Group
 from adaptax.cli.reproduce import EXPERIMENTS
 
@@ -35,15 +24,15 @@ class Evaluate:
     """The run folder."""
     format: Format = "table"
     """What to print."""
-    tasks: Annotated[OptionalInt, Whole(2)] = None
+    tasks: Annotated[options.OptionalInt, options.Whole(2)] = None
     """Held-out tasks (default: as after training)."""
-    inner_steps: OptionalCountOrZero = None
+    inner_steps: options.OptionalCountOrZero = None
     """M: judge after 0, 1, ..., M inner steps (default: as after training)."""
-    seed: Seed = 1
+    seed: options.Seed = 1
     """Decides the held-out tasks."""
-    data: OptionalData = None
+    data: options.OptionalData = None
     """Where the training data lie now, if they have been moved."""
-    test_data: OptionalData = None
+    test_data: options.OptionalData = None
     """Where the test data lie now, if they have been moved."""
 
     def execute(self) -> int:
@@ -58,11 +47,11 @@ class Measure:
 
     run: RunFolder
     """The run folder."""
-    epsilon: OptionalPositive = None
+    epsilon: options.OptionalPositive = None
     """Accuracy to show: that the norm of the meta-gradient is at most this (default: bounds only)."""
-    tasks: Annotated[int, Whole(8)] = 200
+    tasks: Annotated[int, options.Whole(8)] = 200
     """Tasks of the bound; the constants are measured on others, 32 at most (4 for images)."""
-    seed: Seed = 0
+    seed: options.Seed = 0
     """Decides the tasks, which are never those of training."""
     format: Format = "table"
     """What to print."""
@@ -83,9 +72,9 @@ class Video:
     """The animated GIF to write."""
     goal: tuple[float, ...] = ()
     """Direction (-1 or 1), velocity, or place (two numbers); default: drawn as in training."""
-    seed: Seed = 0
+    seed: options.Seed = 0
     """Decides the goal, the adaptation and the episodes."""
-    inner_steps: OptionalCountOrZero = None
+    inner_steps: options.OptionalCountOrZero = None
     """Inner steps of the adaptation (default: as after training)."""
 
     def execute(self) -> int:
@@ -98,11 +87,11 @@ class Video:
 class Demo:
     """Meta-train sinusoids with 10 inner steps in half a minute, beside two baselines, and draw what was learned."""
 
-    out: OutputFolder = Path("demo")
+    out: options.OutputFolder = Path("demo")
     """Folder for sinusoids.png and demo.json."""
-    steps: Count = 7000
+    steps: options.Count = 7000
     """Meta-steps."""
-    seed: Seed = 0
+    seed: options.Seed = 0
     """Decides the whole demonstration."""
 
     def execute(self) -> int:
@@ -115,9 +104,9 @@ class Demo:
 class Plan:
     """The meta-steps, tasks and samples with which the convergence theorem promises an accuracy, at the least cost."""
 
-    epsilon: Positive = 0.1
+    epsilon: options.Positive = 0.1
     """Accuracy: the mean of ||gradient of the meta-loss|| at a random iterate is to be at most this."""
-    inner_steps: Annotated[Count, tyro.conf.arg(aliases=["--steps"])] = 5
+    inner_steps: Annotated[options.Count, tyro.conf.arg(aliases=["--steps"])] = 5
     """N, gradient steps of the inner loop."""
     case: Literal["finite-sum", "resampling"] = "finite-sum"
     """Support and target sets, or fresh samples."""
@@ -127,13 +116,13 @@ class Plan:
     """Factor of the outer step size 1 / (C_beta L_hat)."""
     optimise_c_beta: bool = False
     """Choose C_beta with the sizes."""
-    constants: OptionalPath = None
+    constants: options.OptionalPath = None
     """JSON or TOML file with L, rho, sigma and gap, and where they count sigma_g, sigma_H, b."""
     measure: Annotated[str | None, tyro.conf.arg(metavar="TASK|RUN", help_behavior_hint="")] = None
     """Measure the constants on a task (sinusoid, matrix) at its initial parameters, or on a run folder's newest checkpoint."""
-    tasks: Annotated[int, Whole(2)] = 64
+    tasks: Annotated[int, options.Whole(2)] = 64
     """Tasks to measure on."""
-    seed: Seed = 0
+    seed: options.Seed = 0
     """Decides the parameters and tasks that are measured."""
     format: Format = "table"
     """What to print."""

@@ -52,7 +52,9 @@ class Real:
         if not (math.isfinite(value) and self.least <= value <= self.most and self.above < value < self.below):
             words = {"of at least": self.least, "of at most": self.most, "above": self.above, "below": self.below}
             bounds = " and ".join(f"{word} {bound:g}" for word, bound in words.items() if math.isfinite(bound))
-            raise InputError(f"{name} {value} must be a finite number {bounds}".rstrip() + ".")
+            if math.isfinite(self.least) and math.isfinite(self.most):
+                bounds = f"from {self.least:g} to {self.most:g}"
+            raise InputError(f"{name} {value} must be a finite number {bounds}.")
 
 
 class NewFolder:

@@ -6,20 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from adaptax.cli.options import (
-    Count,
-    CountOrZero,
-    Mark,
-    NewFolder,
-    OptionalCount,
-    OptionalCountOrZero,
-    Positive,
-    Seed,
-    StepSize,
-    UnsavedPath,
-    Whole,
-    canonical_stepsize,
-)  # fmt: skip
+from adaptax.cli import options
 
 if TYPE_CHECKING:
     from adaptax.cli.building import Built
@@ -43,37 +30,37 @@ class Training:
     not_measured: ClassVar[str | None] = None
     """Why the theory's constants cannot be measured, and what to do instead; None if they can."""
 
-    inner_steps: CountOrZero = 10
+    inner_steps: options.CountOrZero = 10
     """N, gradient steps of the inner loop."""
-    stepsize: StepSize = "edge"
+    stepsize: options.StepSize = "edge"
     """Inner step size: a number, or a rule that measures curvature (edge:1.5 for another safety factor)."""
     curvature: Literal["exact", "first-order", "finite-difference", "ggs", "zeroth-order"] = "exact"
     """How Hessian-vector products are formed; ggs and zeroth-order draw 10 directions."""
-    steps: Count = 10_000
+    steps: options.Count = 10_000
     """K, meta-steps from the beginning of the run."""
-    tasks_per_step: Count = 25
+    tasks_per_step: options.Count = 25
     """B, tasks of a meta-step."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """Outer optimiser."""
-    learning_rate: Positive = 1e-3
+    learning_rate: options.Positive = 1e-3
     """Step size of the outer optimiser."""
-    seed: Seed = 0
+    seed: options.Seed = 0
     """Decides the whole run."""
-    checkpoint_every: Count = 500
+    checkpoint_every: options.Count = 500
     """Meta-steps between checkpoints in the run folder."""
-    evaluate_every: OptionalCount = None
+    evaluate_every: options.OptionalCount = None
     """Meta-steps between short evaluations during training (default: none)."""
-    monitor_every: OptionalCount = None
+    monitor_every: options.OptionalCount = None
     """Meta-steps between measurements of the inner steps' stability (default: none)."""
-    evaluation_tasks: Annotated[int, Whole(2)] = 1000
+    evaluation_tasks: Annotated[int, options.Whole(2)] = 1000
     """Held-out tasks of the evaluation at the end."""
-    evaluation_steps: OptionalCountOrZero = None
+    evaluation_steps: options.OptionalCountOrZero = None
     """Inner steps of the evaluation at the end (default: 2 N)."""
-    out: Annotated[UnsavedPath, NewFolder()] = None
+    out: Annotated[options.UnsavedPath, options.NewFolder()] = None
     """Run folder. The same command given again goes on where a stopped run was (default: nothing is kept)."""
-    config: UnsavedPath = None
+    config: options.UnsavedPath = None
     """JSON or TOML file of these options by name; what is given on the command line wins."""
-    resume: Annotated[tyro.conf.FlagCreatePairsOff[bool], Mark.UNSAVED] = False
+    resume: Annotated[tyro.conf.FlagCreatePairsOff[bool], options.Mark.UNSAVED] = False
     """Continue the run in --out with its saved options; only --steps may be raised."""
 
     def build(self) -> "Built":
@@ -97,7 +84,7 @@ class Training:
         yield "measured at one w and on its inner paths: lower estimates of suprema over all w"
         if units := self.kinks():
             yield f"the network has {units}, so no finite rho: its measured value grows as the radius of the difference falls"
-        rule = canonical_stepsize(self.stepsize)
+        rule = options.canonical_stepsize(self.stepsize)
         outside = [f"the {rule} step size"] if rule.startswith("edge") else []
         outside += ["outer Adam"] if self.optimizer == "adam" else []
         if outside:

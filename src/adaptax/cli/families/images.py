@@ -4,17 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from adaptax.cli.options import (
-    Count,
-    NotNegative,
-    OptionalData,
-    OptionalInt,
-    OptionalName,
-    Real,
-    UnsavedPath,
-    Whole,
-    canonical_stepsize,
-)  # fmt: skip
+from adaptax.cli import options
 from adaptax.cli.training import Training
 from adaptax.errors import InputError
 
@@ -34,40 +24,40 @@ class Images(Training):
     }  # fmt: skip
     constants_tasks: ClassVar[int] = 4
 
-    steps: Count = 5000
-    tasks_per_step: Count = 16
+    steps: options.Count = 5000
+    tasks_per_step: options.Count = 16
     schedule: Literal["cosine", "constant"] = "cosine"
     """The step size of the outer optimiser: a cosine that falls to zero over --steps, as raised when resumed; or constant."""
-    checkpoint_every: Count = 100
-    data: OptionalData = None
+    checkpoint_every: options.Count = 100
+    data: options.OptionalData = None
     """Training data (required): an Omniglot zip; or a folder, zip, tar (class/image.jpg) or npz (images, labels)."""
-    test_data: OptionalData = None
+    test_data: options.OptionalData = None
     """Data to judge by, in the same form; alphabets or classes that are also in --data are left out (default: --data)."""
-    size: Annotated[OptionalInt, Whole(16, 1024)] = None
+    size: Annotated[options.OptionalInt, options.Whole(16, 1024)] = None
     """Side of the images in pixels (default: 84; a zip without this option is read as Omniglot's, at 28)."""
     colour: bool = False
     """Whether images have three channels."""
-    split: OptionalName = None
+    split: options.OptionalName = None
     """Train on the classes below the folder, or in the list, of this name only (default: all)."""
-    test_split: OptionalName = None
+    test_split: options.OptionalName = None
     """Judge on the classes of this name in --test-data, or in --data if that is not given (default: all)."""
-    validation: OptionalName = None
+    validation: options.OptionalName = None
     """Classes to judge on every --evaluate-every meta-steps, so that the best network is kept: a number of classes of --data
     (alphabets of an Omniglot zip), drawn by --seed; or the name of an alphabet or a split of --data (default: none)."""
-    cache: UnsavedPath = None
+    cache: options.UnsavedPath = None
     """Folder where images are prepared once and mapped into memory (default: they are read anew)."""
-    ways: Annotated[int, Whole(2)] = 5
+    ways: Annotated[int, options.Whole(2)] = 5
     """Classes of a task."""
-    shots: Count = 1
+    shots: options.Count = 1
     """Support images of each class."""
-    queries: Count = 5
+    queries: options.Count = 5
     """Target images of each class."""
     method: Literal["maml", "prototypical", "pretrain"] = "maml"
     """maml; prototypical: no adaptation, images go to the nearest class mean of the features (--inner-steps 0); pretrain:
     a classifier of all training classes, fine-tuned when it is judged by up to 2 N steps of --stepsize NUMBER."""
     model: Literal["conv4", "resnet12"] = "conv4"
     """The network."""
-    channels: Count = 32
+    channels: options.Count = 32
     """Channels of conv4's blocks, or of the first of resnet12's."""
     norm: Literal["batch", "group", "layer"] = "batch"
     """Normalise over all images at hand (batch: predictions are then transductive), or over each image by itself."""
@@ -81,13 +71,13 @@ class Images(Training):
     """Train on images of which half are mirrored, left to right."""
     distort: bool = True
     """Train on images under random affine maps."""
-    angle: NotNegative = 0.25
+    angle: options.NotNegative = 0.25
     """Largest angle of a distortion, in radians."""
-    scale: Annotated[float, Real(least=0, below=1)] = 0.2
+    scale: Annotated[float, options.Real(least=0, below=1)] = 0.2
     """Largest relative change of size of a distortion."""
-    shift: NotNegative = 2.0
+    shift: options.NotNegative = 2.0
     """Largest shift of a distortion, in pixels."""
-    shear: NotNegative = 0.0
+    shear: options.NotNegative = 0.0
     """Largest shear of a distortion."""
 
     def check_together(self) -> None:
@@ -99,7 +89,7 @@ class Images(Training):
             raise InputError(f"--head {self.head} is for --method maml: leave it out for {self.method}.")
         if self.method == "prototypical" and self.adapt != "head":
             raise InputError("--method prototypical adapts nothing: leave out --adapt.")
-        if self.method == "pretrain" and canonical_stepsize(self.stepsize).startswith(("edge", "guaranteed")):
+        if self.method == "pretrain" and options.canonical_stepsize(self.stepsize).startswith(("edge", "guaranteed")):
             raise InputError("--method pretrain is fine-tuned with a fixed step size: give --stepsize a number such as 0.1.")
         if self.method == "pretrain" and self.validation is not None:
             raise InputError("--method pretrain is not chosen by validation: leave out --validation.")
@@ -137,8 +127,8 @@ class Images(Training):
         params = self._network(outputs, held_out, initial_key(self.seed))
         optimizer = optimizer_of(self.optimizer, self.learning_rate, self.steps if self.schedule == "cosine" else None)
         return Built(
-            problem, params, method_of(self, trained), optimizer, held_out, judged_on(train, test), left_out, validation=chosen_by,
-            calibration=calibration, tuned=tuned,
+            problem, params, method_of(self, trained), optimizer, held_out, judged_on(train, test), left_out,
+            validation=chosen_by, calibration=calibration, tuned=tuned,
         )  # fmt: skip
 
     def _network(self, outputs: int, problem: "ax.FiniteSum", key: Any) -> Any:

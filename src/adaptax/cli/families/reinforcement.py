@@ -5,16 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from adaptax.cli.options import (
-    Count,
-    CountOrZero,
-    Fraction,
-    OptionalCountOrZero,
-    Positive,
-    StepSize,
-    Whole,
-    Widths,
-)  # fmt: skip
+from adaptax.cli import options
 from adaptax.cli.training import Training
 
 # Products with the divergence's Hessian are most of a meta-step's work, and few tasks show it as well as all.
@@ -33,25 +24,25 @@ class Reinforcement(Training):
     activation: ClassVar[str] = "tanh"
     """The policy's activation function, by its name in `jax.nn`."""
 
-    inner_steps: CountOrZero = 1
-    stepsize: StepSize = "0.1"
-    steps: Count = 200
-    tasks_per_step: Count = 20
+    inner_steps: options.CountOrZero = 1
+    stepsize: options.StepSize = "0.1"
+    steps: options.Count = 200
+    tasks_per_step: options.Count = 20
     optimizer: Literal["trust-region", "adam", "sgd"] = "trust-region"
     """Outer optimiser; --learning-rate is not used by trust-region."""
-    radius: Positive = 0.01
+    radius: options.Positive = 0.01
     """Radius of the trust region: the largest mean divergence between adapted policies of one meta-step and the next."""
-    checkpoint_every: Count = 10
-    evaluation_tasks: Annotated[int, Whole(2)] = 40
-    evaluation_steps: OptionalCountOrZero = 3
+    checkpoint_every: options.Count = 10
+    evaluation_tasks: Annotated[int, options.Whole(2)] = 40
+    evaluation_steps: options.OptionalCountOrZero = 3
     """Inner steps of the evaluation at the end."""
-    trajectories: Count = 20
+    trajectories: options.Count = 20
     """Episodes of each inner step, Hessian factor and last gradient, of each task."""
-    horizon: Count = 100
+    horizon: options.Count = 100
     """Steps after which an episode is cut off."""
-    discount: Fraction = 0.99
+    discount: options.Fraction = 0.99
     """Discount of the rewards, for each step."""
-    gae_lambda: Fraction = 1.0
+    gae_lambda: options.Fraction = 1.0
     """Lambda of generalised advantage estimation."""
     surrogate: Literal["loaded-dice", "dice", "lvc", "likelihood-ratio"] = "lvc"
     """The loss whose derivatives estimate the policy's gradient and Hessian; dice takes no baseline."""
@@ -61,7 +52,7 @@ class Reinforcement(Training):
     """Standardise the advantages of each batch, as published step sizes suppose."""
     independent_curvature: bool = True
     """Draw episodes of their own for Hessians, instead of using those of the inner steps again."""
-    hidden: Widths = (64, 64)
+    hidden: options.Widths = (64, 64)
     """Widths of the policy's hidden layers."""
 
     def problem(self, loss: Any) -> Any:
