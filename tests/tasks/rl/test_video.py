@@ -1,4 +1,4 @@
-"""Films of MuJoCo's bodies, refused in one sentence where nothing can be drawn."""
+"""Videos of MuJoCo's bodies, refused in one sentence where nothing can be drawn."""
 
 import os
 import subprocess
@@ -38,12 +38,12 @@ def problem_and_policy():
         ({"environment": rl.Navigation()}, "draws the bodies of MuJoCo, not Navigation: give it problem.draw.environment"),
         ({"policies": {}}, "nothing to show: give policies by name"),
         ({"policies": [3]}, "nothing to show: give policies by name"),
-        ({"policies": {"it": 3}}, r"policies\['it'\] is no policy.*use GaussianPolicy"),
+        ({"policies": {"it": 3}}, r"policies\['it'\] has no sample.*such as GaussianPolicy"),
         ({"path": "video.png"}, "'video.png': give a file whose name ends in .gif"),
         ({"path": "absent/video.gif"}, "no folder absent: make it first"),
-        ({"size": (0, 48)}, r"size=\(0, 48\)\) must be a width and a height in pixels"),
-        ({"size": (64, 481)}, r"size=\(64, 481\)\).*to \(640, 480\)"),
-        ({"size": 64}, r"size=64\) must be"),
+        ({"size": (0, 48)}, r"video\(size=0\) must be a whole number from 1 to 640"),
+        ({"size": (64, 481)}, r"video\(size=481\) must be a whole number from 1 to 480"),
+        ({"size": 64}, r"size=64\) must be a width and a height in pixels"),
     ],
 )
 def test_mistakes(change, match, tmp_path, monkeypatch):
@@ -56,7 +56,7 @@ def test_mistakes(change, match, tmp_path, monkeypatch):
 
 
 def draw(path, gl):
-    """Another process, for MuJoCo looks for a library to draw with when it is imported."""
+    """Draw in another process, because MuJoCo looks for its graphics library when it is imported."""
     environment = {name: value for name, value in os.environ.items() if name not in ("MUJOCO_GL", "DISPLAY")} | gl
     command = [sys.executable, "-c", DRAWING, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=path.parent)
@@ -74,7 +74,7 @@ def test_a_video(tmp_path):
     with Image.open(tmp_path / "video.gif") as recording:
         assert recording.n_frames == 3 and recording.size == (128, 70) and recording.info["duration"] == 50
         first = recording.convert("RGB")
-        # All begin alike and are drawn alike; then the torques differ.
+        # Both episodes begin alike and are drawn alike; then the torques differ.
         assert len(first.getcolors(10_000)) > 10
         assert first.crop((0, 22, 64, 70)).tobytes() == first.crop((64, 22, 128, 70)).tobytes()
         recording.seek(2)
@@ -84,8 +84,8 @@ def test_a_video(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the variable is MuJoCo's on Linux")
-@pytest.mark.parametrize("gl, match", [({}, "nothing to draw with without MUJOCO_GL ("), ({"MUJOCO_GL": "x"}, "MUJOCO_GL=x (")])
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="MuJoCo reads MUJOCO_GL on Linux alone")
+@pytest.mark.parametrize("gl, match", [({}, "cannot draw with MUJOCO_GL unset ("), ({"MUJOCO_GL": "x"}, "MUJOCO_GL=x (")])
 def test_nothing_to_draw_with(tmp_path, gl, match):
     said = draw(tmp_path / "video.gif", gl)
     assert match in said and "egl" in said and said.count("\n") == 0

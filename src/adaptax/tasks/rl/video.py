@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
+from adaptax._checks import check_whole
 from adaptax._tree import first_line
 from adaptax.errors import InputError
 from adaptax.tasks.rl.locomotion import Locomotion
-from adaptax.tasks.rl.physics import model_of
+from adaptax.tasks.rl.physics import load_model
 
 _CAPTION = 22
 _COLOURS = 128
@@ -26,23 +27,23 @@ def video(
     environment: Locomotion, task: PyTree, policies: Mapping[str, Any], path: str | os.PathLike, key: Key[Array, ""], *,
     size: tuple[int, int] = (320, 240),
 ) -> dict[str, float]:  # fmt: skip
-    r"""Record one episode of each policy, all from one start and with the same noise, side by side as an animated GIF.
+    r"""Record one episode of each policy, all with the same start and noise, side by side as an animated GIF.
 
-    The camera follows the body, in real time; above each picture stand the policy's name, the return of the episode, and
-    how far the body has come. An episode that has ended stands still.
+    The camera follows the body, in real time. Each picture bears the policy's name, the return of the episode, and how far
+    the body has come; it stands still once its episode has ended.
 
     Arguments:
-        environment: of a `cheetah` or `ant` problem, `problem.draw.environment`.
-        task: its goal.
+        environment: the environment of a `cheetah` or `ant` problem, `problem.draw.environment`.
+        task: the goal.
         policies: the policies to show, by name, such as `{"before": policy, "after 3 steps": adapted}`.
-        path: the file to write, which ends in .gif; one that is there is replaced.
+        path: the file to write, whose name ends in .gif; an existing file is replaced.
         key: decides the start and the noise.
-        size: width and height of one picture in pixels, at most (640, 480).
+        size: width and height of one picture in pixels, at most (640, 480) (default (320, 240)).
 
     Returns: the returns of the episodes, by name.
 
-    Errors: `InputError` for another environment, no policies, a path or size that cannot be used, or where MuJoCo has
-        nothing to draw with.
+    Errors: `InputError` for another environment, no policies, a path or size that cannot be used, or if MuJoCo finds no
+        graphics library to draw with.
 
     Example:
         >>> import adaptax as ax, jax
@@ -63,14 +64,14 @@ def video(
         raise InputError('There is nothing to show: give policies by name, such as {"before": policy}.')
     for name, policy in policies.items():
         if not hasattr(policy, "sample"):
-            raise InputError(f"policies[{name!r}] is no policy, for it has no sample(observations, key): use GaussianPolicy.")
+            raise InputError(f"policies[{name!r}] has no sample(observations, key): use a policy such as GaussianPolicy.")
     path = check_video_path(path)
     frames = _Frames(environment.physics.name, size)
     try:
         episodes = {str(name): _episode(environment, task, policy, key) for name, policy in policies.items()}
         names = [f"{name}: return {rewards.sum():.1f}" for name, (_, rewards) in episodes.items()]
-        moments = zip(*(positions for positions, _ in episodes.values()), strict=True)
-        pictures = [frames.side_by_side(names, positions) for positions in moments]
+        times = zip(*(positions for positions, _ in episodes.values()), strict=True)
+        pictures = [frames.side_by_side(names, positions) for positions in times]
     finally:
         frames.close()
     _write(path, pictures, environment.physics.interval)
@@ -83,15 +84,17 @@ def check_video_path(path: str | os.PathLike) -> Path:
     if path.suffix.lower() != ".gif" or path.is_dir():
         raise InputError(f"The video cannot be written to '{path}': give a file whose name ends in .gif.")
     if not path.parent.is_dir():
-        raise InputError(f"The video cannot be written to '{path}', for there is no folder {path.parent}: make it first.")
+        raise InputError(f"The video cannot be written to '{path}', because there is no folder {path.parent}: make it first.")
     return path
 
 
 @eqx.filter_jit
 def _run(environment: Locomotion, task: PyTree, policy: Any, key: Key[Array, ""]) -> tuple[Array, Array]:
-    """The positions at all H + 1 moments, and the rewards."""
+    """The positions at all H + 1 times, and the H rewards."""
     start_key, run_key = jax.random.split(key)
-    place = lambda state: environment.physics.coordinates(state)[0]  # noqa: E731
+
+    def positions_of(state):
+        return environment.physics.coordinates(state)[0]
 
     def step(carry, key):
         state, alive = carry
@@ -99,12 +102,12 @@ def _run(environment: Locomotion, task: PyTree, policy: Any, key: Key[Array, ""]
         action = policy.sample(environment.observe(task, state)[None], act_key)[0]
         new, reward, done = environment.step(task, state, action, move_key)
         kept = jax.tree.map(lambda a, b: jnp.where(alive, a, b), new, state)
-        return (kept, alive & ~done), (place(kept), jnp.where(alive, reward, 0))
+        return (kept, alive & ~done), (positions_of(kept), jnp.where(alive, reward, 0))
 
     state = environment.reset(task, start_key)
     keys = jax.random.split(run_key, environment.horizon)
     _, (positions, rewards) = jax.lax.scan(step, (state, jnp.array(True)), keys)
-    return jnp.concatenate([place(state)[None], positions]), rewards
+    return jnp.concatenate([positions_of(state)[None], positions]), rewards
 
 
 def _episode(environment: Locomotion, task: PyTree, policy: Any, key: Key[Array, ""]) -> tuple[np.ndarray, np.ndarray]:
@@ -113,49 +116,49 @@ def _episode(environment: Locomotion, task: PyTree, policy: Any, key: Key[Array,
 
 
 class _Frames:
-    """What draws a model at given positions."""
+    """A renderer of a model at given positions."""
 
     def __init__(self, name: str, size: tuple[int, int]):
         import mujoco
 
-        self.model: Any = model_of(name)
+        self.model: Any = load_model(name)
         most = int(self.model.vis.global_.offwidth), int(self.model.vis.global_.offheight)
-        pixels = isinstance(size, tuple) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)
-        if not pixels or size[0] > most[0] or size[1] > most[1]:
-            raise InputError(f"video(size={size!r}) must be a width and a height in pixels, from (1, 1) to {most}.")
+        if not isinstance(size, tuple | list) or len(size) != 2:
+            raise InputError(f"video(size={size!r}) must be a width and a height in pixels, such as (320, 240).")
+        width, height = (check_whole("video", "size", n, 1, limit) for n, limit in zip(size, most, strict=True))
         self.data: Any = mujoco.MjData(self.model)  # type: ignore[attr-defined]
         self.forward: Any = mujoco.mj_forward  # type: ignore[attr-defined]
         try:
             with warnings.catch_warnings(action="ignore"):
-                self.renderer: Any = mujoco.Renderer(self.model, height=size[1], width=size[0])  # type: ignore[attr-defined]
+                self.renderer: Any = mujoco.Renderer(self.model, height=height, width=width)  # type: ignore[attr-defined]
         except Exception as error:
-            raise InputError(_no_pictures(error)) from error
+            raise InputError(_cannot_draw(error)) from error
         self.close = self.renderer.close
 
     def side_by_side(self, names: list[str], positions: tuple[np.ndarray, ...]) -> Any:
-        """One frame of the video: one picture of the body for each name."""
+        """One frame of the video, with a picture of the body for each name."""
         from PIL import Image, ImageDraw
 
-        columns = [self._draw(place) for place in positions]
+        columns = [self._render(body) for body in positions]
         height, width = columns[0].shape[:2]
         picture = Image.new("RGB", (width * len(columns), height + _CAPTION), "white")
         pen = ImageDraw.Draw(picture)
-        for i, (name, place, column) in enumerate(zip(names, positions, columns, strict=True)):
+        for i, (name, body, column) in enumerate(zip(names, positions, columns, strict=True)):
             picture.paste(Image.fromarray(column), (i * width, _CAPTION))
-            pen.text((i * width + 6, 4), f"{name}, at {place[0]:.1f} m", "black", font_size=13)
+            pen.text((i * width + 6, 4), f"{name}, at {body[0]:.1f} m", "black", font_size=13)
         return picture
 
-    def _draw(self, positions: np.ndarray) -> np.ndarray:
+    def _render(self, positions: np.ndarray) -> np.ndarray:
         self.data.qpos[:] = positions
         self.forward(self.model, self.data)
         self.renderer.update_scene(self.data, camera="track")
         return self.renderer.render()
 
 
-def _no_pictures(error: Exception) -> str:
+def _cannot_draw(error: Exception) -> str:
     chosen = os.environ.get("MUJOCO_GL")
-    tried = "without MUJOCO_GL" if chosen is None else f"with MUJOCO_GL={chosen}"
-    text = f"MuJoCo has nothing to draw with {tried} ({first_line(error)})"
+    tried = "with MUJOCO_GL unset" if chosen is None else f"with MUJOCO_GL={chosen}"
+    text = f"MuJoCo cannot draw {tried} ({first_line(error)})"
     if not sys.platform.startswith("linux"):
         return f"{text}: run this where there is a display."
     return f"{text}: start Python with MUJOCO_GL=egl or, with the library OSMesa, MUJOCO_GL=osmesa."
@@ -164,12 +167,12 @@ def _no_pictures(error: Exception) -> str:
 def _write(path: Path, pictures: list[Any], interval: float) -> None:
     from PIL import Image
 
-    # One palette for all, made from the first and the last, takes a fraction of the space of one for each.
+    # One palette for all frames, made from the first and the last, takes a fraction of the space of one for each.
     sample = Image.new("RGB", (pictures[0].width, 2 * pictures[0].height))
     sample.paste(pictures[0], (0, 0))
     sample.paste(pictures[-1], (0, pictures[0].height))
     palette = sample.quantize(_COLOURS)
     frames = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
-    whole = path.with_name(path.name + ".part")
-    frames[0].save(whole, "GIF", save_all=True, append_images=frames[1:], duration=round(1000 * interval), loop=0)
-    os.replace(whole, path)
+    partial = path.with_name(path.name + ".part")
+    frames[0].save(partial, "GIF", save_all=True, append_images=frames[1:], duration=round(1000 * interval), loop=0)
+    os.replace(partial, path)
