@@ -83,7 +83,7 @@ def test_refuses_numbers_of_classes(ways):
 def test_refuses_networks_with_several_outputs():
     with pytest.raises(ax.InputError, match="one output of a network"):
         ax.models.shared_head(5)(ax.models.mlp((2, 4, 5), key=jax.random.key(0)))
-    with pytest.raises(ax.InputError, match="one output of a network"):
+    with pytest.raises(ax.InputError, match="shared_head takes a network whose last layer is its head"):
         ax.models.shared_head(5)(jnp.ones(3))
 
 

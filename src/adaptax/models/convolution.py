@@ -1,7 +1,7 @@
 """Convolutions with normalisation and pooling: the parts of the convolutional networks."""
 
 import abc
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -13,21 +13,11 @@ from adaptax.errors import InputError
 from adaptax.models.mlp import Linear
 from adaptax.models.pooling import max_pool
 from adaptax.models.primitives import convolve
+from adaptax.models.protocol import Given, Moments
 
 NORMS = ("batch", "group", "layer")
 GROUPS = 8
 _EPSILON = 1e-5
-
-
-class Moments(NamedTuple):
-    """Mean and variance of each channel before normalisation."""
-
-    mean: Float[Array, "*steps channels"]
-    variance: Float[Array, "*steps channels"]
-
-
-# Whose statistics normalise by batch: all images at hand, the first so many of them, or fixed ones (one for each unit).
-Given = int | Moments | tuple | None
 
 
 class Unit(eqx.Module):

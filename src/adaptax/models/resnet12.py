@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from adaptax.errors import InputError
-from adaptax.models.convolution import ConvNet, Given, Unit, check_norm, check_sizes, each, unit
+from adaptax.models.convolution import ConvNet, Unit, check_norm, check_sizes, each, unit
 from adaptax.models.mlp import Linear
 from adaptax.models.pooling import max_pool
+from adaptax.models.protocol import Given
 
 _SLOPE = 0.1
 

@@ -1,13 +1,12 @@
 """One class vector for all classes, to start from: a classifier that does not depend on how classes are numbered."""
 
-from typing import Any
-
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from adaptax._checks import check_whole
 from adaptax.errors import InputError
-from adaptax.models.mlp import Linear
+from adaptax.models.protocol import Head, head_of, with_head
 
 
 class SharedHead(eqx.Module):
@@ -16,12 +15,12 @@ class SharedHead(eqx.Module):
     ways: int = eqx.field(static=True)
 
     def __call__(self, model: PyTree) -> PyTree:
-        head = _head(model)
-        if head is None or head.bias.shape != (1,):
-            raise InputError(
-                "shared_head spreads the one output of a network over all classes: make it conv4(1, ...) or mlp((..., 1))."
-            )
-        return _with_head(model, Linear(jnp.repeat(head.weight, self.ways, axis=1), jnp.repeat(head.bias, self.ways)))
+        weight, bias = head_of(model, "shared_head")
+        if weight.shape[1] != 1:
+            text = f"shared_head spreads the one output of a network over all classes, but this one has {weight.shape[1]}"
+            raise InputError(f"{text}: make it with one, as conv4(1, ...) or mlp((..., 1)).")
+        repeated = None if bias is None else jnp.repeat(bias, self.ways)
+        return with_head(model, Head(jnp.repeat(weight, self.ways, axis=1), repeated))
 
 
 def shared_head(ways: int) -> SharedHead:
@@ -37,7 +36,8 @@ def shared_head(ways: int) -> SharedHead:
 
     Returns: a function for `ax.Inner(start=...)`, for networks whose last layer is `head` or the last of `layers`.
 
-    Errors: `InputError` if ways is not a whole number of at least 2; when used, if the network has not one output.
+    Errors: `InputError` if ways is not a whole number of at least 2; when used, if the network has no such layer, or one
+        with another number of outputs than one.
 
     Example:
         >>> import adaptax as ax, jax
@@ -48,9 +48,7 @@ def shared_head(ways: int) -> SharedHead:
 
     Source: Ye, Chao (2022), How to train your MAML to excel in few-shot classification (UNICORN-MAML), arXiv 2106.16245.
     """
-    if isinstance(ways, bool) or not isinstance(ways, int) or ways < 2:
-        raise InputError(f"shared_head(ways={ways!r}) must be a whole number of at least 2.")
-    return SharedHead(ways)
+    return SharedHead(check_whole("shared_head", "ways", ways, least=2))
 
 
 def fresh_head(model: PyTree, outputs: int = 1) -> PyTree:
@@ -60,7 +58,7 @@ def fresh_head(model: PyTree, outputs: int = 1) -> PyTree:
         model: a network whose last layer is `head` or the last of `layers`.
         outputs: of the new layer (default 1, which `shared_head` spreads over the classes of a task).
 
-    Errors: `InputError` if there is no such layer.
+    Errors: `InputError` if there is no such layer, or `outputs` is not a whole number of at least 1.
 
     Example:
         >>> import adaptax as ax, jax
@@ -70,18 +68,7 @@ def fresh_head(model: PyTree, outputs: int = 1) -> PyTree:
 
     Source: Chen et al. (2019), A closer look at few-shot classification, ICLR.
     """
-    head = _head(model)
-    if head is None:
-        raise InputError("fresh_head takes a network whose last layer is its head, such as adaptax.models.conv4.")
-    inputs, dtype = head.weight.shape[0], head.weight.dtype
-    return _with_head(model, Linear(jnp.zeros((inputs, outputs), dtype), jnp.zeros(outputs, dtype)))
-
-
-def _head(model: PyTree) -> Linear | None:
-    layers = getattr(model, "layers", None)
-    head: Any = getattr(model, "head", layers[-1] if isinstance(layers, tuple) else None)
-    return head if isinstance(head, Linear) else None
-
-
-def _with_head(model: PyTree, head: Linear) -> PyTree:
-    return eqx.tree_at(lambda model: model.head if hasattr(model, "head") else model.layers[-1], model, head)
+    outputs = check_whole("fresh_head", "outputs", outputs)
+    weight, bias = head_of(model, "fresh_head")
+    zeros = jnp.zeros((weight.shape[0], outputs), weight.dtype)
+    return with_head(model, Head(zeros, None if bias is None else jnp.zeros(outputs, bias.dtype)))

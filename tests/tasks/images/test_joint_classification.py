@@ -1,4 +1,4 @@
-"""Joint training: labels that name the class, a new head, and features that help."""
+"""Joint classification: labels that name the class, a new head, and features that help."""
 
 import equinox as eqx
 import jax

@@ -1,4 +1,4 @@
-"""Accuracy with target images at hand together, and one by one."""
+"""Accuracies of target images that come together, and of target images that come one by one."""
 
 import equinox as eqx
 import jax
@@ -51,6 +51,10 @@ def test_both_accuracies(problem):
     np.testing.assert_allclose(one, other, atol=1e-6)
 
 
-def test_refusal():
+def test_refusals(problem):
+    both, weight = ax.tasks.both_accuracies(problem), jnp.zeros((256, 3))
+    alone = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, weight)
+    with pytest.raises(ax.InputError, match=r"both_accuracies takes a network that is called as model\(images, given=n\)"):
+        both.scores(alone, both.sample_task(jax.random.key(0)).target)
     with pytest.raises(ax.InputError, match="both_accuracies takes the problem that"):
         ax.tasks.both_accuracies(ax.tasks.sinusoid())

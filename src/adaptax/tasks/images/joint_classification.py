@@ -1,4 +1,4 @@
-"""Joint training: one classifier of all training classes, whose features are then fine-tuned to new ones."""
+"""Joint classification: one classifier of all training classes, whose features are then fine-tuned to new classes."""
 
 from typing import Any
 
@@ -13,18 +13,19 @@ from adaptax.tasks.images.scoring import Accuracy, CrossEntropy
 
 
 def joint_classification(problem: FiniteSum) -> FiniteSum:
-    r"""The images of a `few_shot` problem with the numbers of their classes: ordinary classification, the other usual baseline.
+    r"""Ordinary classification of all training classes at once: the pre-training of the usual fine-tuning baseline.
 
-    A task is a batch: all images of an episode, labelled by which of *all* classes they show (turned ones are classes of
-    their own). Train with N = 0 inner steps a network with that many outputs; then give it a new head
-    (`ax.models.fresh_head`) and fine-tune it to the tasks of a `few_shot` problem, everything or the head alone.
+    A task is a batch: all images of an episode of a `few_shot` problem, each labelled by the number of its class among
+    *all* classes, where rotated classes are classes of their own. Train a network with that many outputs on it with N = 0
+    inner steps. Then give the network a new head (`ax.models.fresh_head`), and fine-tune either all of it or the head
+    alone to the tasks of a `few_shot` problem.
 
     Arguments:
         problem: from `few_shot`.
 
-    Returns: a `FiniteSum`; `joint_classification(problem).loss.ways` is how many classes there are.
+    Returns: a `FiniteSum`; `joint_classification(problem).loss.ways` is the number of classes.
 
-    Errors: `InputError` if the problem is not of that kind.
+    Errors: `InputError` if the problem is not from `few_shot`.
 
     Example:
         >>> import adaptax as ax, jax, numpy as np
@@ -38,19 +39,18 @@ def joint_classification(problem: FiniteSum) -> FiniteSum:
     sample = getattr(problem, "sample_task", None)
     if not isinstance(sample, SampleEpisode):
         raise InputError("joint_classification takes the problem that adaptax.tasks.few_shot returns: give it that.")
-    classes = sample.counts.shape[0] * sample.turns
-    return FiniteSum(CrossEntropy(classes), _SampleBatch(sample), metrics=Accuracy(classes))
+    return FiniteSum(CrossEntropy(sample.class_count), _SampleBatch(sample), metrics=Accuracy(sample.class_count))
 
 
 class _SampleBatch(eqx.Module):
-    """`sample_task` of joint training."""
+    """`sample_task` of `joint_classification`."""
 
-    episode: SampleEpisode
+    sample: SampleEpisode
 
     def __call__(self, key: Key[Array, ""]) -> Task:
-        drawn = self.episode.draw(key)
-        task = self.episode.of(drawn)
+        draw = self.sample.draw(key)
+        task = self.sample.episode(draw)
         parts: list[Any] = [task.support, task.target]
         images = jnp.concatenate([images for images, _ in parts])
-        labels = drawn.classes[jnp.concatenate([labels for _, labels in parts])].astype(jnp.int32)
+        labels = draw.classes[jnp.concatenate([labels for _, labels in parts])].astype(jnp.int32)
         return Task((images, labels), (images, labels))

@@ -1,4 +1,4 @@
-"""What may be judged by: classes that training has no part of."""
+"""Disjoint training and test data: what the test data share with the training data is left out."""
 
 from typing import TypeVar
 
@@ -10,15 +10,15 @@ Data = TypeVar("Data", Characters, ImageClasses)
 
 
 def held_out(test: Data, train: Data) -> tuple[Data, tuple[str, ...]]:
-    """The test data without what also occurs, by name, in the training data: alphabets of characters, classes of images.
+    """Leave out of the test data every alphabet (of `Characters`) or class (of `ImageClasses`) that the training data have.
 
     Arguments:
-        test: the characters or images to judge by.
-        train: the characters or images to train on.
+        test: the data for evaluation.
+        train: the data for training; alphabets and classes are compared by name.
 
-    Returns: the held-out data, and the sorted names of the alphabets or classes that were left out.
+    Returns: the test data that are left, and the sorted names of the alphabets or classes that were left out.
 
-    Errors: `InputError` if every alphabet or class of `test` occurs in `train`, or the two are of different kinds.
+    Errors: `InputError` if every alphabet or class of `test` occurs in `train`, or if the two are of different kinds.
 
     Example:
         >>> import numpy as np
@@ -37,7 +37,7 @@ def held_out(test: Data, train: Data) -> tuple[Data, tuple[str, ...]]:
     elif isinstance(test, ImageClasses) and isinstance(train, ImageClasses):
         kind, here, there = "class", test.names, train.names
     else:
-        raise InputError("held_out takes two Characters or two ImageClasses: read both alike.")
+        raise InputError("held_out takes two Characters or two ImageClasses: read both by the same function.")
     common = tuple(sorted(set(here) & set(there)))
     if len(common) == len(here):
         message = f"Every {kind} of the test data ({', '.join(common[:20])}) also occurs in the training data"

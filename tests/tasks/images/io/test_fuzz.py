@@ -111,7 +111,7 @@ def test_caches(name, rounds, birds, write, tmp_path):
 
 
 def parsed(data):
-    """What a manifest says, or the bytes if it is no JSON."""
+    """The contents of a manifest, or its bytes if it is not JSON."""
     try:
         return json.loads(data.decode())
     except ValueError:

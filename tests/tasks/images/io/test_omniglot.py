@@ -111,6 +111,10 @@ def test_wrong_sizes(archive, size):
     refused(archive(layout({"A/c1": 1})), r"size=.* must be a whole number from 1 to 1024", size=size)
 
 
+def test_numpys_numbers_are_numbers(archive):
+    assert read_characters(archive(layout({"A/c1": 1})), size=np.int32(9)).images.shape == (1, 1, 9, 9)
+
+
 @pytest.mark.parametrize(
     "name", ["../A/c/1.png", "r/A/../../c/1.png", "/A/c/1.png", "C:/A/c/1.png", r"..\A\c\1.png", "r/A/c\x1b[2J/1.png"]
 )

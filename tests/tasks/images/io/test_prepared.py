@@ -10,6 +10,7 @@ import pytest
 from adaptax.errors import InputError
 from adaptax.tasks import open_prepared, prepare_images, read_images
 from adaptax.tasks.images.io import prepared
+from adaptax.tasks.images.io.reading import ImageSpec
 
 
 def files(folder):
@@ -52,6 +53,18 @@ def test_other_options_and_other_sources_are_other_entries(source, birds, write,
         prepare_images(write(tmp_path / name, birds), cache, 8)
     moved = shutil.copy(tmp_path / "a.zip", cache.parent / "sub.zip")
     assert prepare_images(moved, cache, 8).counts == (3, 1, 2)
+
+
+def test_numpys_numbers_are_the_same_options(source, tmp_path):
+    prepare_images(source, tmp_path / "cache", 8, 3, None, False)
+    data = prepare_images(source, tmp_path / "cache", np.int64(8), np.uint8(3), None, np.False_)
+    assert len(list((tmp_path / "cache").iterdir())) == 1 and data.images.shape == (6, 8, 8, 3)
+
+
+def test_entries_written_by_earlier_versions_are_found():
+    # The sha256 that format 1 has always had for these options.
+    mark = prepared._mark(ImageSpec(84, 3, "train", True), "source")
+    assert mark == "5790870f84c64ddde4476847a98120e6db96ed948309ecf3fdd46fe981f8dafa"
 
 
 def test_fingerprints(source, tmp_path):

@@ -87,7 +87,7 @@ def test_the_layout_of_cub(picture, write, tmp_path):
 @pytest.mark.parametrize("kind", ["folder", "a.zip", "a.tar"])
 def test_what_is_in_the_way_is_named(kind, birds, write, tmp_path):
     for extra, match in [
-        ({"crow/notes.txt": b"x"}, "'crow/notes.txt' in .* is no PNG, JPEG"),
+        ({"crow/notes.txt": b"x"}, "'crow/notes.txt' in .* lies among the images but is not a PNG"),
         ({"loose.png": birds["wren/b.png"]}, "'loose.png' in .* is in no class folder"),
         ({"crow/4.png": b"text"}, r"'crow/4.png' cannot be read \(it is not a picture\): replace it"),
         ({"crow/4.png": birds["wren/b.png"][:-200]}, "'crow/4.png' cannot be read"),
@@ -113,13 +113,13 @@ def test_links_out_of_a_folder(birds, write, tmp_path):
         (root, "loop", "'loop' in .* is a link (to a folder|that leads out)"),
         (root / "crow", "also", "'also' in .* is a link to a folder"),
         (tmp_path / "nowhere", "owl/dead.png", "'owl/dead.png' in .* is a link that leads out"),
-        (root / "nowhere", "owl/dead.png", "'owl/dead.png' in .* is no plain file"),
+        (root / "nowhere", "owl/dead.png", "'owl/dead.png' in .* is not a regular file"),
     ]:
         (root / name).symlink_to(target)
         refused(root, match)
         (root / name).unlink()
     os.mkfifo(root / "owl" / "pipe.png")
-    refused(root, "'owl/pipe.png' in .* is no plain file")
+    refused(root, "'owl/pipe.png' in .* is not a regular file")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_links_and_repeats_in_archives(birds, write, tmp_path):
             member = tarfile.TarInfo("crow/link.png")
             member.type, member.linkname = kind, "/etc/passwd"
             archive.addfile(member)
-        refused(path, "'crow/link.png' in .* is a link or no plain file")
+        refused(path, "'crow/link.png' in .* is a link or not a regular file")
     path = write(tmp_path / "a.zip", birds)
     with zipfile.ZipFile(path, "a") as archive:
         entry = zipfile.ZipInfo("crow/link.png")
@@ -159,7 +159,7 @@ def test_bombs(birds, picture, write, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(sources, "SLACK", 1 << 10)
             patch.setattr(sources, "MAX_RATIO", 50)
-            refused(path, "unpacks to more than .* MiB, as a bomb does")
+            refused(path, "unpacks to more than .* MiB, as a decompression bomb does")
         for module, limit, value, match in [
             (sources, "MAX_FILES", 5, "more than 5 files"),
             (sources, "MAX_MEMBER", 1 << 20, "'notes.txt' in .* is larger than 1 MiB"),
@@ -204,15 +204,22 @@ def test_paths_and_options(birds, write, tmp_path):
     (tmp_path / "text.tar").write_text("text")
     refused(tmp_path / "text.tar", "text.tar' .*: ")
     for options, match in [
-        ({"size": 0}, "size of images, 0, must be a whole number from 1 to 1024"),
+        ({"size": 0}, "size=0 must be a whole number from 1 to 1024"),
         ({"size": 2000}, "must be a whole number from 1 to 1024"),
         ({"size": 8.0}, "must be a whole number from 1 to 1024"),
-        ({"channels": 2}, "channels of images, 2, must be 1"),
-        ({"channels": True}, "channels of images, True, must be 1"),
+        ({"channels": 2}, "channels=2 must be 1 .grey. or 3"),
+        ({"channels": True}, "channels=True must be a whole number"),
         ({"split": 3}, "split=3 must be the name"),
         ({"crop": 1}, "crop=1 must be True or False"),
     ]:
         refused(root, match, **options)
+
+
+@pytest.mark.parametrize("number", [np.int64, np.uint16, np.array])
+def test_numpys_numbers_are_numbers(number, birds, write, tmp_path):
+    root = write(tmp_path / "root", birds)
+    data = read_images(root, number(8), number(1), crop=np.True_)
+    np.testing.assert_array_equal(data.images, read_images(root, 8, 1, crop=True).images)
 
 
 def test_what_goes_wrong_in_the_callback_is_not_the_data(birds, write, tmp_path):

@@ -1,4 +1,4 @@
-"""From the bytes of a picture to an array, refused before it is decoded if it is not a plain picture of sane size."""
+"""Decoding the bytes of a picture to an array. Format, size and mode are checked first, before any pixel is decoded."""
 
 import io
 
@@ -10,22 +10,23 @@ from adaptax.errors import InputError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+# Limits on a file and on its sides, against damaged headers and decompression bombs.
 MAX_BYTES = 32 << 20
 MAX_PIXELS = 50_000_000
 MAX_SIDE = 20_000
 
 
 def decode(data: bytes, name: str, size: int, channels: int, crop: bool) -> np.ndarray:
-    """The picture as a uint8 array of shape (size, size, channels).
+    """Decode a picture to a uint8 array of shape (size, size, channels).
 
     Arguments:
-        data: the bytes of a file.
-        name: of the file, for messages.
-        size: side of the result in pixels; resized with antialiasing (Lanczos).
+        data: the bytes of the file.
+        name: name of the file, for messages.
+        size: side of the result in pixels; the picture is resized with antialiasing (Lanczos).
         channels: 1 (grey) or 3 (colour). Transparent pixels are laid over white.
-        crop: whether the largest square in the middle is taken; else both sides are scaled, each by its own factor.
+        crop: True takes the largest square in the middle; False scales each side by its own factor.
 
-    Errors: `InputError` naming the file if it is no picture, is damaged, or too large.
+    Errors: `InputError` that names the file, if it is not a picture, is damaged, or is too large.
 
     Example:
         >>> import io
@@ -36,7 +37,7 @@ def decode(data: bytes, name: str, size: int, channels: int, crop: bool) -> np.n
         >>> decode(file.getvalue(), "red.png", 8, 3, False)[0, 0].tolist()
         [255, 0, 0]
 
-    Source: both sides scaled to 84 pixels by Lanczos' filter as in the mini-ImageNet of Finn, Abbeel, Levine (2017), ICML.
+    Source: scaling both sides to 84 pixels by Lanczos' filter, as for mini-ImageNet in Finn, Abbeel, Levine (2017), ICML.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -50,14 +51,14 @@ def decode(data: bytes, name: str, size: int, channels: int, crop: bool) -> np.n
             if image.mode not in MODES:
                 raise ValueError(f"its mode is {image.mode}, which is not 8-bit grey or colour")
             return fit(_opaque(image), size, channels, crop)
-    except Exception as error:  # what a damaged picture raises is not listed anywhere
+    except Exception as error:  # Pillow documents no list of what a damaged picture may raise
         reason = "it is not a picture" if isinstance(error, UnidentifiedImageError) else first_line(error)
         message = f"{name!r} cannot be read ({reason})"
-        raise InputError(f"{message}: replace it by a PNG or JPEG, or take it out.") from error
+        raise InputError(f"{message}: replace it by a PNG or JPEG, or remove it.") from error
 
 
 def fit(image, size: int, channels: int, crop: bool) -> np.ndarray:
-    """A Pillow picture as an array of that size and number of channels."""
+    """Convert a Pillow picture to a uint8 array of shape (size, size, channels), as `decode` describes."""
     from PIL import Image
 
     image = image.convert("RGB" if channels == 3 else "L")
@@ -72,6 +73,7 @@ def fit(image, size: int, channels: int, crop: bool) -> np.ndarray:
 
 
 def _opaque(image):
+    """Lay a picture that has transparent pixels over white; return any other as it is."""
     from PIL import Image
 
     if image.mode not in ("LA", "PA", "RGBA") and "transparency" not in image.info:

@@ -1,4 +1,4 @@
-"""Which files of a folder or an archive are the images of which class."""
+"""Finding the classes in a folder or an archive: which files are the images of which class."""
 
 import csv
 import io
@@ -13,26 +13,28 @@ from adaptax.tasks.images.io.safe_paths import hidden
 from adaptax.tasks.images.io.sources import PICKLED, is_pickle
 
 Classes = dict[str, list[str]]
-# A list of files and labels is text of a few megabytes at most.
+# Larger files are not lists of files and labels, which are a few megabytes of text.
 MAX_LIST = 64 << 20
 
 
 def find_classes(sizes: dict[str, int], read: Callable[[str], bytes], split: str | None, path: str) -> Classes:
-    """The files of each class, both sorted by name.
+    """Find the files of each class; classes and files are sorted by name.
 
-    Two layouts are known. Lists: `train.csv` and its like, with a header `filename,label`, beside the files or a folder
-    `images` (mini-ImageNet). Class folders: every folder that holds images is a class (CIFAR-FS, FC100, CUB-200-2011,
-    tiered-ImageNet); its name is its path below the deepest folder that all classes are in.
+    Two layouts are known:
+    - Lists (mini-ImageNet): `train.csv`, `val.csv`, `test.csv` or others with the header `filename,label`. The files lie
+      beside the list, in a folder `images` beside it, or in `../images`.
+    - Class folders (CIFAR-FS, FC100, CUB-200-2011, tiered-ImageNet): every folder that holds images is a class. The
+      class's name is its path below the deepest folder that contains all classes.
 
     Arguments:
-        sizes: bytes of each file by its name relative to the root.
-        read: from a name to the bytes.
-        split: only the classes in the list `split.csv`, or in folders below one called `split`.
-        path: of the whole, for messages.
+        sizes: bytes of each file, by its name relative to the root.
+        read: a function from a name to the file's bytes.
+        split: take only the classes in the list `<split>.csv`, or in folders below one named `split`; None takes all.
+        path: path of the folder or archive, for messages.
 
-    Returns: names of files by class.
+    Returns: the names of files by class.
 
-    Errors: `InputError` if there is no image in a class, no such split, or another file among the images.
+    Errors: `InputError` if there is no image in a class folder, no such split, or another file among the images.
 
     Example:
         >>> from adaptax.tasks.images.io.find_classes import find_classes
@@ -40,7 +42,7 @@ def find_classes(sizes: dict[str, int], read: Callable[[str], bytes], split: str
         >>> find_classes(sizes, dict().get, "train", "birds.zip")
         {'crow': ['birds/train/crow/1.jpg'], 'wren': ['birds/train/wren/1.jpg']}
 
-    Source: Ravi, Larochelle (2017), ICLR, for the lists.
+    Source: the lists: Ravi, Larochelle (2017), ICLR.
     """
     seen = {name: PurePosixPath(name) for name in sizes if not hidden(PurePosixPath(name))}
     lists = {
@@ -57,36 +59,38 @@ def _is_list(data: bytes) -> bool:
 
 
 def _by_lists(lists: dict[str, str], files: set[str], read: Callable[[str], bytes], split: str | None, path: str) -> Classes:
+    """The classes of the lists, each file by its label."""
     chosen = [name for name, stem in lists.items() if split in (None, stem)]
     if not chosen:
         known = ", ".join(sorted(set(lists.values())))
         raise InputError(f"'{path}' has no list '{split}.csv': choose a split from {known}.")
     classes, listed = defaultdict(list), set[str]()
-    for place in sorted(chosen):
-        folder = os.path.dirname(place)
+    for name in sorted(chosen):
+        folder = os.path.dirname(name)
         near = [os.path.normpath(os.path.join(folder, part)) for part in ("images", ".", "../images")]
-        text = read(place).decode("utf-8-sig", "replace")
+        text = read(name).decode("utf-8-sig", "replace")
         try:
             rows = [row for row in csv.reader(io.StringIO(text)) if row][1:]
         except csv.Error as error:
-            raise InputError(f"'{place}' in '{path}' is no list of files ({error}): mend it.") from error
+            raise InputError(f"'{name}' in '{path}' cannot be read as a CSV list of files ({error}): correct it.") from error
         for row in rows:
             if len(row) < 2 or not (label := row[1].strip()).isprintable() or not label:
-                raise InputError(f"'{place}' in '{path}' has a line without a file and a label: mend it.")
-            spots = (os.path.normpath(os.path.join(base, row[0].strip())) for base in near)
-            file = next((spot for spot in spots if spot in files), None)
+                raise InputError(f"'{name}' in '{path}' has a line without a file and a label: correct it.")
+            candidates = (os.path.normpath(os.path.join(base, row[0].strip())) for base in near)
+            file = next((file for file in candidates if file in files), None)
             if file is None:
-                raise InputError(f"'{place}' in '{path}' lists {row[0]!r}, which is not there: add it or take out the line.")
+                raise InputError(f"'{name}' in '{path}' lists {row[0]!r}, which is not there: add it or remove the line.")
             if file in listed:
                 raise InputError(f"'{path}' lists '{file}' twice: keep one of the lines.")
             listed.add(file)
             classes[label].append(file)
     if not any(classes.values()):
-        raise InputError(f"'{path}' has lists without a file: give the data as published.")
+        raise InputError(f"The lists in '{path}' name no file: give the data as it was published.")
     return classes
 
 
 def _by_folders(files: dict[str, PurePosixPath], split: str | None, path: str) -> Classes:
+    """The classes of the folders that hold images."""
     folders: dict[PurePosixPath, list[str]] = defaultdict(list)
     for name, file in files.items():
         if file.suffix.lower() in SUFFIXES:
@@ -110,7 +114,7 @@ def _by_folders(files: dict[str, PurePosixPath], split: str | None, path: str) -
         raise InputError(f"The image '{loose}' in '{path}' is in no class folder: move it into one.")
     for name, file in files.items():
         if file.parent in labels and file.suffix.lower() not in SUFFIXES:
-            raise InputError(f"'{name}' in '{path}' is no PNG, JPEG, BMP, PPM or WebP, but lies among them: take it out.")
+            raise InputError(f"'{name}' in '{path}' lies among the images but is not a PNG, JPEG, BMP, PPM or WebP: remove it.")
     classes: Classes = {}
     for folder, label in labels.items():
         if label in classes:

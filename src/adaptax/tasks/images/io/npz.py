@@ -1,4 +1,4 @@
-"""Images and labels in an `.npz`, read row by row. Nothing in it is ever unpickled."""
+"""Reading images and labels from an `.npz` file, row by row. Nothing in it is unpickled."""
 
 import math
 import zipfile
@@ -12,20 +12,25 @@ from adaptax.errors import InputError
 from adaptax.tasks.images.io.decoding import MAX_SIDE, fit
 from adaptax.tasks.images.io.sources import MAX_FILES
 
+# Labels take at most this many bytes.
 MAX_LABELS = 256 << 20
 
 
 class NpzImages:
-    """The arrays `images` (n, H, W[, 1 or 3]) of uint8 and `labels` (n,), whole numbers or text, of an `.npz`.
+    """An open `.npz` file with the arrays `images` and `labels`.
+
+    `images` has shape (n, H, W), (n, H, W, 1) or (n, H, W, 3) and type uint8; `labels` has shape (n,) and holds whole
+    numbers or text. The headers are checked, and the labels read, when the object is made; `pictures` reads the images.
 
     Arguments:
-        path: of the file.
-        stack: closes the file in the end.
+        path: path of the file, or a binary file object.
+        stack: an `ExitStack` that closes the file.
 
-    Attributes: `shape` of the images, with their channels; `classes`, the rows of each class by its name, where classes
-    come in the order of their labels and images in that of the file.
+    Attributes:
+        shape: (n, H, W, channels) of the images.
+        classes: the rows of each class by its name; classes in the order of their labels, rows in rising order.
 
-    Errors: `InputError` if an array is missing or is not of this form.
+    Errors: `InputError` if an array is missing or does not have this form.
 
     Example:
         >>> import io, numpy as np
@@ -53,7 +58,7 @@ class NpzImages:
         self.classes = self._classes()
 
     def pictures(self, size: int, channels: int, crop: bool) -> Iterator[tuple[int, np.ndarray]]:
-        """Row by row, its number and its image in this size and number of channels."""
+        """Yield the number of each row and its image, resized as `decoding.decode` resizes pictures."""
         from PIL import Image
 
         _, height, width, own = self.shape
@@ -63,16 +68,17 @@ class NpzImages:
             for i in range(self.shape[0]):
                 data = file.read(row)
                 if len(data) < row:
-                    raise InputError(f"The images in '{self.path}' end after {i} of {self.shape[0]}: get the file again.")
+                    raise InputError(f"The images in '{self.path}' end after {i} of {self.shape[0]} rows: download it again.")
                 pixels = np.frombuffer(data, np.uint8).reshape(height, width, own)
                 if (height, width, own) != (size, size, channels):
                     pixels = fit(Image.fromarray(pixels[..., 0] if own == 1 else pixels), size, channels, crop)
                 yield i, pixels
-            # The checksum is compared when the end is met.
+            # Reading to the end makes zipfile compare the checksum.
             if file.read(1):
-                raise InputError(f"The images in '{self.path}' go on after their end: get the file again.")
+                raise InputError(f"The images in '{self.path}' have bytes after the last one: download it again.")
 
     def _classes(self) -> dict[str, list[int]]:
+        """Read the labels and group the rows by them."""
         shape, dtype, _ = self._header("labels")
         if dtype.kind not in "iuU" or shape != self.shape[:1] or dtype.itemsize * shape[0] > MAX_LABELS:
             message = f"The labels in '{self.path}' are {dtype}{list(shape)}"
@@ -88,7 +94,7 @@ class NpzImages:
         return {name: [int(i) for i in row] for name, row in zip(names, rows, strict=True)}
 
     def _header(self, name: str) -> tuple[tuple[int, ...], np.dtype, int]:
-        """Shape, type and length of the header, checked against what the zip says of the member."""
+        """Shape, type and header length in bytes of an array, checked against the member's size in the zip."""
         try:
             member = self.archive.getinfo(f"{name}.npy")
         except KeyError:
@@ -105,7 +111,7 @@ class NpzImages:
         if dtype.hasobject:
             raise InputError(f"The array '{name}' in '{self.path}' holds objects: save it as numbers or text of one length.")
         if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize + start != member.file_size:
-            raise InputError(f"The array '{name}' in '{self.path}' is not as long as its header says: get the file again.")
+            raise InputError(f"The array '{name}' in '{self.path}' is not as long as its header says: download it again.")
         if fortran and len(shape) > 1:
             raise InputError(f"The array '{name}' in '{self.path}' is in Fortran order: save np.ascontiguousarray of it.")
         return shape, dtype, start

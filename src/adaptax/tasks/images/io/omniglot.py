@@ -1,4 +1,4 @@
-"""Reading characters from a zip laid out as Omniglot is published. Nothing is ever written to disk."""
+"""Reading characters from a zip in Omniglot's layout. Nothing is written to disk."""
 
 import io
 import os
@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from adaptax._checks import check_whole
 from adaptax._tree import first_line
 from adaptax.errors import InputError
 from adaptax.tasks.images.characters import Characters
 from adaptax.tasks.images.io.safe_paths import hidden, unsafe
 
-# Beyond these a file is a mistake or a zip bomb; all of Omniglot is 32,460 images of 300 bytes.
+# Limits beyond which a file is a mistake or a zip bomb; all of Omniglot is 32,460 images of about 300 bytes.
 MAX_FILES = 100_000
 MAX_BYTES = 1 << 20
 MAX_SIDE = 1024
@@ -24,11 +25,11 @@ MODES = ("1", "L", "P", "RGB")
 
 
 def read_characters(path: str | os.PathLike, size: int = 28) -> Characters:
-    """Characters from a zip of the layout `<root>/<Alphabet>/<character>/*.png`, dark ink on light paper.
+    """Read characters from a zip with the layout `<root>/<Alphabet>/<character>/*.png`, dark ink on light paper.
 
-    The images are inverted, so that ink is 255 and the background 0, and resized with antialiasing (Lanczos). The zip
-    is read in memory. Classes come in the order of their names, drawings in the order of their file names; where
-    classes differ in the number of drawings, the first ones of each are taken, as many as the smallest class has.
+    The images are inverted, so that ink is 255 and the background 0, and resized with antialiasing (Lanczos). Nothing
+    is extracted to disk. Classes are sorted by name, drawings by file name. Where classes differ in their number of
+    drawings, the first n of each are taken, where n is the number of the smallest class.
 
     Arguments:
         path: a zip file, for instance Omniglot's `images_background.zip`.
@@ -57,8 +58,7 @@ def read_characters(path: str | os.PathLike, size: int = 28) -> Characters:
     """
     if not isinstance(path, str | os.PathLike):
         raise InputError(f"read_characters takes the path of a zip, not {type(path).__name__}: give a path.")
-    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= 1024:
-        raise InputError(f"read_characters(size={size!r}) must be a whole number from 1 to 1024: change size=.")
+    size = check_whole("read_characters", "size", size, most=1024)
     try:
         with zipfile.ZipFile(path) as archive:
             return _read(archive, os.fspath(path), size)
@@ -78,13 +78,13 @@ def _read(archive: zipfile.ZipFile, path: str, size: int) -> Characters:
         raise InputError(f"'{path}' at size {size} needs more than {MAX_TOTAL >> 20} MiB: choose a smaller size.")
     images = np.empty((len(classes), drawings, size, size), np.uint8)
     for row, (_, entries) in zip(images, sorted(classes.items()), strict=True):
-        for place, (_, entry) in zip(row, sorted(entries.items())[:drawings], strict=True):
-            place[:] = _image(archive, entry, path, size)
+        for image, (_, entry) in zip(row, sorted(entries.items())[:drawings], strict=True):
+            image[:] = _image(archive, entry, path, size)
     return Characters(images, tuple(sorted(classes)))
 
 
 def _classes(archive: zipfile.ZipFile, path: str) -> dict[str, dict[str, zipfile.ZipInfo]]:
-    """The entries that are drawings, by the name of their class and of their file."""
+    """The zip's entries that are drawings, by class and by file name. Names, numbers and sizes are checked."""
     folders: dict[str, PurePosixPath] = {}
     classes: dict[str, dict[str, zipfile.ZipInfo]] = defaultdict(dict)
     for count, entry in enumerate(e for e in archive.infolist() if not e.is_dir()):
@@ -119,7 +119,7 @@ def _image(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: str, size: in
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             _check(image, len(data))
             ink = ImageOps.invert(image.convert("L"))
-    except Exception as error:  # what a damaged zip or PNG raises is not listed anywhere
+    except Exception as error:  # the libraries document no list of what a damaged zip or PNG may raise
         reason = "it is not a PNG" if isinstance(error, UnidentifiedImageError) else first_line(error)
         message = f"{entry.filename!r} in '{path}' cannot be read ({reason})"
         raise InputError(f"{message}: replace it by a PNG of black ink on white, or download the zip again.") from error
@@ -127,7 +127,7 @@ def _image(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: str, size: in
 
 
 def _check(image: Any, count: int) -> None:
-    """Refuse a picture that is too large, before it is decoded, or whose ink is not plain."""
+    """Raise `ValueError` for a picture that is too large, before it is decoded, or that is transparent."""
     if count > MAX_BYTES or max(image.size) > MAX_SIDE:
         raise ValueError(f"it is larger than {MAX_BYTES >> 20} MiB or {MAX_SIDE} pixels")
     if image.mode not in MODES or "transparency" in image.info:

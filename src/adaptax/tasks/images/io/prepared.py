@@ -1,12 +1,15 @@
-"""Images made ready once: a memory-mapped array beside a manifest that says what it is."""
+"""Prepared images: a source is decoded once, into an array on disk that later runs map into memory.
+
+An entry of the cache is a folder with the array and a manifest of its shape, classes and checksums.
+"""
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import numpy as np
 from adaptax.errors import InputError
 from adaptax.tasks.images.classes import ImageClasses
 from adaptax.tasks.images.io.reading import ImageSpec, Progress, open_contents
-from adaptax.tasks.images.io.sources import open_source, refusing
+from adaptax.tasks.images.io.sources import open_source, reading_errors
 
 ARRAY, MANIFEST = "images.u8", "manifest.json"
 FORMAT = 1
@@ -31,22 +34,22 @@ def prepare_images(
     crop: bool = False,
     progress: Progress | None = None,
 ) -> ImageClasses:
-    """The images of a source from a file in `cache`, which is written the first time and mapped into memory.
+    """Decode the images of a source into a file in `cache` the first time, and map that file into memory.
 
-    What is written is one folder in `cache`, first under a name that ends in `.part` and renamed when it is whole, with
-    the array (`images.u8`, the bytes of (n, size, size, channels)) and `manifest.json`: sizes, classes, counts, the
-    array's sha256, and the fingerprint of the source and of these options. It is used again when the fingerprint is the
-    same; its sha256 is checked every time.
+    An entry of the cache is one folder. It is written under a name that ends in `.part` and renamed when it is complete.
+    It holds the array (`images.u8`, the bytes of a uint8 array of shape (n, size, size, channels)) and `manifest.json`:
+    the shape, the classes, their counts, the array's sha256, and the fingerprint of the source and of these options. An
+    entry with the same fingerprint is used again; the sha256 of its array is checked every time.
 
     Arguments:
-        source: as `read_images` takes it.
-        cache: folder for prepared images; made if there is none.
+        source: as for `read_images`.
+        cache: folder for prepared images; it is made if it does not exist.
         size, channels, split, crop: as for `read_images`.
-        progress: called with the numbers of images done and in all; not called when they are there already.
+        progress: called as `progress(done, total)` while the entry is written; not called if there is one already.
 
     Returns: `ImageClasses` whose images are mapped from the file, read-only.
 
-    Errors: `InputError` as for `read_images`; if what is in the cache has been changed; if the disk has no room.
+    Errors: `InputError` as for `read_images`; if an entry of the cache has been changed; if the disk has no room.
 
     Example:
         >>> import tempfile, pathlib, numpy as np
@@ -57,8 +60,6 @@ def prepare_images(
         ...     data = prepare_images(source, pathlib.Path(folder, "cache"), size=8, channels=1)
         ...     data.names, data.counts, int(data.images.max()), type(data.images).__name__
         (('a', 'b'), (2, 2), 7, 'memmap')
-
-    Source: none; this is bookkeeping.
     """
     spec = ImageSpec(size, channels, split, crop)
     mark = _mark(spec, fingerprint(source))
@@ -76,7 +77,7 @@ def prepare_images(
         try:
             part.rename(folder)
         except OSError:
-            # Another process was faster; what it wrote is checked like anything else.
+            # Another process has written the entry meanwhile; open_prepared checks it below.
             if not folder.is_dir():
                 raise
     finally:
@@ -85,11 +86,11 @@ def prepare_images(
 
 
 def open_prepared(folder: str | os.PathLike, mark: str | None = None) -> ImageClasses:
-    """The images in a folder that `prepare_images` wrote, mapped into memory.
+    """Map the images in a folder that `prepare_images` wrote into memory.
 
     Arguments:
-        folder: the folder with the array and its manifest.
-        mark: the fingerprint that its manifest must have (default: any).
+        folder: an entry of the cache: the folder with the array and its manifest.
+        mark: the fingerprint that the manifest must have (default: any).
 
     Returns: `ImageClasses`.
 
@@ -100,14 +101,12 @@ def open_prepared(folder: str | os.PathLike, mark: str | None = None) -> ImageCl
         >>> open_prepared("nowhere")
         Traceback (most recent call last):
         adaptax.errors.InputError: 'nowhere' holds no prepared images: give a folder that prepare_images wrote.
-
-    Source: none; this is bookkeeping.
     """
     folder = Path(folder)
     if folder.is_symlink() or not folder.is_dir() or not (folder / MANIFEST).is_file():
         raise InputError(f"'{folder}' holds no prepared images: give a folder that prepare_images wrote.")
-    remedy = "remove the folder, and prepare the images anew"
-    with refusing(str(folder)):
+    remedy = "remove the folder, and prepare the images again"
+    with reading_errors(str(folder)):
         try:
             manifest = _checked(json.loads(_text(folder / MANIFEST)))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -115,7 +114,7 @@ def open_prepared(folder: str | os.PathLike, mark: str | None = None) -> ImageCl
         if mark not in (None, manifest["fingerprint"]):
             raise InputError(f"'{folder}' was prepared from another source: {remedy}.")
         shape, array = tuple(manifest["shape"]), folder / ARRAY
-        count = int(np.prod(shape, dtype=object))
+        count = math.prod(shape)
         if array.is_symlink() or not array.is_file() or array.stat().st_size != count:
             raise InputError(f"'{array}' is not {count} bytes long, as its manifest says: {remedy}.")
         if _sha256(array) != manifest["sha256"]:
@@ -125,27 +124,25 @@ def open_prepared(folder: str | os.PathLike, mark: str | None = None) -> ImageCl
 
 
 def fingerprint(source: str | os.PathLike, contents: bool = False) -> str:
-    """A sha256 that says which source this is: of a file's bytes; of a folder's names, sizes and times.
+    """A sha256 that identifies a source: of a file's bytes, or of the names, sizes and modification times in a folder.
 
     Arguments:
         source: a folder or a file.
-        contents: whether a folder's files are read, for a fingerprint that does not depend on their times.
+        contents: True reads a folder's files in place of their times, so that copies have the same fingerprint.
 
     Errors: `InputError` if the source cannot be read.
-
-    Source: none; this is bookkeeping.
     """
     if not isinstance(source, str | os.PathLike) or "\0" in os.fspath(source):
         raise InputError("Images are read from the path of a folder, zip, tar or npz: give one.")
     path = os.fspath(source)
-    with refusing(path):
+    with reading_errors(path):
         if not os.path.isdir(path):
             return _sha256(Path(path))
         digest = hashlib.sha256()
         with open_source(path) as files:
             for name, size in files.sizes.items():
-                what = hashlib.sha256(files.read(name)).hexdigest() if contents else os.stat(Path(path, name)).st_mtime_ns
-                digest.update(json.dumps([name, size, what]).encode())
+                state = hashlib.sha256(files.read(name)).hexdigest() if contents else os.stat(Path(path, name)).st_mtime_ns
+                digest.update(json.dumps([name, size, state]).encode())
         return digest.hexdigest()
 
 
@@ -157,10 +154,10 @@ def _mark(spec: ImageSpec, source: str) -> str:
 
 
 def _write(source: Any, spec: ImageSpec, mark: str, part: Path, progress: Progress | None) -> None:
+    """Write the array and the manifest of an entry into the folder `part`."""
     with open_contents(source, spec) as contents:
         shape = (sum(contents.counts), spec.size, spec.size, spec.channels)
-        count = int(np.prod(shape, dtype=object))
-        _reserve(part / ARRAY, count)
+        _reserve(part / ARRAY, math.prod(shape))
         images = np.memmap(part / ARRAY, np.uint8, "r+", shape=shape)
         contents.fill(images, progress)
         images.flush()
@@ -174,7 +171,7 @@ def _write(source: Any, spec: ImageSpec, mark: str, part: Path, progress: Progre
 
 
 def _reserve(path: Path, count: int) -> None:
-    """A file of so many bytes whose room on the disk is taken: a full disk would otherwise kill the process."""
+    """Make a file of `count` bytes and allocate its blocks, because writing to a map of a full disk kills the process."""
     try:
         if count > shutil.disk_usage(path.parent).free:
             raise OSError
@@ -188,13 +185,14 @@ def _reserve(path: Path, count: int) -> None:
 
 
 def _checked(manifest: dict[str, Any]) -> dict[str, Any]:
-    whole: Callable[[Any], bool] = lambda x: isinstance(x, int) and not isinstance(x, bool) and 0 < x < 1 << 40  # noqa: E731
-    text: Callable[[Any], bool] = lambda x: isinstance(x, str) and bool(x) and x.isprintable()  # noqa: E731
+    """The manifest itself; a `ValueError`, `KeyError` or `TypeError` if it is not one that `_write` makes."""
+    numbers = [*manifest["shape"], *manifest["counts"]]
+    texts = [manifest["fingerprint"], manifest["sha256"], *manifest["names"]]
     good = (
         manifest["format"] == FORMAT
         and len(manifest["shape"]) == 4
-        and all(map(whole, [*manifest["shape"], *manifest["counts"]]))
-        and all(map(text, [manifest["fingerprint"], manifest["sha256"], *manifest["names"]]))
+        and all(type(number) is int and 0 < number < 1 << 40 for number in numbers)
+        and all(isinstance(text, str) and text and text.isprintable() for text in texts)
         and len(manifest["names"]) == len(manifest["counts"])
         and sum(manifest["counts"]) == manifest["shape"][0]
         and manifest["check"] == _check(manifest)
@@ -205,12 +203,13 @@ def _checked(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check(manifest: dict[str, Any]) -> str:
-    """A sha256 of everything else that a manifest says."""
+    """A sha256 of all other entries of a manifest."""
     rest = {name: value for name, value in manifest.items() if name != "check"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _text(path: Path) -> str:
+    """The text of a file; a `ValueError` if it is too long for a manifest."""
     with open(path, "rb") as file:
         data = file.read(MAX_MANIFEST + 1)
     if len(data) > MAX_MANIFEST:

@@ -1,4 +1,4 @@
-"""Which names of files in archives and folders may be followed, and which are passed over."""
+"""Checks on the names of files in archives and folders: which are unsafe, and which are passed over."""
 
 from pathlib import PurePosixPath
 
@@ -10,5 +10,5 @@ def unsafe(name: str) -> bool:
 
 
 def hidden(file: PurePosixPath) -> bool:
-    """Whether a file is one of those that systems leave behind."""
+    """Whether a file is hidden, or one that an operating system leaves behind."""
     return any(part.startswith((".", "__MACOSX")) for part in file.parts) or file.name in ("Thumbs.db", "desktop.ini")
