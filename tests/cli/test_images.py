@@ -38,7 +38,7 @@ def network(request, monkeypatch):
 
 
 def check(result):
-    """What an evaluation on the archives of `zips` must say, whatever the network."""
+    """Check the facts that hold of an evaluation on the archives of `zips`, whatever the network."""
     assert result["left_out"] == ["Greek"] and result["judged_on"] == "6 characters of Tagalog"
     usual = {"loss", "accuracy", "accuracy_nontransductive"}
     assert result["steps"] == [0, 1, 2] and set(result["scores"]) - {"accuracy_step_statistics"} == usual

@@ -57,6 +57,17 @@ def test_the_step_size_in_use(finished):
 
 
 @pytest.mark.slow
+def test_reinforcement_learning(run, tmp_path):
+    small = "--steps 2 --tasks-per-step 2 --trajectories 3 --horizon 5 --hidden 4 --evaluation-tasks 4"
+    result = run("train", "navigation", *small.split(), "--out", tmp_path / "run")
+    assert result.code == 0 and "return" in result.out and "environment steps/s" in result.err
+    saved = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert saved["judged_on"] == "new goals, 3 episodes for each inner step" and saved["steps"] == [0, 1, 2, 3]
+    again = run("evaluate", tmp_path / "run", "--format", "json", "--inner-steps", "1")
+    assert json.loads(again.out)["scores"]["return"]["mean"] == saved["scores"]["return"]["mean"][:2]
+
+
+@pytest.mark.slow
 def test_guaranteed(train, tmp_path):
     for name, rule in (("one", "guaranteed"), ("two", "GUARANTEED:0.25"), ("same", "guaranteed:0.125")):
         assert train("matrix", "--stepsize", rule, "--out", tmp_path / name).code == 0

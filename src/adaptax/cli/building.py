@@ -1,4 +1,4 @@
-"""What task families are built from: the method, the outer optimiser and the initial key that their shared options give."""
+"""Parts that all task families are built from: the method, the inner loop, the outer optimiser, the initial key."""
 
 import functools
 from collections.abc import Callable
@@ -26,7 +26,7 @@ _CURVATURES = {
 
 @dataclass(frozen=True)
 class Built:
-    """What the options of a run stand for.
+    """The problem, the method and everything else that the options of a run describe.
 
     Arguments:
         problem, params, method, optimizer: as `ax.train` takes them.

@@ -23,7 +23,7 @@ class Evaluate:
     run: RunFolder
     """The run folder."""
     format: Format = "table"
-    """What to print."""
+    """Form of the output."""
     tasks: Annotated[options.OptionalInt, options.Whole(2)] = None
     """Held-out tasks (default: as after training)."""
     inner_steps: options.OptionalCountOrZero = None
@@ -54,7 +54,7 @@ class Measure:
     seed: options.Seed = 0
     """Decides the tasks, which are never those of training."""
     format: Format = "table"
-    """What to print."""
+    """Form of the output."""
 
     def execute(self) -> int:
         from adaptax.cli.measure import measure
@@ -125,7 +125,7 @@ class Plan:
     seed: options.Seed = 0
     """Decides the parameters and tasks that are measured."""
     format: Format = "table"
-    """What to print."""
+    """Form of the output."""
 
     def execute(self) -> int:
         from adaptax.cli.plan import plan

@@ -46,7 +46,7 @@ def open_run(folder: Path) -> tuple[Run, dict[str, Any]]:
 
 
 def load(run: Run, saved: dict[str, Any], config: Training) -> tuple[Built, State]:
-    """The parts that the options stand for, and the newest checkpoint, or with validation the best one."""
+    """Build what the options describe, and read the newest checkpoint, or the best one of a run with --validation."""
     built = config.build()
     check_data(saved, config)
     like = _blank(built.step(config.tasks_per_step), built.params)
@@ -57,7 +57,7 @@ def load(run: Run, saved: dict[str, Any], config: Training) -> tuple[Built, Stat
 def judge(
     config: Training, built: Built, state: State, skipped: int, seed: int = SEED, trained: int | None = None
 ) -> dict[str, Any]:
-    """Held-out scores after 0..M inner steps, with nothing in them that differs between two calls."""
+    """Held-out scores after 0..M inner steps; two calls return the same, since no times and no paths are in them."""
     chosen = {} if built.validation is None else {"trained": trained}
     # The step size in use at the end of training, never one measured on the held-out tasks.
     params, inner = (state.params, state.inner) if built.tuned is None else built.tuned(state)
@@ -84,14 +84,14 @@ def judge(
 
 
 def scores(curve: ax.Curve) -> dict[str, dict[str, list[float | None]]]:
-    """A curve as JSON has it: by metric, then mean, low and high; None where a number is not finite."""
+    """A curve as a dict for JSON: by metric, then mean, low and high; None where a number is not finite."""
     parts = {"mean": curve.mean, "low": curve.low, "high": curve.high}
     names = sorted(curve.mean)
     return {name: {part: [finite(x) for x in by_name[name].tolist()] for part, by_name in parts.items()} for name in names}
 
 
 def finite(number: Any) -> float | None:
-    """A number as JSON has it: None where there is none, or it is not finite."""
+    """A number for JSON: None where there is none, or it is not finite."""
     return float(number) if number is not None and math.isfinite(number) else None
 
 
@@ -106,7 +106,7 @@ def _changed(config: Training, options: Evaluate) -> Training:
 
 
 def _blank(step: Step, params: Any) -> State:
-    """A state of the right shapes; nothing is measured for it."""
+    """A state with the shapes of the run's, to read a checkpoint into; no step size is measured for it."""
     shapes = eqx.filter_eval_shape(step.init, params, 0)
 
     def fill(leaf):

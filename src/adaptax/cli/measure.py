@@ -34,7 +34,7 @@ def measure(options: Measure) -> int:
 
 
 def measured(config: Training, built: Built, state: State, options: Measure) -> dict[str, Any]:
-    """Constants and certificate as JSON has them; None where a number is not finite."""
+    """Constants and certificate as a dict for JSON; None where a number is not finite."""
     inner, few = state.inner, min(options.tasks, config.constants_tasks)
     constants = ax.measure.constants(built.problem, state.params, inner, tasks=few, seed=options.seed)
     # The mean of biased products is no meta-gradient, so the norm is that of the exact one.

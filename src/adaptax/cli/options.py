@@ -20,7 +20,7 @@ from adaptax.errors import InputError
 
 
 class Mark(enum.Enum):
-    """What else is true of an option."""
+    """Properties of an option beside its type and bounds."""
 
     UNSAVED = "says how a run is started, not what it is"
     DATA = "a file or folder of data: a run keeps its checksum, and it may be moved"
@@ -122,13 +122,13 @@ def flag(name: str) -> str:
 
 @functools.cache
 def hints(kind: type) -> dict[str, Any]:
-    """The annotations of a class's options by name, with all that is said about them."""
+    """The annotations of a class's options by name, bounds and marks included."""
     annotations = typing.get_type_hints(kind, include_extras=True)
     return {field.name: annotations[field.name] for field in dataclasses.fields(kind)}
 
 
 def notes(hint: Any) -> tuple[Any, ...]:
-    """What an annotation says beside the type."""
+    """The bounds and marks of an annotation."""
     return getattr(hint, "__metadata__", ())
 
 

@@ -21,7 +21,7 @@ Options = TypeVar("Options")
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Commands of which one is chosen by name.
+    """A choice between commands, by name.
 
     Arguments:
         noun: what one of them is called.
@@ -83,11 +83,12 @@ def parse(kind: type[Options], arguments: list[str], prog: str, default: Options
     page = io.StringIO()
     try:
         with contextlib.redirect_stderr(page):
-            parsed, unknown = tyro.cli(kind, args=arguments, prog=prog, default=default, return_unknown_args=True)
+            read: Any = tyro.cli(kind, args=arguments, prog=prog, default=default, return_unknown_args=True)
     except SystemExit as stop:
         if stop.code in (0, None):  # after --help
             raise
         raise InputError(_sentence(page.getvalue(), kind, prog)) from None
+    parsed, unknown = read
     if unknown:
         written = unknown[0].partition("=")[0]
         if not written.startswith("-"):
@@ -119,7 +120,7 @@ def as_arguments(values: Mapping[str, Any], kind: type, prog: str) -> list[str]:
 
 
 def _page(group: Group, prog: str) -> type:
-    """The group as one class, of which tyro makes the page of help and the completion of shells."""
+    """The group as one class, from which tyro makes the page of help and the completion of shells."""
     members = {n: _page(k, f"{prog} {n}") if isinstance(k, Group) else k for n, k in group.members.items()}
     choices = [Annotated[kind, tyro.conf.subcommand(name)] for name, kind in members.items()]
     choice: Any = functools.reduce(operator.or_, choices)
@@ -170,7 +171,7 @@ def _plain(hint: Any) -> Any:
 
 
 def _words(hint: Any) -> str:
-    """What an option takes."""
+    """The values that an option takes, in words."""
     hint = _plain(hint)
     if get_origin(hint) is Literal:
         return " or ".join(get_args(hint))

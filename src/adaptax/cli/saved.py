@@ -1,10 +1,10 @@
-"""Options in files: what a run keeps of them in its `config.json`, and files that a user gives.
+"""Options in files: the `config.json` of a run, and the files that a user gives with --config.
 
 A run's file, of format 2, has the task, `steps`, and every option that differs from the default, at the top; under `defaults`
 the values of all other options, as they were when the run began; and the checksums of the data. So an old run is never
 stopped by an option that was added later (a file that does not name it leaves it at its default, or at the family's `before`),
-and keeps its own values where a default has changed since. Runs are compared by what their options come to, never by how
-their files are written. Files of format 1 named all options at the top, and are read in the same way.
+and keeps its own values where a default has changed since. Two runs are compared by the values of their options, not by the
+text of their files. Files of format 1 named all options at the top, and are read in the same way.
 
 Values from files are parsed as if they had been typed.
 """
@@ -42,7 +42,7 @@ def describe(config: Training) -> dict[str, Any]:
 
 
 def options_of(config: Training) -> dict[str, Any]:
-    """The options that a run keeps, by name, as JSON has them."""
+    """The options that a run keeps, by name, as values for JSON."""
     kept = [name for name in hints(type(config)) if name not in marked(type(config), Mark.UNSAVED)]
     values = {name: getattr(config, name) for name in kept}
     for name, value in values.items():
@@ -71,11 +71,11 @@ def from_saved(saved: dict[str, Any], where: str) -> Training:
     family = FAMILIES.get(str(saved.get("task")))
     if family is None:
         raise InputError(f"{where} was not written by adaptax train: use ax.evaluate or ax.train on it from Python.")
-    return overlay(family(), family.before | _in_one(saved, family, where), where)
+    return overlay(family(), {**family.before, **_in_one(saved, family, where)}, where)
 
 
 def differences(saved: dict[str, Any], config: Training, where: str) -> list[str]:
-    """In what the options of a run differ from these, in words; data that have been moved are the same."""
+    """How the options of a run differ from these, in words; data that were only moved count as the same."""
     there = from_saved(saved, where)
     if there.task != config.task:
         return [f"task is {there.task!r} there and {config.task!r} here"]
@@ -116,9 +116,9 @@ def complete(config: Config, arguments: list[str], prog: str) -> Config:
         values = _in_one(read_file(config.config), type(config), str(config.config))
         given = overlay(base, values, str(config.config))
         out = given.out if out is None else out
-    if config.resume and out is None:
-        raise InputError("--resume needs the run folder to go on with: add --out DIR.")
     if config.resume:
+        if out is None:
+            raise InputError("--resume needs the run folder to go on with: add --out DIR.")
         from adaptax.training.run import Run
 
         if not Run.is_run(out):

@@ -1,4 +1,4 @@
-"""The options that all task families share, and what a family says about itself beside its options. Imports no JAX."""
+"""The base class of task families: the options that all share, and what a family declares. Imports no JAX."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Training:
     renamed: ClassVar[Mapping[str, str]] = {}
     """Former names of options, as older runs have saved them."""
     before: ClassVar[Mapping[str, Any]] = {}
-    """What runs did before an option existed, where that is not its default: the value for runs that have not saved it."""
+    """Values of options for runs that were saved before the options existed, where the default is not what was done then."""
     constants_tasks: ClassVar[int] = 32
     """The most tasks that `adaptax measure` takes for the constants; each takes hundreds of Hessian-vector products."""
     not_measured: ClassVar[str | None] = None
@@ -80,7 +80,7 @@ class Training:
         """The units of the network whose derivative jumps, so that its loss has no finite rho; None if there are none."""
 
     def limits(self) -> Iterator[str]:
-        """What the numbers of `adaptax measure` do not say, a sentence each."""
+        """The limits of the numbers that `adaptax measure` prints, one sentence each."""
         yield "measured at one w and on its inner paths: lower estimates of suprema over all w"
         if units := self.kinks():
             yield f"the network has {units}, so no finite rho: its measured value grows as the radius of the difference falls"

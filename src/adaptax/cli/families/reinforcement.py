@@ -1,4 +1,4 @@
-"""What the families of reinforcement learning share: their options, the policy, the surrogate loss, the trust region."""
+"""The options and parts that all families of reinforcement learning share: policy, surrogate loss, trust region."""
 
 import functools
 from collections.abc import Mapping
@@ -47,7 +47,7 @@ class Reinforcement(Training):
     surrogate: Literal["loaded-dice", "dice", "lvc", "likelihood-ratio"] = "lvc"
     """The loss whose derivatives estimate the policy's gradient and Hessian; dice takes no baseline."""
     baseline: Literal["linear", "none"] = "linear"
-    """What is subtracted from returns to go, fitted to each batch."""
+    """The baseline that is fitted to each batch and subtracted from returns to go."""
     normalise: bool = True
     """Standardise the advantages of each batch, as published step sizes suppose."""
     independent_curvature: bool = True
