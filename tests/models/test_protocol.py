@@ -1,4 +1,4 @@
-"""What the library takes of a user's own network: its head, and what else it may offer."""
+"""Networks of a user's own: their heads, and the other things that the library finds on them by name."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -98,7 +98,7 @@ def test_the_head_alone_adapts(make, x64):
     before, after = ax.models.head_of(model), ax.models.head_of(adapted)
     assert not np.allclose(before.weight, after.weight) and not np.allclose(before.bias, after.bias)
     assert eqx.tree_equal(ax.models.with_head(adapted, before), model)
-    # Equal choices are one compiled program; the same leaves are chosen once outputs are spread.
+    # Choices of the same leaves are equal, so that one compiled program serves both.
     assert ax.models.head_only(model) == ax.models.head_only(make(1))
 
 
@@ -147,8 +147,7 @@ def test_what_networks_offer():
             require("here", jnp.ones(2), protocol)
     mlp = ax.models.mlp((2, 3), key=jax.random.key(0))
     assert [offers(mlp, protocol) for protocol in (Network, TakesGiven, HasFeatures, HasMoments)] == [True, False, False, False]
-    forward = lambda w, x, **options: x @ w  # noqa: E731
-    assert offers(jax.tree_util.Partial(forward, jnp.ones((2, 2))), TakesGiven)
+    assert offers(jax.tree_util.Partial(lambda w, x, **options: x @ w, jnp.ones((2, 2))), TakesGiven)
     assert not offers(jax.tree_util.Partial(lambda w, x: x @ w, jnp.ones((2, 2))), TakesGiven)
 
 

@@ -75,7 +75,13 @@ def test_refusals():
             with pytest.raises(InputError, match=r"dim=.* must be a whole number of at least 1: change dim="):
                 function(dim)
     for sigma in (0, -0.1, float("nan"), float("inf"), None):
-        with pytest.raises(InputError, match=r"sigma=.* must be a positive number"):
+        with pytest.raises(InputError, match=r"sigma=.* must be a finite number above 0"):
             factorisation(sigma=sigma)
     with pytest.raises(InputError, match=r"takes an array of shape \(20,\) as parameters, not \(20, 1\)"):
         factorisation().loss(jnp.ones((20, 1)), jnp.ones(20))
+
+
+def test_numbers_of_numpy():
+    sample = factorisation(np.int64(3), np.float32(0.5)).sample_task
+    assert (sample.dim, sample.sigma) == (3, 0.5) and (type(sample.dim), type(sample.sigma)) == (int, float)
+    assert factorisation_init(jax.random.key(0), np.int32(5)).shape == (5,)

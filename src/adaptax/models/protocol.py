@@ -1,8 +1,8 @@
-"""What a network may offer the library.
+"""The interface between networks and the library: the call, and the methods that a network may offer beside it.
 
 A network is any pytree that is a function of a batch: an equinox module, a registered dataclass, or a
-`jax.tree_util.Partial`. Its parameters are its floating-point leaves. It inherits nothing from this library. Whatever it
-offers beyond the call `model(images)` is optional, and is found by name:
+`jax.tree_util.Partial`. Its parameters are its floating-point leaves. It inherits nothing from this library. Everything beyond
+the call `model(images)` is optional, and is found by name:
 
 - a keyword `given` of the call (`TakesGiven`), needed by `ax.tasks.both_accuracies` and `ax.tasks.with_statistics`;
 - a method `features(images)` (`HasFeatures`), needed by `ax.tasks.prototypical`;
@@ -32,7 +32,7 @@ class Moments(NamedTuple):
     variance: Float[Array, "*steps channels"]
 
 
-# Whose statistics normalise a batch: those of all its images (None), of its first n images, or what `moments` returned.
+# The statistics that normalise a batch: those of all its images (None), of its first n images, or what `moments` returned.
 Given = int | Moments | tuple | None
 
 
@@ -61,7 +61,7 @@ class HasFeatures(Protocol):
 
 @runtime_checkable
 class HasMoments(Protocol):
-    """A network with `moments(images)`: the statistics of a batch in all its normalisations, as its call takes by `given`.
+    """A network with `moments(images)`: the statistics of a batch at every normalisation, in the form that `given` takes.
 
     They are a pytree whose parts are named tuples with `mean` and `variance`, such as `Moments`.
     """
@@ -172,7 +172,7 @@ def with_head(model: PyTree, head: Head) -> PyTree:
         model: the network.
         head: weight of shape (inputs, outputs) and bias of shape (outputs,), or None where the layer has none.
 
-    Errors: `InputError` if the network has no such layer.
+    Errors: `InputError` if the network has no such layer, or one of the two heads has a bias and the other has none.
 
     Example:
         >>> import adaptax as ax, jax, jax.numpy as jnp
@@ -188,7 +188,7 @@ def with_head(model: PyTree, head: Head) -> PyTree:
         )
     layer, (weight, bias) = _layer(model, "with_head"), head
     if isinstance(layer, eqx.nn.Linear):
-        # Its sizes are static fields, so the layer is a new one.
+        # The sizes are static fields, so a layer of the new sizes takes its place.
         sizes = layer.in_features, weight.shape[1]
         layer = eqx.filter_eval_shape(eqx.nn.Linear, *sizes, has_bias, key=jax.random.key(0))
         weight = weight.T
@@ -253,6 +253,6 @@ def _takes(function: Any, name: str) -> bool:
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
-        return True  # Functions written in C do not say.
+        return True  # Some functions written in C have no signature.
     kinds = {parameter.kind for parameter in parameters.values()}
     return name in parameters or inspect.Parameter.VAR_KEYWORD in kinds

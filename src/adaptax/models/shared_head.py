@@ -1,4 +1,4 @@
-"""One class vector for all classes, to start from: a classifier that does not depend on how classes are numbered."""
+"""A classifier's head that starts equal for all classes, so that it does not depend on how classes are numbered."""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from adaptax.models.protocol import Head, head_of, with_head
 
 
 class SharedHead(eqx.Module):
-    """`start` of an inner loop, made by `shared_head`."""
+    """The function that `shared_head` returns: a network with one output to one with an equal output for each class."""
 
     ways: int = eqx.field(static=True)
 
@@ -24,20 +24,20 @@ class SharedHead(eqx.Module):
 
 
 def shared_head(ways: int) -> SharedHead:
-    r"""A start for the inner loop at which all classes have the same class vector: $w_0 = (\theta, h, h, \dots, h)$.
+    r"""A start of the inner loop at which all classes have the same class vector: $w_0 = (\theta, h, h, \dots, h)$.
 
-    The outer problem's parameters are a network with one output; every task begins with that output's weights and bias
-    repeated for each class, and the inner steps tell them apart. A meta-trained classifier with a vector for each class
+    The outer problem's parameters are a network with one output. Every task begins with that output's weights and bias
+    repeated for each class, and the inner steps make them differ. A meta-trained classifier with a vector for each class
     depends on how the classes of a task happen to be numbered; this one does not. The meta-gradient by h is the sum over
     classes.
 
     Arguments:
         ways: the number of classes, at least 2.
 
-    Returns: a function for `ax.Inner(start=...)`, for networks whose last layer is `head` or the last of `layers`.
+    Returns: a function for `ax.Inner(start=...)`, which takes a network with a head as `ax.models.Head` describes it.
 
-    Errors: `InputError` if ways is not a whole number of at least 2; when used, if the network has no such layer, or one
-        with another number of outputs than one.
+    Errors: `InputError` if ways is not a whole number of at least 2; when used, if the network has no such head, or its
+        head has several outputs.
 
     Example:
         >>> import adaptax as ax, jax
@@ -52,13 +52,13 @@ def shared_head(ways: int) -> SharedHead:
 
 
 def fresh_head(model: PyTree, outputs: int = 1) -> PyTree:
-    """The network with a last layer of zeros, to be fine-tuned to classes that it was not trained on.
+    """The network with a head of zeros, to be fine-tuned to classes that it was not trained on.
 
     Arguments:
-        model: a network whose last layer is `head` or the last of `layers`.
-        outputs: of the new layer (default 1, which `shared_head` spreads over the classes of a task).
+        model: a network with a head as `ax.models.Head` describes it.
+        outputs: number of outputs of the new head (default 1, which `shared_head` spreads over the classes of a task).
 
-    Errors: `InputError` if there is no such layer, or `outputs` is not a whole number of at least 1.
+    Errors: `InputError` if the network has no such head, or `outputs` is not a whole number of at least 1.
 
     Example:
         >>> import adaptax as ax, jax

@@ -134,6 +134,6 @@ def test_a_run_is_decided_by_its_seed():
     problem = rl.cheetah(horizon=5)
     policy = rl.GaussianPolicy(ax.models.mlp((17, 8, 6), key=jax.random.key(0)), 6)
     method = ax.MetaGradient(ax.Inner(1, 0.1), samples=ax.Samples(3, 3, 3))
-    outer = ax.stepsize.TrustRegion(rl.mean_kl)
+    outer = ax.outer.TrustRegion(rl.mean_kl)
     runs = [ax.train(problem, policy, method, optimizer=outer, steps=3, tasks_per_step=2)[1]["loss"] for _ in range(2)]
     np.testing.assert_array_equal(*runs)
