@@ -50,8 +50,8 @@ def load(run: Run, saved: dict[str, Any], config: Training) -> tuple[Built, Stat
     built = config.build()
     check_data(saved, config)
     like = _blank(built.step(config.tasks_per_step), built.params)
-    best = None if built.validation is None else run.load_best(like)
-    return built, run.load(like) if best is None else best
+    best = None if built.validation is None else run.checkpoints.load_best(like)
+    return built, run.checkpoints.load(like) if best is None else best
 
 
 def judge(

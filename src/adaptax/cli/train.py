@@ -7,7 +7,6 @@ from adaptax.cli import saved
 from adaptax.cli.evaluate import judge
 from adaptax.cli.progress import Progress
 from adaptax.cli.training import Training
-from adaptax.errors import InputError
 from adaptax.report import tables
 from adaptax.training.loop import Diverged
 from adaptax.training.run import Run
@@ -53,9 +52,7 @@ def _agree(run: Run, config: Training) -> None:
     there = run.config()
     if config.resume and config.steps > there.get("steps", config.steps):
         there["steps"] = config.steps
-    if changed := saved.differences(there, config, run.folder.name):
-        text = f"{run.folder.name} holds a run with another configuration ({'; '.join(changed)}): "
-        raise InputError(text + "use another output folder, or the same options.")
+    run.refuse(saved.differences(there, config, run.folder.name))
 
 
 def _tell(run: Run, config: Training) -> None:

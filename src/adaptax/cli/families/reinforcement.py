@@ -97,11 +97,12 @@ def _loss(config: Reinforcement) -> Any:
 @functools.cache
 def _outer(name: str, learning_rate: float, radius: float) -> Any:
     """The outer optimiser; one object for the same options, so that runs in one process share their programs."""
-    import adaptax as ax
     from adaptax.cli.building import optimizer_of
+    from adaptax.outer import TrustRegion
+    from adaptax.tasks import rl
 
     if name == "trust-region":
-        return ax.stepsize.TrustRegion(ax.tasks.rl.mean_kl, radius, tasks=_REGION_TASKS)
+        return TrustRegion(rl.mean_kl, radius, tasks=_REGION_TASKS)
     return optimizer_of(name, learning_rate)
 
 
