@@ -30,11 +30,11 @@ class Place(NamedTuple):
     def hv(self) -> Float[Array, " d"]:
         return self.h @ self.v
 
-    def local(self) -> ax.curvature.Local:
+    def local(self) -> ax.curvature.LocalLoss:
         """The loss as a curvature strategy takes it."""
         return ax.curvature.LocalLoss(lambda w, rest: self.loss(w), self.w)
 
-    def model(self) -> ax.curvature.Local:
+    def model(self) -> ax.curvature.LocalLoss:
         r"""The quadratic model at w, as a function of the displacement: no truncation, hardly any rounding.
 
         With $\delta = 1$ and the same key a strategy draws the same directions here as on the loss itself, so the difference of

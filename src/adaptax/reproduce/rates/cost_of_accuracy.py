@@ -163,7 +163,7 @@ def _guaranteed(lines: list[_Line]) -> Iterator[str]:
             + "; ".join(f"{line.exponent} ({line.name})" for line in fitted)
             + "."
         )
-        above = [line.name for line in fitted if line.exponent and line.exponent.mean - (line.exponent.half or 0) > 1]
+        above = [line.name for line in fitted if line.exponent and line.exponent.mean - line.exponent.half > 1]
         yield f"Above the promised 1 is: {'; '.join(above)}." if above else "None is above the promised 1."
     for line in lines:
         if line.exponent is None:
