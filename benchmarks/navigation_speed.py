@@ -66,8 +66,9 @@ def setting():
     import adaptax as ax
 
     rl = ax.tasks.rl
-    options = {"baseline": rl.LinearBaseline(leave_out=False), "per_step": True, "normalise": True, "weigh_time": False}
-    problem = rl.navigation(horizon=HORIZON, loss=rl.LVC(0.95, **options))
+    baseline = rl.LinearBaseline(leave_one_out=False)
+    loss = rl.LVC(0.95, baseline=baseline, per_step=True, normalise=True, discount_weighting=False)
+    problem = rl.navigation(horizon=HORIZON, loss=loss)
     network = ax.models.mlp((2, 100, 100, 2), key=jax.random.key(0), activation=jnp.tanh)
     method = ax.MetaGradient(ax.Inner(1, 0.1), samples=ax.Samples(*[EPISODES] * 3), independent_curvature=False)
     return problem, method, rl.GaussianPolicy(network, 2, std=1.0)

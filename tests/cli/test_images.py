@@ -132,7 +132,7 @@ def test_data_may_be_moved_and_may_not_be_changed(finished, zips, copied, run, t
         ("--data TRAIN --evaluate-every 1 --validation 2", "--validation 2 must leave some of 2 alphabets to train on"),
         ("--data TRAIN --evaluate-every 1 --validation Klingon", "must be a number, or one of Greek, Latin."),
         ("--data TRAIN --channels 0", "--channels 0 must be a whole number of at least 1"),
-        ("--data TRAIN --scale 1", "must be a number of at least 0 and below 1"),
+        ("--data TRAIN --scale 1", "must be a finite number of at least 0 and below 1"),
     ],
 )
 def test_bad_data(train, zips, tmp_path, monkeypatch, options, sentence):

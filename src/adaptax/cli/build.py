@@ -149,7 +149,7 @@ def _images(config: Images, method: ax.MetaGradient, optimizer: optax.GradientTr
         held_out = ax.tasks.both_accuracies(held_out)
     calibration = problem if config.norm == "batch" and config.method != "prototypical" else None
     if config.method == "pretrain":
-        built = _pretrained(config, ax.tasks.joint(problem), optimizer, key, held_out, judged_on, left_out)
+        built = _pretrained(config, ax.tasks.joint_classification(problem), optimizer, key, held_out, judged_on, left_out)
     else:
         params = _network(config, 1 if config.head == "shared" else config.ways, held_out, key)
         built = Built(problem, params, method, optimizer, held_out, judged_on, left_out, validation=chosen_by)

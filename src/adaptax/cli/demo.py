@@ -15,7 +15,7 @@ from adaptax.cli.build import initial_key
 from adaptax.cli.configs import Demo
 from adaptax.cli.evaluate import SEED, scores
 from adaptax.cli.progress import Progress
-from adaptax.report import pictures, tables
+from adaptax.report import drawing, tables
 
 INNER_STEPS, TASKS_PER_STEP, LEARNING_RATE, HIDDEN = 10, 25, 1e-3, (40, 40)
 JUDGED_AFTER, HELD_OUT, DRAWN = (0, 1, 2, 5, 10, 20), 1000, 3
@@ -55,7 +55,7 @@ def demo(options: Demo) -> int:
         "methods": rows,
     }
     drawings = {name: _curves(problem, *candidate) for name, candidate in candidates.items()}
-    pictures.draw_adaptation(options.out / "sinusoids.png", drawings, INNER_STEPS)
+    drawing.draw_adaptation(options.out / "sinusoids.png", drawings, INNER_STEPS)
     result["seconds"] = round(time.perf_counter() - began, 1)
     (options.out / "demo.json").write_text(json.dumps(result, indent=2) + "\n")
     print(_text(result))
@@ -94,7 +94,7 @@ def _edge(problem: ax.FiniteSum, params: Any, rule: ax.stepsize.Edge, seed: int)
     return ax.make_step(problem, method, optax.sgd(1.0), TASKS_PER_STEP).init(params, seed).inner
 
 
-def _curves(problem: ax.FiniteSum, params: Any, inner: ax.Inner) -> list[pictures.Curves]:
+def _curves(problem: ax.FiniteSum, params: Any, inner: ax.Inner) -> list[drawing.Curves]:
     """The first held-out tasks of the seed after that of the evaluation, before and after N steps."""
     x = np.linspace(-5, 5, 200)
     curves = []
@@ -106,7 +106,7 @@ def _curves(problem: ax.FiniteSum, params: Any, inner: ax.Inner) -> list[picture
         truth = basis(x) @ np.linalg.lstsq(basis(points[0]), points[1])[0]
         adapted = ax.adapt(problem, params, task, inner).params
         before, after = (np.asarray(model(jnp.asarray(x[:, None], jnp.float32))).ravel() for model in (params, adapted))
-        curves.append(pictures.Curves(x, truth, before, after, np.stack(points, axis=1)))
+        curves.append(drawing.Curves(x, truth, before, after, np.stack(points, axis=1)))
     return curves
 
 

@@ -57,6 +57,6 @@ def _loss(config: Reinforcement) -> Any:
         return rl.DiCE(config.discount, per_step=True)
     baseline = rl.LinearBaseline() if config.baseline == "linear" else None
     return _SURROGATES[config.surrogate](
-        config.discount, baseline=baseline, trace=config.trace, normalise=config.normalise,
-        weigh_time=not config.normalise, per_step=True,
+        config.discount, baseline=baseline, gae_lambda=config.trace, normalise=config.normalise,
+        discount_weighting=not config.normalise, per_step=True,
     )  # fmt: skip

@@ -15,7 +15,7 @@ from adaptax.cli.configs import Film
 from adaptax.cli.environment_configs import AntDir, AntGoal, AntVel, CheetahDir, CheetahVel
 from adaptax.cli.evaluate import load, open_run
 from adaptax.errors import InputError
-from adaptax.tasks.rl.film import check_film_path
+from adaptax.tasks.rl.video import check_video_path
 
 _DIRECTIONS, _FILMED = CheetahDir | AntDir, CheetahDir | CheetahVel | AntDir | AntVel | AntGoal
 
@@ -29,7 +29,7 @@ def film(options: Film) -> int:
         raise InputError(f"adaptax film draws the bodies of MuJoCo: give it a run on {names}, not on {config.task}.")
     settings.check_seed(options.seed)
     settings.check_count("--steps", options.steps, 0)
-    check_film_path(options.out)
+    check_video_path(options.out)
     goal = _goal(config, options.goal)
     if sys.platform.startswith("linux") and not os.environ.get("DISPLAY"):
         # Read by MuJoCo when it is imported: without a display its own choice cannot draw.
@@ -44,7 +44,7 @@ def film(options: Film) -> int:
     adapted = ax.adapt(built.problem, state.params, task, inner, adapt_key, samples=built.method.samples).params
     policies = {"before": state.params, f"after {steps} step{'s' * (steps != 1)}": adapted}
     environment: Any = built.problem.draw.environment  # pyright: ignore[reportAttributeAccessIssue]
-    returns = ax.tasks.rl.film(environment, task, policies, options.out, film_key)
+    returns = ax.tasks.rl.video(environment, task, policies, options.out, film_key)
     where = ", ".join(f"{x:.2f}" for x in jnp.ravel(task).tolist())
     print(f"goal {where}: {', '.join(f'return {value:.1f} {name}' for name, value in returns.items())}; {options.out}")
     return 0

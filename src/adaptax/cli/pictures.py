@@ -10,7 +10,7 @@ from adaptax.cli.configs import Images
 from adaptax.cli.progress import Reading
 from adaptax.errors import InputError
 from adaptax.tasks.images import Characters, ImageClasses, held_out, prepare_images, read_characters, read_images
-from adaptax.tasks.images.sources import TARS
+from adaptax.tasks.images.io.sources import TARS
 
 Data = Characters | ImageClasses
 # What is folded into the seed's key to draw what is kept for validation.

@@ -53,7 +53,7 @@ def digests(config: Images) -> dict[str, str]:
 
 def _digest(path: Path) -> str:
     if path.is_dir():
-        from adaptax.tasks.images.prepared import fingerprint
+        from adaptax.tasks.images.io.prepared import fingerprint
 
         return fingerprint(path, contents=True)
     with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""Environments on the host: told their task, stepped in order, the same for the same seed; their failures are one sentence."""
+"""Gymnasium environments: told their task, stepped in order, the same for the same seed; a failure is told in one sentence."""
 
 import time
 from types import SimpleNamespace
@@ -70,8 +70,8 @@ def test_episodes_are_those_of_a_plain_loop():
                 np.testing.assert_allclose(batch.observations[i, n, t + 1], x, rtol=1e-5, atol=1e-6)
                 np.testing.assert_allclose(batch.rewards[i, n, t], reward, rtol=1e-5, atol=1e-6)
                 assert bool(batch.terminated[i, n, t]) == done
-    instances = problem.draw.environment.instances
-    assert not instances.running and len(instances.idle) == 12
+    simulators = problem.draw.environment.simulators
+    assert not simulators.running and len(simulators.idle) == 12
 
 
 OUTER = optax.sgd(0.1)
@@ -123,7 +123,7 @@ def test_a_run_is_decided_by_its_seed_and_failures_are_told_with_the_state_saved
     ],
 )
 def test_failures_of_the_host(options, match):
-    problem = rl.gymnasium_family(lambda: Slope(**options), lambda key: jnp.ones(()), horizon=5, patience=1)
+    problem = rl.gymnasium_family(lambda: Slope(**options), lambda key: jnp.ones(()), horizon=5, timeout=1)
     forget_failures()
     rewards = jax.jit(lambda key: problem.draw(jnp.ones(()), policy(), key, 2).rewards)(jax.random.key(0))
     assert bool(jnp.any(jnp.isnan(rewards)))
@@ -149,7 +149,7 @@ class Boundless(Slope):
     "make, match",
     [
         (lambda: rl.gymnasium_family(3, None), "make must be a function"),
-        (lambda: rl.gymnasium_family(Slope, None, patience=0), "patience=0.*positive"),
+        (lambda: rl.gymnasium_family(Slope, None, timeout=0), "timeout=0.*above 0"),
         (lambda: rl.gymnasium_family(Deaf, None), r"Deaf cannot be told its task: give it set_task\(task\)"),
         (lambda: rl.gymnasium_family(lambda: 3, None), "int has no reset"),
         (lambda: rl.gymnasium_family(Slope, lambda key: key), "no time limit of its own: pass horizon="),
