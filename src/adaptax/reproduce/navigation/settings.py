@@ -110,9 +110,9 @@ def policy(setting: Setting, seed: int) -> ax.tasks.rl.GaussianPolicy:
     return ax.tasks.rl.GaussianPolicy(network, 2, std=STD)
 
 
-def trust_region(setting: Setting) -> ax.stepsize.TrustRegion:
+def trust_region(setting: Setting) -> ax.outer.TrustRegion:
     """The outer step of all cases without an optimiser of their own."""
-    return ax.stepsize.TrustRegion(ax.tasks.rl.mean_kl, tasks=setting.fisher, **TRUST)
+    return ax.outer.TrustRegion(ax.tasks.rl.mean_kl, tasks=setting.fisher, **TRUST)
 
 
 def paper_cases(setting: Setting = PAPER) -> list[Case]:
