@@ -91,7 +91,7 @@ def test_the_same_made_anew_is_welcome(begun):
     ],
 )
 def test_a_checksum_tells_what_functions_close_over(one, other):
-    assert fingerprint(one) != fingerprint(other)
+    assert fingerprint(one).code != fingerprint(other).code
     assert fingerprint(one) == fingerprint(one)
 
 
@@ -131,6 +131,23 @@ def test_what_cannot_be_compared_is_said(tmp_path):
     environment.write_text(environment.read_text().replace(jax.__version__, "0.0.1"))
     with pytest.warns(NotCompared, match="its optimizer could not be compared, since it began under other versions"):
         train(tmp_path / "moved", optimizer=optax.adam(0.07), resume=True)
+
+
+class Scaled:
+    def __init__(self, scale):
+        self.scale = scale
+
+    def loss(self, w, c):
+        return 0.5 * self.scale * jnp.sum((w - c) ** 2)
+
+
+def test_attributes_of_plain_objects_are_said(tmp_path):
+    train(tmp_path / "run", problem=ax.FiniteSum(Scaled(1.0).loss, sample))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(tmp_path / "run", problem=ax.FiniteSum(Scaled(1.0).loss, sample), resume=True)
+    with pytest.warns(NotCompared, match="its problem holds objects whose attributes are others"):
+        train(tmp_path / "run", problem=ax.FiniteSum(Scaled(2.0).loss, sample), resume=True)
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ def test_another_model_or_optimiser_is_refused_and_the_checkpoints_are_kept(tiny
         (tiny.problem, tiny.start, optax.sgd(0.1)),
         (tiny.problem, tiny.start.astype(jnp.bfloat16), tiny.adam),
     ):
-        with pytest.raises(ax.InputError, match="another configuration|state of another model, optimiser or number type"):
+        with pytest.raises(ax.InputError, match=r"another configuration|state of another model, optimiser or number type"):
             ax.train(problem, params, **{**options, "steps": 4}, optimizer=optimizer, tasks_per_step=5, resume=True)
     assert contents(options["out"] / "checkpoints").keys() == before.keys()
     assert int(tiny.train(**{**options, "steps": 4}, resume=True)[0].step) == 4
