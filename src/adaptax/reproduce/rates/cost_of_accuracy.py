@@ -104,7 +104,8 @@ class _Line:
     """One line of the table: K for each N, None where not all seeds reached the accuracy; and the exponent of the cost."""
 
     def __init__(self, rows: list[Row]):
-        self.case, self.rule, self.outer, self.samples = (rows[0].get(k) for k in ("case", "rule", "outer", "samples"))
+        self.case, self.rule, self.outer = (str(rows[0][column]) for column in ("case", "rule", "outer"))
+        self.samples = str(rows[0].get("samples", ""))
         self.steps = distinct(rows, "steps")
         by_n = [pick(rows, steps=n) for n in self.steps]
         whole = [all(row["measure"] == REACHED for row in run) for run in by_n]
@@ -115,7 +116,7 @@ class _Line:
 
     @property
     def name(self) -> str:
-        return f"{self.case}, {self.samples}" if self.samples else str(self.case)
+        return f"{self.case}, {self.samples}" if self.samples else self.case
 
     def is_a(self, rule: str, outer: str) -> bool:
         return (self.rule, self.outer) == (rule, outer)
