@@ -98,3 +98,12 @@ def test_pools_share_what_they_should(x64):
     assert dataclasses.replace(one.constants, sigma=1, b=1) == dataclasses.replace(whole.constants, sigma=1, b=1)
     assert problems.pool_of(QUADRATIC).constants.rho == 0
     assert isinstance(problems.problem_of(whole, RESAMPLING, Scales.of(1)), ax.Resampling)
+
+
+@pytest.mark.parametrize("sizes, name", [({"seeds": 1}, "seeds=1"), ({"scale": 0}, "scale=0"), ({"largest": 0}, "largest=0")])
+def test_bad_sizes(tmp_path, sizes, name):
+    from adaptax.reproduce.rates import rates
+
+    with pytest.raises(ax.InputError, match=f"{name}.*: change {name.split('=')[0]}="):
+        rates(tmp_path / "out", **sizes)
+    assert not (tmp_path / "out").exists()

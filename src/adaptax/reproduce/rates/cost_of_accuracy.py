@@ -10,7 +10,7 @@ from adaptax import theory
 from adaptax.report.rows import distinct, pick
 from adaptax.report.tables import markdown
 from adaptax.reproduce.csv_rows import Row
-from adaptax.reproduce.page_text import listed
+from adaptax.reproduce.page_text import capital, listed
 from adaptax.reproduce.rates.fits import Slope, slope
 from adaptax.reproduce.rates.problems import (
     ADAPTIVE,
@@ -44,11 +44,11 @@ EPSILON = 0.1
 B, D, T, D_L = 16, 4, 64, 16
 S_FALLING, S_CONSTANT = 64, 16
 FALLING, UNCHANGED = f"S = {S_FALLING}/N", f"S = {S_CONSTANT}"
-# The growth in N that the theorem promises: the exponent is at most 1 where α = γ/(NL).
+# The growth in N that the theorem predicts for the exponent of the cost.
 _PREDICTED = {(GUARANTEED, ADAPTIVE): "at most 1", (FIXED, ADAPTIVE): "exponential"}
-# Numbers of meta-steps are said to hardly depend on N if the largest is at most this times the smallest.
+# The number of meta-steps hardly depends on N if the largest is at most this times the smallest.
 _ALIKE = 1.2
-# Runs that take at most so many meta-steps have the accuracy at the start, but for noise.
+# A run of at most so many meta-steps has the accuracy almost without training.
 _AT_ONCE = 2
 
 
@@ -194,17 +194,17 @@ def _fixed(lines: list[_Line]) -> Iterator[str]:
         told.append(f"{text} ({line.name})")
     if told:
         yield (
-            f"With {FIXED} the adaptive outer step divides by q = (1 + αL)^(2N), which grows exponentially in N: "
-            f"{'. '.join(told)}."
+            f"With {FIXED} the adaptive outer step divides by q = (1 + αL)^(2N), which grows exponentially in N. "
+            + " ".join(f"{capital(text)}." for text in told)
         )
 
 
 def _outside(lines: list[_Line]) -> Iterator[str]:
-    """What the constant outer step does with a fixed α, which the theorem says nothing about."""
+    """The constant outer step with a fixed α, which the theorem says nothing about."""
     whole = [line.name for line in lines if line.exponent is not None]
     if lines:
-        reached_by = f"reaches the accuracy at every N ({'; '.join(whole)})" if whole else "does not reach it at every N either"
-        yield f"The theorem says nothing about the constant outer step with {FIXED}, which {reached_by}."
+        found = f"reaches the accuracy at every N ({'; '.join(whole)})" if whole else "does not reach the accuracy at every N"
+        yield f"The theorem says nothing about the constant outer step with {FIXED}, which {found}."
 
 
 def _at_once(lines: list[_Line]) -> Iterator[str]:
