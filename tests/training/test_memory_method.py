@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import adaptax as ax
-from adaptax.training import devices as dev
+from adaptax import _devices as dev
 from adaptax.training.loop import _on
 
 COUNT = 6

@@ -10,9 +10,8 @@ import numpy as np
 import optax
 
 import adaptax as ax
-from adaptax.cli import settings
-from adaptax.cli.build import initial_key
-from adaptax.cli.configs import Demo
+from adaptax.cli.building import initial_key
+from adaptax.cli.commands import Demo
 from adaptax.cli.evaluate import SEED, scores
 from adaptax.cli.progress import Progress
 from adaptax.report import drawing, tables
@@ -24,7 +23,6 @@ JUDGED_AFTER, HELD_OUT, DRAWN = (0, 1, 2, 5, 10, 20), 1000, 3
 def demo(options: Demo) -> int:
     """Train, judge, print, draw."""
     began = time.perf_counter()
-    _check(options)
     # Before the work, so that a disk that refuses costs none.
     options.out.mkdir(parents=True, exist_ok=True)
     problem = ax.tasks.sinusoid()
@@ -63,12 +61,6 @@ def demo(options: Demo) -> int:
     return 0
 
 
-def _check(options: Demo) -> None:
-    settings.check_seed(options.seed)
-    settings.check_count("--steps", options.steps, 1)
-    settings.check_folder(options.out)
-
-
 def _train(title: str, problem: ax.FiniteSum, params: Any, method: ax.MetaGradient, options: Demo) -> ax.State:
     optimizer = optax.adam(LEARNING_RATE)
     with Progress(title, options.steps, TASKS_PER_STEP) as progress:
@@ -101,13 +93,16 @@ def _curves(problem: ax.FiniteSum, params: Any, inner: ax.Inner) -> list[drawing
     for index in range(DRAWN):
         task = problem.sample_task(jax.random.fold_in(jax.random.key(SEED + 1), index))
         points = [np.asarray(part).ravel() for part in task.support]
-        # Three numbers a sin x + b cos x determine the sinusoid, and its points carry no noise.
-        basis = lambda at: np.stack([np.sin(at), np.cos(at)], axis=1)  # noqa: E731
-        truth = basis(x) @ np.linalg.lstsq(basis(points[0]), points[1])[0]
+        # A sinusoid is a sin x + b cos x, and its points carry no noise.
+        truth = _waves(x) @ np.linalg.lstsq(_waves(points[0]), points[1])[0]
         adapted = ax.adapt(problem, params, task, inner).params
         before, after = (np.asarray(model(jnp.asarray(x[:, None], jnp.float32))).ravel() for model in (params, adapted))
         curves.append(drawing.Curves(x, truth, before, after, np.stack(points, axis=1)))
     return curves
+
+
+def _waves(x: np.ndarray) -> np.ndarray:
+    return np.stack([np.sin(x), np.cos(x)], axis=1)
 
 
 def _text(result: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""From the options of `adaptax train images` to the data that they name."""
+"""Reads the images that the options of `adaptax train images` name: to train on, to choose by, and to judge by."""
 
 import functools
 from pathlib import Path
@@ -6,19 +6,19 @@ from typing import Any, NamedTuple
 
 import jax
 
-from adaptax.cli.configs import Images
+from adaptax.cli.families.images import Images
 from adaptax.cli.progress import Reading
 from adaptax.errors import InputError
 from adaptax.tasks.images import Characters, ImageClasses, held_out, prepare_images, read_characters, read_images
 from adaptax.tasks.images.io.sources import TARS
 
 Data = Characters | ImageClasses
-# What is folded into the seed's key to draw what is kept for validation.
+# Folded into the seed's key to draw the classes that are kept for validation.
 _VALIDATION = 2**32 - 2
 
 
 class Parts(NamedTuple):
-    """What to train on, to choose by (or None), and to judge by; and what was left out of that."""
+    """The images to train on, to choose the network by (or None), and to judge by; and the classes left out of the last."""
 
     train: Data
     validation: Data | None
@@ -27,8 +27,8 @@ class Parts(NamedTuple):
 
 
 def load(config: Images) -> Parts:
-    """The data of a run; without test data what is judged by is what is trained on."""
-    assert config.data is not None  # settings.check
+    """The data of a run; without test data the network is judged on its training data."""
+    assert config.data is not None  # checked by check_together
     read = _reader(config)
     train, validation = read(config.data, config.split), None
     if config.validation is not None:
@@ -39,14 +39,23 @@ def load(config: Images) -> Parts:
     # One reader makes both, so that they are of one kind.
     test, left_out = held_out(test, train)  # pyright: ignore[reportArgumentType]
     if validation is not None:
-        # What chooses the network is no more to be judged by than what trains it.
+        # Classes that choose the network are no more to be judged by than those that train it.
         test, more = held_out(test, validation)  # pyright: ignore[reportArgumentType]
         left_out = (*left_out, *more)
     return Parts(train, validation, test, left_out)
 
 
+def judged_on(train: Data, test: Data) -> str:
+    """The images that a network is judged on, in words."""
+    if test is train:
+        return f"the training {'characters' if isinstance(train, Characters) else 'classes'}, for want of --test-data"
+    if isinstance(test, Characters):
+        return f"{len(test.names)} characters of {', '.join(test.alphabets)}"
+    return f"{len(test)} classes with {sum(test.counts):,} images"
+
+
 def _hold_out(config: Images, wanted: str, train: Data, read: Any) -> tuple[Data, Data]:
-    """What is left to train on, and what is kept for validation."""
+    """The classes that are left to train on, and those that are kept for validation."""
     number, key = wanted.isdecimal(), jax.random.fold_in(jax.random.key(config.seed), _VALIDATION)
     if isinstance(train, Characters):
         names = train.alphabets
@@ -69,7 +78,10 @@ def _hold_out(config: Images, wanted: str, train: Data, read: Any) -> tuple[Data
 
 
 def _reader(config: Images):
-    """A function of a path and a split, which reads characters only if every source is a zip and no option says more."""
+    """A function that reads a path and a split.
+
+    It reads Omniglot's characters if every source is a zip and no option asks for anything else.
+    """
     paths = [path for path in (config.data, config.test_data) if path is not None]
     plain = config.size is None and not config.colour and config.split is config.test_split is config.cache is None
     if plain and not any(map(_general, paths)):
@@ -83,8 +95,6 @@ def _general(path: Path) -> bool:
 
 def _read(config: Images, path: Path, split: str | None) -> ImageClasses:
     size, channels = 84 if config.size is None else config.size, 3 if config.colour else 1
-    if size > 1024:
-        raise InputError(f"--size {size} must be a whole number from 1 to 1024.")
     progress = Reading(path.name)
     if config.cache is None:
         return read_images(path, size, channels, split, progress=progress)

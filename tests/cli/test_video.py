@@ -1,17 +1,18 @@
-"""`adaptax film`: what it refuses, in one sentence."""
+"""`adaptax video`: each mistake is refused in one sentence."""
 
 import pytest
 
-from adaptax.cli.configs import CheetahDir
-from adaptax.cli.environment_configs import AntGoal
-from adaptax.cli.film import _goal
+from adaptax.cli.families import AntGoal, CheetahDir, CheetahVel
 from adaptax.errors import InputError
 
 
 @pytest.mark.slow
 def test_only_runs_on_bodies(run, finished, tmp_path):
-    sentence = run("film", finished["matrix"], "--out", tmp_path / "film.gif").sentence
-    assert "draws the bodies of MuJoCo: give it a run on cheetah-dir" in sentence and "not on matrix" in sentence
+    sentence = run("video", finished["matrix"], "--out", tmp_path / "video.gif").sentence
+    assert (
+        "shows the bodies of MuJoCo: give it a run on cheetah-dir, cheetah-vel, ant-dir, ant-vel or ant-goal" in sentence
+        and "not on matrix" in sentence
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -26,9 +27,11 @@ def test_only_runs_on_bodies(run, finished, tmp_path):
 )
 def test_goals_that_cannot_be(config, numbers, match):
     with pytest.raises(InputError, match=match):
-        _goal(config, numbers)
+        config.check_goal(numbers)
 
 
 def test_goals():
-    assert _goal(CheetahDir(), ()) is None and _goal(CheetahDir(), (-1.0,)).shape == ()
-    assert _goal(AntGoal(), (1.0, 2.0)).tolist() == [1.0, 2.0]
+    CheetahDir().check_goal(())
+    CheetahDir().check_goal((-1.0,))
+    CheetahVel().check_goal((0.3,))
+    AntGoal().check_goal((1.0, 2.0))
