@@ -36,7 +36,7 @@ def errors(loss, model, tasks) -> dict[str, list[float]]:
     def product(strategy):
         def run(task):
             v = jax.grad(lambda w: loss(w, task.target))(model)
-            return ravel_pytree(strategy.product(ax.curvature.Local(lambda w, _: loss(w, task.support), model), v)[1][0])[0]
+            return ravel_pytree(strategy.product(ax.curvature.LocalLoss(lambda w, _: loss(w, task.support), model), v)[1][0])[0]
 
         return jax.jit(run)
 

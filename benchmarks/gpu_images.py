@@ -94,13 +94,14 @@ def measure_jax(inputs: Path, rounds: int, out: Path, ways: list[str]) -> None:
     import peer_jax
     from peer_adaptax import load
 
-    from adaptax.batching import in_flight_for
+    from adaptax._batching import in_flight_for
+    from adaptax._keys import first
 
     if jax.default_backend() == "cpu":
         raise SystemExit("JAX finds no accelerator here: this benchmark is for one.")
     problem, method, params, tasks, names = load("conv4", inputs, "float32")
     reference, records, variants = None, [], [variant for variant in VARIANTS if variant[0] in ("adaptax", *ways)]
-    chosen = in_flight_for(problem, params, tasks, None, method.samples, None)
+    chosen = in_flight_for(problem, params, first(tasks), jax.tree.leaves(tasks)[0].shape[0], method.samples)
     plain, plain_tasks, steps, stepsize = peer_jax.load("conv4", inputs, "float32")
     by_hand = peer_jax.over_tasks(peer_jax.meta_gradient(peer_jax.loss_of("conv4"), steps, stepsize))
     algorithm = {"float32": "float32", "tensorfloat32": "tensorfloat32", "bfloat16": "BF16_BF16_F32"}

@@ -59,13 +59,14 @@ def table(result: dict) -> tuple[list[str], list[list[str]]]:
 
 def measure(name: str, rounds: int) -> dict:
     """Seconds of each size, round by round."""
-    from adaptax.batching import in_flight_for
+    from adaptax._batching import in_flight_for
+    from adaptax._keys import first
 
     _, make, repeats = CASES[name]
     problem, params, tasks, alpha = make()
     count = jax.tree.leaves(tasks)[0].shape[0]
     method = ax.MetaGradient(ax.Inner(5, alpha))
-    chosen = in_flight_for(problem, params, tasks, None, method.samples, None)
+    chosen = in_flight_for(problem, params, first(tasks), jax.tree.leaves(tasks)[0].shape[0], method.samples)
     programs = {}
     for size in sorted({1, 2, 4, 8, count, chosen}):
         run = jax.jit(lambda p, t, size=size: method.batch(problem, p, t, in_flight=size)[:2])

@@ -68,8 +68,9 @@ def setting():
     import adaptax as ax
 
     rl = ax.tasks.rl
-    options = {"baseline": rl.LinearBaseline(leave_out=False), "per_step": True, "normalise": True, "weigh_time": False}
-    problem = rl.navigation(horizon=HORIZON, loss=rl.LVC(0.95, **options))
+    baseline = rl.LinearBaseline(leave_one_out=False)
+    loss = rl.LVC(0.95, baseline=baseline, per_step=True, normalise=True, discount_weighting=False)
+    problem = rl.navigation(horizon=HORIZON, loss=loss)
     network = ax.models.mlp((2, 100, 100, 2), key=jax.random.key(0), activation=jnp.tanh)
     method = ax.MetaGradient(ax.Inner(1, 0.1), samples=ax.Samples(*[EPISODES] * 3), independent_curvature=False)
     return problem, method, rl.GaussianPolicy(network, 2, std=1.0)
@@ -80,7 +81,7 @@ def write_inputs(path: Path) -> dict:
     import jax
     import jax.numpy as jnp
 
-    import adaptax as ax
+    from adaptax._keys import STEP, TARGET, fold
 
     # In single precision the baseline's least squares differ by percents between solvers.
     jax.config.update("jax_enable_x64", True)
@@ -111,9 +112,8 @@ def write_inputs(path: Path) -> dict:
     ours = method.batch(problem, policy, goals, keys)[1]
 
     def same(policy, key, goal):
-        fold = ax.objective.fold
-        first = problem.draw(goal, policy, fold(key, ax.objective.STEP, 0), EPISODES)
-        last = problem.draw(goal, step(policy, first), fold(key, ax.objective.TARGET), EPISODES)
+        first = problem.draw(goal, policy, fold(key, STEP, 0), EPISODES)
+        last = problem.draw(goal, step(policy, first), fold(key, TARGET), EPISODES)
         return jax.grad(objective)(policy, *jax.tree.map(lambda leaf: leaf[None], (first, last)))
 
     plain = jax.tree.map(lambda leaf: leaf.mean(0), jax.jit(jax.vmap(lambda k, g: same(policy, k, g)))(keys, goals))

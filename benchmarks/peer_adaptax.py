@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 import adaptax as ax
-from adaptax.training import devices
+from adaptax import _devices as devices
 
 
 def adaptax_meta_gradient(problem, method, params, tasks, count: int) -> Callable[[], tuple]:

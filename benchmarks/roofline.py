@@ -61,14 +61,15 @@ def parts(case: str, folder: Path, rounds: int) -> dict:
     import jax.numpy as jnp
     from peer_adaptax import adaptax_meta_gradient, load
 
-    from adaptax.batching import in_flight_for, map_tasks
-    from adaptax.training import devices
+    from adaptax import _devices as devices
+    from adaptax._batching import in_flight_for, map_tasks
+    from adaptax._keys import first
 
     inputs = folder / f"{case}.npz"
     peer_inputs.write(case, inputs)
     problem, method, params, tasks, _ = load(case, inputs, "float32")
     count = len(jax.tree.leaves(tasks)[0])
-    at_once = in_flight_for(problem, params, tasks, None, method.samples, None)
+    at_once = in_flight_for(problem, params, first(tasks), jax.tree.leaves(tasks)[0].shape[0], method.samples)
     mesh = devices.mesh_of(None, count)
     at_once = min(at_once, devices.share(mesh, count))
 

@@ -8,7 +8,7 @@ import pytest
 from helpers import no_tasks, relative
 
 import adaptax as ax
-from adaptax.curvature import FiniteDifference, GaussianSmoothing, Local, ZerothOrder
+from adaptax.curvature import FiniteDifference, GaussianSmoothing, LocalLoss, ZerothOrder
 from adaptax.gradients import Smoothed
 
 D, COUNT = 4, 40_000
@@ -67,14 +67,14 @@ PRODUCTS = {
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_products_of_quadratics(x64, name):
     strategy, mean, variance = PRODUCTS[name]
-    local = Local(quadratic, jnp.asarray(W))
+    local = LocalLoss(quadratic, jnp.asarray(W))
     check(sample(lambda key: strategy.product(local, jnp.asarray(V), key)[1][0]), mean, variance)
 
 
 def test_rows_of_what_does_not_adapt(x64):
     # The same quadratic with two entries of w and two that do not adapt: the product is a column block of H.
     joined = lambda w, rest: quadratic(jnp.concatenate([w, rest]), None)  # noqa: E731
-    local, v = Local(joined, jnp.asarray(W[:2]), jnp.asarray(W[2:])), jnp.asarray(V[:2])
+    local, v = LocalLoss(joined, jnp.asarray(W[:2]), jnp.asarray(W[2:])), jnp.asarray(V[:2])
     for strategy in (GaussianSmoothing(samples=3), ZerothOrder(samples=3), FiniteDifference()):
         found = sample(lambda key: jnp.concatenate(strategy.product(local, v, key)[1]))  # noqa: B023
         error = found.std(0, ddof=1) / np.sqrt(COUNT)
@@ -100,7 +100,7 @@ def test_smoothed_gradients(x64, antithetic):
 def test_error_of_finite_differences(x64, delta):
     # l'' = rho |x| at 0: the first bound is attained. l = nu x^4 / 24 has l''' = nu x: so is the second.
     rho, nu, v = 1.7, 2.3, jnp.array([-0.6])
-    product = lambda loss: FiniteDifference(delta=delta).product(Local(loss, jnp.zeros(1)), v)[1][0]  # noqa: E731
+    product = lambda loss: FiniteDifference(delta=delta).product(LocalLoss(loss, jnp.zeros(1)), v)[1][0]  # noqa: E731
     bent = product(lambda w, _: rho * jnp.sum(jnp.abs(w) ** 3) / 6)
     np.testing.assert_allclose(jnp.abs(bent), 0.5 * rho * delta * 0.6, rtol=1e-10)
     smooth = product(lambda w, _: nu * jnp.sum(w**4) / 24)
@@ -108,13 +108,13 @@ def test_error_of_finite_differences(x64, delta):
 
 
 def test_finite_differences_on_quadratics_and_at_zero(x64):
-    local = Local(quadratic, jnp.asarray(W))
+    local = LocalLoss(quadratic, jnp.asarray(W))
     for delta in (1e-3, 10.0):
         assert relative(FiniteDifference(delta=delta).product(local, jnp.asarray(V))[1][0], H @ V) < 1e-9
     product = lambda v: FiniteDifference().product(local, v)[1][0]  # noqa: E731
     assert not np.any(product(jnp.zeros(D)))
     assert not np.any(np.isnan(jax.jacfwd(product)(jnp.zeros(D))))
-    assert not np.any(np.isnan(FiniteDifference().product(Local(quadratic, jnp.zeros(D)), jnp.zeros(D))[1][0]))
+    assert not np.any(np.isnan(FiniteDifference().product(LocalLoss(quadratic, jnp.zeros(D)), jnp.zeros(D))[1][0]))
 
 
 def test_many_directions_in_half_precision():

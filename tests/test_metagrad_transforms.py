@@ -8,7 +8,7 @@ import pytest
 from helpers import no_tasks, regression, relative, squared
 
 import adaptax as ax
-from adaptax.batching import map_tasks
+from adaptax._batching import map_tasks
 
 BATCH = 5
 
@@ -173,11 +173,11 @@ def test_a_resolved_step_size_does_not_recompile():
     loss = Counter()
     problem = ax.FiniteSum(loss, no_tasks)
     inner = ax.Inner(2, ax.stepsize.Edge())
-    first = inner.resolve(problem, model, batch_of(task))
+    first = ax.stepsize.resolve(inner, problem, model, batch_of(task))
     ax.adapt(problem, model, task, first)
     traces = loss.traces
     wider = jax.tree.map(lambda leaf: 1.5 * leaf, task)
-    second = inner.resolve(problem, model, batch_of(wider))
+    second = ax.stepsize.resolve(inner, problem, model, batch_of(wider))
     ax.adapt(problem, model, task, second)
     assert loss.traces == traces
     assert float(first.stepsize) != float(second.stepsize)

@@ -10,8 +10,8 @@ import pytest
 from helpers import no_tasks, relative
 
 import adaptax as ax
-from adaptax.stepsize import Edge, Estimate, Guaranteed
-from adaptax.stepsize.estimate import along_path, power_iteration
+from adaptax.stepsize import Edge, Estimate, Guaranteed, measurement, resolve
+from adaptax.stepsize.measurement import along_path, first_estimate, power_iteration
 
 SPECTRUM = np.array([5.0, 2.0, 1.0, 0.3, -1.0])
 W = jnp.array([0.3, -0.8, 1.1, 0.5, -0.2], jnp.float32)
@@ -35,7 +35,7 @@ PROBLEM = ax.FiniteSum(quadratic, no_tasks)
 
 @eqx.filter_jit
 def refresh(inner, estimate, problem, w, batch, cold=False):
-    return inner.refresh(inner.stepsize, estimate, problem, w, batch, None, samples=ax.Samples(), cold=cold)
+    return measurement.refresh(inner, inner.stepsize, estimate, problem, w, batch, None, samples=ax.Samples(), cold=cold)
 
 
 def tasks(*matrices):
@@ -59,7 +59,7 @@ def test_power_iteration_on_a_known_spectrum(x64, spectrum):
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 1.8])
 def test_edge_is_gamma_over_the_largest_eigenvalue(gamma):
     batch = tasks(hessian(1.0, 0), hessian(1.6, 1), hessian(0.5, 2))
-    inner = ax.Inner(5, Edge(gamma)).resolve(PROBLEM, W, batch)
+    inner = resolve(ax.Inner(5, Edge(gamma)), PROBLEM, W, batch)
     assert isinstance(inner.stepsize, jax.Array)
     assert inner.stepsize.shape == ()
     assert abs(float(inner.stepsize) * 1.6 * SPECTRUM[0] / gamma - 1) < 0.01
@@ -67,7 +67,7 @@ def test_edge_is_gamma_over_the_largest_eigenvalue(gamma):
 
 @pytest.mark.parametrize("steps", [1, 4, 16])
 def test_guaranteed_is_gamma_over_n_l(steps):
-    inner = ax.Inner(steps, Guaranteed()).resolve(PROBLEM, W, tasks(hessian()))
+    inner = resolve(ax.Inner(steps, Guaranteed()), PROBLEM, W, tasks(hessian()))
     assert abs(float(inner.stepsize) * steps * SPECTRUM[0] * 8 - 1) < 0.01
 
 
@@ -75,8 +75,8 @@ def test_curvature_is_measured_along_the_path():
     # l = w^4 / 12 has curvature w^2: largest at w_0 from outside; with a bump at 0, largest where the path ends.
     rising = ax.FiniteSum(lambda w, _: jnp.sum(0.5 * w**2 - 3 * jnp.exp(-(w**2))), no_tasks)
     task = ax.Task(jnp.zeros((1, 1)), jnp.zeros((1, 1)))
-    start = float(ax.Inner(1, Edge()).resolve(rising, jnp.array([3.0]), task).stepsize)
-    along = float(ax.Inner(20, Edge()).resolve(rising, jnp.array([3.0]), task).stepsize)
+    start = float(resolve(ax.Inner(1, Edge()), rising, jnp.array([3.0]), task).stepsize)
+    along = float(resolve(ax.Inner(20, Edge()), rising, jnp.array([3.0]), task).stepsize)
     assert abs(start - 1) < 0.05
     # At 0 the curvature is 1 + 6; the largest |l''| on [0, 3] is there.
     assert abs(along * 7 - 1) < 0.25
@@ -106,7 +106,7 @@ def test_a_loss_that_breaks_down_on_the_path_leaves_a_usable_estimate():
     breaking = ax.FiniteSum(lambda w, h: quadratic(w, h) + jnp.sum(jnp.sqrt(w - 1)), no_tasks)
     inner, w = ax.Inner(4, Edge()), jnp.array([1.5, 1.6, 1.7, 1.8, 2.0])
     good, broken = hessian(), 20 * hessian()
-    cold = refresh(inner, inner.first_estimate(w), breaking, w, tasks(broken), True)
+    cold = refresh(inner, first_estimate(inner, w), breaking, w, tasks(broken), True)
     assert bool(jnp.isfinite(cold.curvature) & (cold.curvature > 90))
     assert bool(jnp.all(jnp.isfinite(cold.direction)))
     # Later refreshes end where the path does, in the ruins: the direction must survive that.
@@ -120,14 +120,14 @@ def test_a_loss_that_breaks_down_on_the_path_leaves_a_usable_estimate():
     # Broken on one of the tasks: the others count.
     mixed = ax.FiniteSum(lambda w, h: quadratic(w, h) + jnp.sqrt(1 - h[0, 0] / 50), no_tasks)
     poisoned = jnp.full((5, 5), 100.0)
-    measured = refresh(inner, inner.first_estimate(w), mixed, w, tasks(good, poisoned), True)
+    measured = refresh(inner, first_estimate(inner, w), mixed, w, tasks(good, poisoned), True)
     assert float(measured.curvature) > 4.9
 
 
 def test_refresh_starts_where_it_ended():
     # One product a point is enough once the direction is known.
     inner = ax.Inner(1, Edge(iterations=1))
-    estimate = inner.first_estimate(W)
+    estimate = first_estimate(inner, W)
     values = []
     for _ in range(12):
         estimate = refresh(inner, estimate, PROBLEM, W, tasks(hessian()))
@@ -175,27 +175,27 @@ def test_a_batch_measures_the_first_tasks_of_its_rule():
 
 
 def test_a_resolved_step_size_does_not_depend_on_later_steps():
-    inner = ax.Inner(4, Guaranteed()).resolve(PROBLEM, W, tasks(hessian()))
+    inner = resolve(ax.Inner(4, Guaranteed()), PROBLEM, W, tasks(hessian()))
     longer = ax.Inner(16, inner.stepsize)
     assert float(longer.stepsize) == float(inner.stepsize)
-    assert inner.resolve(PROBLEM, W, tasks(hessian(9.0))) is inner
-    assert float(ax.Inner(16, Guaranteed()).resolve(PROBLEM, W, tasks(hessian())).stepsize) < float(inner.stepsize) / 3
+    assert resolve(inner, PROBLEM, W, tasks(hessian(9.0))) is inner
+    assert float(resolve(ax.Inner(16, Guaranteed()), PROBLEM, W, tasks(hessian())).stepsize) < float(inner.stepsize) / 3
 
 
 def test_only_what_adapts_is_measured():
     diagonal = jnp.diag(jnp.array([7.0, 2.0]))
     problem = ax.FiniteSum(lambda w, h: 0.5 * (7 * w["a"] ** 2 + 2 * w["b"] ** 2) + 0 * h.sum(), no_tasks)
     params = {"a": jnp.array(1.0), "b": jnp.array(1.0)}
-    inner = ax.Inner(2, Edge(), adapt={"a": False, "b": True}).resolve(problem, params, tasks(diagonal))
+    inner = resolve(ax.Inner(2, Edge(), adapt={"a": False, "b": True}), problem, params, tasks(diagonal))
     assert float(inner.stepsize) == pytest.approx(0.5, rel=0.01)
 
 
 def test_negative_and_zero_curvature():
-    concave = ax.Inner(3, Edge()).resolve(PROBLEM, W, tasks(hessian(spectrum=-SPECTRUM)))
+    concave = resolve(ax.Inner(3, Edge()), PROBLEM, W, tasks(hessian(spectrum=-SPECTRUM)))
     assert float(concave.stepsize) == pytest.approx(1 / SPECTRUM[0], rel=0.01)
     linear = ax.FiniteSum(lambda w, h: jnp.sum(w * h[0]), no_tasks)
-    assert float(ax.Inner(3, Edge(0.7)).resolve(linear, W, tasks(hessian())).stepsize) == pytest.approx(0.7)
-    assert float(ax.Inner(4, Guaranteed()).resolve(linear, W, tasks(hessian())).stepsize) == pytest.approx(1 / 32)
+    assert float(resolve(ax.Inner(3, Edge(0.7)), linear, W, tasks(hessian())).stepsize) == pytest.approx(0.7)
+    assert float(resolve(ax.Inner(4, Guaranteed()), linear, W, tasks(hessian())).stepsize) == pytest.approx(1 / 32)
 
 
 def test_noisy_losses():
@@ -204,15 +204,15 @@ def test_noisy_losses():
 
     problem = ax.Resampling(lambda w, h: quadratic(w, h.mean(0)), no_tasks, draw)
     batch, keys = jnp.stack([hessian(1.0, 0), hessian(2.0, 1)]), jax.random.split(jax.random.key(0), 2)
-    inner = ax.Inner(5, Edge()).resolve(problem, W, batch, keys, samples=ax.Samples(step=25))
+    inner = resolve(ax.Inner(5, Edge()), problem, W, batch, keys, samples=ax.Samples(step=25))
     # The largest of a few samples whose spread is 2 %.
     assert 0.9 < float(inner.stepsize) * 10 < 1.02
-    again = ax.Inner(5, Edge()).resolve(problem, W, batch, keys, samples=ax.Samples(step=25))
+    again = resolve(ax.Inner(5, Edge()), problem, W, batch, keys, samples=ax.Samples(step=25))
     assert float(again.stepsize) == float(inner.stepsize)
     info = ax.MetaGradient(ax.Inner(5, Edge())).batch(problem, W, batch, keys)[2]
     assert 0.85 < float(info.stepsize[0]) * 10 < 1.05
 
 
 def test_half_precision_parameters():
-    inner = ax.Inner(3, Edge()).resolve(PROBLEM, W.astype(jnp.bfloat16), tasks(hessian().astype(jnp.bfloat16)))
+    inner = resolve(ax.Inner(3, Edge()), PROBLEM, W.astype(jnp.bfloat16), tasks(hessian().astype(jnp.bfloat16)))
     assert float(inner.stepsize) == pytest.approx(1 / SPECTRUM[0], rel=0.03)

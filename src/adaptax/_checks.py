@@ -74,9 +74,10 @@ def check_real(
         or (below is not None and number >= below)
     )
     if outside:
-        bounds = [("of at least", least), ("above", above), ("at most", most), ("below", below)]
+        kind = "positive" if above == 0 else "finite"
+        bounds = [("of at least", least), ("above", above or None), ("at most", most), ("below", below)]
         text = " and ".join(f"{words} {bound:g}" for words, bound in bounds if bound is not None)
-        raise InputError(f"{_written(where, name, value)} must be a finite number {text}".rstrip() + f": change {name}=.")
+        raise InputError(f"{_written(where, name, value)} must be a {kind} number {text}".rstrip() + f": change {name}=.")
     return number
 
 

@@ -1,4 +1,4 @@
-"""Pytree helpers of the core: which leaves are parameters, and linear algebra on them."""
+"""Which leaves of a pytree are parameters, and the linear algebra on them that `optax.tree` has not."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from adaptax.errors import InputError
@@ -15,6 +16,11 @@ def is_floating(leaf) -> bool:
     """Whether a leaf is a parameter: a floating-point array or a Python float."""
     dtype = getattr(leaf, "dtype", None)
     return isinstance(leaf, float) if dtype is None else bool(jnp.issubdtype(dtype, jnp.floating))
+
+
+def is_floating_array(leaf) -> bool:
+    """Whether a leaf is an array that can carry a derivative."""
+    return eqx.is_array(leaf) and is_floating(leaf)
 
 
 def as_parameters(tree: PyTree) -> PyTree:
@@ -34,14 +40,18 @@ def mask_tree(adapt: "Mask | Callable[[str], bool] | None", params: PyTree) -> P
             text = "adapt= must be a prefix of the parameters' structure, with True or False at its leaves"
             raise InputError(f"{text} ({first_line(error)}).") from error
     else:
-        name = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")  # noqa: E731
-        chosen = jax.tree_util.tree_map_with_path(lambda path, _: bool(adapt(name(path))), params)
+        chosen = jax.tree_util.tree_map_with_path(lambda path, _: bool(adapt(path_name(path))), params)
     mask = jax.tree.map(lambda a, b: bool(a) and b, chosen, floating)
     if not any(jax.tree.leaves(floating)):
         raise InputError(f"The parameters ({describe(params)}) have no floating-point leaf: give them at least one.")
     if not any(jax.tree.leaves(mask)):
         raise InputError("adapt= selects no floating-point leaf of the parameters: let it select at least one.")
     return mask
+
+
+def path_name(path) -> str:
+    """The path to a leaf as `adapt=` functions get it: its keys joined with dots."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def is_predicate(adapt: Any) -> bool:
@@ -57,9 +67,9 @@ class Mask(eqx.Module):
 
     def __init__(self, tree: PyTree):
         leaves, self.treedef = jax.tree.flatten(tree)
-        if not leaves or not all(isinstance(leaf, bool) for leaf in leaves):
+        if not leaves or not all(isinstance(leaf, bool | np.bool_) for leaf in leaves):
             raise InputError("adapt= must hold True or False at every leaf, or be a function from a path to a boolean.")
-        self.leaves = tuple(leaves)
+        self.leaves = tuple(map(bool, leaves))
 
     def tree(self) -> PyTree:
         return jax.tree.unflatten(self.treedef, self.leaves)
@@ -67,19 +77,15 @@ class Mask(eqx.Module):
 
 def prefix_map(function: Callable, prefix: PyTree, *trees: PyTree) -> PyTree:
     """Map `function(r, *leaves)` with each leaf r of `prefix` spread over the subtree it stands for."""
-    spread = lambda r, *subs: jax.tree.map(lambda *leaves: function(r, *leaves), *subs)  # noqa: E731
+
+    def spread(r, *subtrees):
+        return jax.tree.map(lambda *leaves: function(r, *leaves), *subtrees)
+
     return jax.tree.map(spread, prefix, *trees)
 
 
-def add(x: PyTree, y: PyTree) -> PyTree:
-    return jax.tree.map(jnp.add, x, y)
-
-
-def subtract(x: PyTree, y: PyTree) -> PyTree:
-    return jax.tree.map(jnp.subtract, x, y)
-
-
 def scale(factor: Array | float, x: PyTree) -> PyTree:
+    """factor times x, in the types of x."""
     return jax.tree.map(lambda leaf: jnp.asarray(factor, leaf.dtype) * leaf, x)
 
 
@@ -91,11 +97,6 @@ def shift(x: PyTree, width: Array | float, u: PyTree) -> PyTree:
 def wide(x: PyTree) -> PyTree:
     """The same numbers in at least single precision."""
     return jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), x)
-
-
-def like(x: PyTree, y: PyTree) -> PyTree:
-    """The same numbers in the types of y."""
-    return jax.tree.map(lambda a, b: a.astype(b.dtype), x, y)
 
 
 def dot(x: PyTree, y: PyTree) -> Array:
@@ -117,10 +118,6 @@ def constant(x: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if is_floating(leaf) else leaf, x)
 
 
-def zeros_like(x: PyTree) -> PyTree:
-    return jax.tree.map(jnp.zeros_like, x)
-
-
 def norm(x: PyTree) -> Array:
     """Euclidean norm over all leaves, in at least single precision, safe from overflow of the squares."""
     leaves = [leaf for leaf in jax.tree.leaves(wide(x)) if leaf.size]
@@ -134,13 +131,13 @@ def norm(x: PyTree) -> Array:
 
 
 def all_finite(x: PyTree) -> Array:
+    """Whether every entry of every leaf is finite."""
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(x)] or [jnp.array(True)]))
 
 
 def select(condition: Array, x: PyTree, y: PyTree) -> PyTree:
     """`x` where `condition` holds, else `y`, leaf by leaf; leaves that are not arrays are taken from `x`."""
-    choose = lambda a, b: jnp.where(condition, a, b) if eqx.is_array(a) else a  # noqa: E731
-    return jax.tree.map(choose, x, y)
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b) if eqx.is_array(a) else a, x, y)
 
 
 def describe(tree: PyTree) -> str:

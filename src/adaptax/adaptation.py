@@ -5,19 +5,19 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Key, PyTree
 
 from adaptax import _tree
-from adaptax.curvature.exact import Exact
+from adaptax._keys import GRADIENT, check_key, fold, require_keys
+from adaptax._recursion import Descent, check_store, forward, reverse
+from adaptax._update import Update
 from adaptax.errors import InputError
-from adaptax.gradients import AutoDiff
 from adaptax.inner import Info, Inner
-from adaptax.objective import STEP, check_key, check_problem, factors, require_keys, step_loss
-from adaptax.problem import AbstractProblem, Samples
-from adaptax.recursion import check_store, forward, reverse
+from adaptax.inner_path import TaskPath, check_problem, exact_factors
+from adaptax.problem import AbstractProblem, Samples, check_is_problem
+from adaptax.stepsize.measurement import resolve_one
 from adaptax.stepsize.rates import Rates
-from adaptax.stepsize.rules import AbstractRule
-from adaptax.update import Update
 
 
 class Adapted(NamedTuple):
@@ -67,8 +67,7 @@ def adapt(
 
     Source: docs/theory.md, section 1.
     """
-    if not isinstance(problem, AbstractProblem):
-        raise InputError(f"The problem must be ax.FiniteSum or ax.Resampling, not {type(problem).__name__}.")
+    check_is_problem(problem)
     if not isinstance(inner, Inner):
         raise InputError(f"adapt needs ax.Inner(steps, stepsize) fourth, not {type(inner).__name__}.")
     if not isinstance(samples, Samples):
@@ -78,57 +77,50 @@ def adapt(
     return _adapt(problem, params, task, inner, key, samples, store)
 
 
-def _is_variable(leaf):
-    return eqx.is_array(leaf) and _tree.is_floating(leaf)
-
-
 @eqx.filter_jit
 def _adapt(problem, params, task, inner, key, samples, store):
     check_key(key)
     inner.check_meta(params)
     check_problem(problem, inner.initial(params), task, samples, target=False)
-    if isinstance(inner.stepsize, AbstractRule):
-        batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], task)
-        inner = inner.resolve(problem, params, batch, None if key is None else key[None], samples=samples)
-    params, rates = inner.unpack(params)
-    split = inner.split(params)
-    rebuild = lambda w, given: (given[1], given[2], eqx.combine(w, given[0], split.static))  # noqa: E731
-    given, fixed = eqx.partition((split.frozen, problem, task), _is_variable)
+    inner = resolve_one(inner, problem, params, task, key, samples)
+    path = TaskPath(problem, inner, params, task, key, samples, all_arrays=True)
 
-    def loss_of(w, given, j):
-        return step_loss(rebuild, key, STEP, samples.step)(w, eqx.combine(given, fixed), j)
-
-    # All arrays that the loss uses become arguments, those that the user's functions close over too: the floating-point
-    # ones are variables, and what is left holds nothing that could carry a derivative.
-    converted = eqx.filter_closure_convert(loss_of, split.adapting, given, jnp.zeros((), int))
-    closed, others = eqx.partition(converted, _is_variable)
-    rest = (given, closed)
+    # All arrays that the loss uses become arguments, including those that the user's functions close over: the floating-point
+    # ones are variables, and the others hold nothing that could carry a derivative.
+    converted = eqx.filter_closure_convert(path.loss, path.split.adapting, path.rest, jnp.zeros((), int))
+    closed, others = eqx.partition(converted, _tree.is_floating_array)
+    rest = (path.rest, closed)
     arrays, static = eqx.partition((others, inner, key), eqx.is_array)
 
     def parts(arrays, proximal):
         loss, inner, key = eqx.combine(arrays, static)
-        step = lambda w, rest, j: eqx.combine(rest[1], loss)(w, rest[0], j)  # noqa: E731
-        return step, inner.descent(step, key)._replace(update=Update(inner.optimizer, proximal))
+
+        def step_loss(w, rest, j):
+            return eqx.combine(rest[1], loss)(w, rest[0], j)
+
+        def value_and_gradient(w, rest, j):
+            return inner.gradients.value_and_gradient(lambda w: step_loss(w, rest, j), w, fold(key, GRADIENT, j))
+
+        return step_loss, Descent(value_and_gradient, Update(inner.optimizer, proximal))
 
     # Whatever the steps use is an argument: a derivative rule may not close over values of the program around it.
     @jax.custom_vjp
     def descend(w, rest, rates, proximal, arrays):
-        path = forward(parts(arrays, proximal)[1], w, rest, rates, inner.steps, store)
-        return path.final, path.losses
+        walked = forward(parts(arrays, proximal)[1], w, rest, rates, inner.steps, store)
+        return walked.final, walked.losses
 
     def descend_forward(w, rest, rates, proximal, arrays):
-        path = forward(parts(arrays, proximal)[1], w, rest, rates, inner.steps, store)
-        return (path.final, path.losses), (path, rest, rates, proximal, arrays)
+        walked = forward(parts(arrays, proximal)[1], w, rest, rates, inner.steps, store)
+        return (walked.final, walked.losses), (walked, rest, rates, proximal, arrays)
 
-    def descend_reverse(residuals, bars):
-        path, rest, rates, proximal, arrays = residuals
+    def descend_reverse(residuals, cotangents):
+        walked, rest, rates, proximal, arrays = residuals
+        by_final, by_losses = cotangents
         loss, descent = parts(arrays, proximal)
-        cotangent = (bars[0], _tree.zeros_like(rest))
-        exact = factors(Exact(), AutoDiff(), loss, None)
-        found = reverse(*exact, descent, path, rest, rates, cotangent, losses_bar=bars[1])
+        cotangent = (by_final, optax.tree.zeros_like(rest))
+        found = reverse(*exact_factors(loss), descent, walked, rest, rates, cotangent, losses_cotangent=by_losses)
         return found.w, found.rest, Rates(found.rates, rates.per_step), found.proximal, None
 
     descend.defvjp(descend_forward, descend_reverse)
-    final, losses = descend(split.adapting, rest, rates, inner.proximal, arrays)
-    adapted = eqx.combine(final, split.frozen, split.static)
-    return Adapted(adapted, losses, Info(jax.lax.stop_gradient(rates.mean()), losses))
+    final, losses = descend(path.split.adapting, rest, path.rates, inner.proximal, arrays)
+    return Adapted(path.params(final), losses, Info(jax.lax.stop_gradient(path.rates.mean()), losses))

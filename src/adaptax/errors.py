@@ -1,4 +1,4 @@
-"""The one exception raised for a user's mistake."""
+"""The exceptions of the library: mistakes in the input, failures on the host, checkpoints that cannot be read."""
 
 
 class InputError(ValueError):
@@ -15,13 +15,25 @@ class InputError(ValueError):
 
 
 class HostFailure(RuntimeError):
-    """What the host was asked for by a compiled program and could not do: the message is one sentence.
+    """A compiled program called the host, for example a simulator, and the call failed: the message is one sentence.
 
     `ax.train` raises it after saving the state before the meta-step that failed; the command line exits with code 1.
 
     Example:
         >>> from adaptax.errors import HostFailure
         >>> issubclass(HostFailure, RuntimeError)
+        True
+    """
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be read or set aside, though it may be whole: the message is one sentence.
+
+    Nothing was changed on the disk; the command line exits with code 1.
+
+    Example:
+        >>> from adaptax.errors import CheckpointError
+        >>> issubclass(CheckpointError, RuntimeError)
         True
     """
 
@@ -36,12 +48,12 @@ def note_failure(sentence: str) -> None:
 
 
 def forget_failures() -> None:
-    """Before a program is run: what failed earlier is not its own."""
+    """Drop the sentences of earlier programs, before a program is run."""
     _noted.clear()
 
 
 def raise_failure() -> None:
-    """After a program has come to its end: raise `HostFailure` with the first sentence that was kept, if there is one."""
+    """Raise `HostFailure` with the first sentence that was kept, if there is one, after a program has come to its end."""
     if _noted:
         first = _noted[0]
         _noted.clear()

@@ -1,4 +1,4 @@
-"""What is learned: tasks, pools of them, and the two kinds of problem, finite-sum and resampling."""
+"""Tasks, pools of tasks, and the two kinds of problem: finite-sum and resampling."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
+from adaptax._checks import check_whole
 from adaptax._tree import constant, describe, first_line
 from adaptax.errors import InputError
 
@@ -16,7 +17,7 @@ class Task(eqx.Module):
     r"""One task $i$: a support set $S_i$ to adapt on and a target (query) set $T_i$ to judge by.
 
     Both are arbitrary pytrees of arrays, whose leaves need not share a leading axis; a batch of tasks is a `Task` whose
-    every leaf has one more leading axis. Resampling tasks put what defines the task into `support` and need no target.
+    every leaf has one more leading axis. A resampling problem's task may be any pytree that says which task it is.
 
     Arguments:
         support: the batch given to the inner loss.
@@ -57,10 +58,8 @@ class Samples(eqx.Module):
     target: int = eqx.field(static=True, default=20)
 
     def __post_init__(self):
-        for name in ("step", "curvature", "target"):
-            size = getattr(self, name)
-            if isinstance(size, bool) or not hasattr(size, "__index__") or size < 1:
-                raise InputError(f"Samples({name}={size!r}) must be a whole number of at least 1.")
+        sizes = (check_whole("Samples", name, getattr(self, name)) for name in ("step", "curvature", "target"))
+        self.step, self.curvature, self.target = sizes
 
 
 class Pool(eqx.Module):
@@ -228,6 +227,12 @@ class Resampling(AbstractProblem):
 
     def target_batch(self, task, params, key, size):
         return self.step_batch(task, params, key, size)
+
+
+def check_is_problem(problem: Any) -> None:
+    """Refuse anything but a problem."""
+    if not isinstance(problem, AbstractProblem):
+        raise InputError(f"The problem must be ax.FiniteSum or ax.Resampling, not {type(problem).__name__}.")
 
 
 def check_scalar(function: Callable, params: PyTree, batch: PyTree, name: str, where: str) -> None:

@@ -24,7 +24,7 @@ TRAINING, TEST = ("Greek", "Latin"), ("Greek", "Tagalog")
 
 @dataclass
 class Result:
-    """What a command printed and returned."""
+    """The output and the exit code of a command."""
 
     code: int
     out: str

@@ -11,7 +11,7 @@ from adaptax.cli import devices
 
 @pytest.fixture
 def set_to(monkeypatch):
-    """What JAX is asked for."""
+    """Records the settings that JAX is asked for."""
     asked = []
     monkeypatch.setattr(jax.config, "update", lambda name, value: asked.append((name, value)))
     monkeypatch.delenv("XLA_FLAGS", raising=False)

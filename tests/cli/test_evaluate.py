@@ -30,7 +30,7 @@ def test_twice_the_same(run, finished, task, contents):
 
 def test_other_tasks_and_steps(run, finished):
     saved = json.loads((finished["matrix"] / "evaluation.json").read_text())
-    result = json.loads(run("evaluate", finished["matrix"], "--format", "json", "--tasks", "9", "--steps", "1").out)
+    result = json.loads(run("evaluate", finished["matrix"], "--format", "json", "--tasks", "9", "--inner-steps", "1").out)
     assert result["steps"] == [0, 1] and result["tasks"] == 9
     other = json.loads(run("evaluate", finished["matrix"], "--format", "json", "--seed", "2").out)
     assert other["seed"] == 2 and other["scores"] != saved["scores"] and other["stepsize"] == saved["stepsize"]
@@ -40,7 +40,8 @@ def test_other_tasks_and_steps(run, finished):
     "options, sentence",
     [
         ("--tasks 1", "--tasks 1 must be a whole number of at least 2"),
-        ("--steps -1", "--steps -1 must be a whole number of at least 0"),
+        ("--inner-steps -1", "--inner-steps -1 must be a whole number of at least 0"),
+        ("--steps 3", "adaptax evaluate has no option --steps: did you mean --inner-steps?"),
         ("--seed -1", "--seed -1 must be a whole number from 0"),
     ],
 )
@@ -57,7 +58,7 @@ def test_folders_that_hold_no_run(run, copied, tmp_path):
         (folder / "config.json").write_text(text)
         assert "config.json" in (sentence := run("evaluate", folder).sentence) or "not written by adaptax" in sentence
     (folder / "config.json").write_text('{"task": "matrix", "steps": "many"}')
-    assert "sets 'steps' to 'many': make it a whole number" in run("evaluate", folder).sentence
+    assert "--steps must be followed by a whole number" in run("evaluate", folder).sentence
 
 
 def test_a_run_without_a_checkpoint(run, copied):

@@ -32,8 +32,8 @@ def test_a_network_is_measured(run, finished):
     "options, sentence",
     [
         ("--tasks 7", "--tasks 7 must be a whole number of at least 8"),
-        ("--epsilon 0", "--epsilon 0.0 must be a positive number"),
-        ("--epsilon small", "--epsilon small cannot be used: make it a number"),
+        ("--epsilon 0", "--epsilon 0.0 must be a finite number above 0"),
+        ("--epsilon small", "--epsilon must be followed by a number"),
         ("--seed -1", "--seed -1 must be a whole number from 0"),
         ("--step 3", "adaptax measure has no option --step"),
     ],

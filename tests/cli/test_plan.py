@@ -22,7 +22,7 @@ def constants(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("case", ["finite-sum", "resampling"])
 def test_the_plan_is_that_of_the_theory(run, constants, case):
-    options = ["--epsilon", "0.05", "--steps", "3", "--case", case]
+    options = ["--epsilon", "0.05", "--inner-steps", "3", "--case", case]
     result = run("plan", "--constants", "c.json", *options, "--format", "json")
     expected = theory.plan(theory.Constants(**CONSTANTS), epsilon=0.05, steps=3, case=case)
     said = json.loads(result.out)
@@ -45,6 +45,7 @@ def test_the_plan_is_that_of_the_theory(run, constants, case):
 def test_options_reach_the_plan(run, constants):
     common = ["plan", "--constants", "c.json", "--format", "json"]
     assert json.loads(run(*common, "--gamma", "0.2").out)["alpha"] == 0.2 / 10
+    assert json.loads(run(*common, "--steps", "3").out) == json.loads(run(*common, "--inner-steps", "3").out)
     assert json.loads(run(*common, "--c-beta", "3").out)["C_beta"] == 3
     assert json.loads(run(*common, "--optimise-c-beta").out)["C_beta"] not in (2, 3)
 
@@ -79,17 +80,18 @@ BAD = [
     ("--constants c.json --measure matrix", "needs constants: give either"),
     ("--constants none.json", "--constants none.json cannot be read"),
     ("--constants c.txt", "must be a .json or a .toml file"),
-    ("--constants c.json --epsilon 0", "epsilon=0.0) must be a finite number above 1e-100"),
-    ("--constants c.json --epsilon small", "--epsilon small cannot be used: make it a number"),
-    ("--constants c.json --steps 0", "--steps 0 must be a whole number of at least 1"),
+    ("--constants c.json --epsilon 0", "--epsilon 0.0 must be a finite number above 0"),
+    ("--constants c.json --epsilon small", "--epsilon must be followed by a number"),
+    ("--constants c.json --inner-steps 0", "--inner-steps 0 must be a whole number of at least 1"),
     ("--constants c.json --gamma 0.5", "lower alpha from 0.05 to below"),
-    ("--constants c.json --case rl", "--case rl cannot be used: make it finite-sum or resampling"),
+    ("--constants c.json --case rl", "--case must be followed by finite-sum or resampling"),
     ("--constants c.json --c-beta 0.1", "raise C_beta above 0.5"),
     ("--constants half.json", "--constants half.json does not say gap: add it"),
     ("--constants odd.json", "sets 'Lipschitz', which is no constant: use L, rho"),
     ("--constants negative.json", "sigma=-1) must be a finite number of at least 0"),
     ("--measure images", "has no data to measure on"),
-    ("--measure nothing", "There is no task and no run 'nothing'"),
+    ("--measure navigation", "no support sets to measure constants on"),
+    ("--measure nothing", "There is no task and no run 'nothing': give sinusoid, matrix, or the folder of a run"),
     ("--measure matrix --tasks 1", "--tasks 1 must be a whole number of at least 2"),
 ]
 

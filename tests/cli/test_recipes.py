@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from adaptax.cli import settings
-from adaptax.cli.configs import Images
+from adaptax.cli.families import Images
+from adaptax.cli.options import check
+from adaptax.cli.saved import overlay, read_file
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
 
@@ -17,7 +18,7 @@ def test_all_are_listed():
 
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
 def test_a_recipe_is_a_configuration(path, tmp_path):
-    config = settings.overlay(Images(data=tmp_path), settings.read_file(path), path.name)
-    settings.check(config)
+    config = overlay(Images(data=tmp_path), read_file(path), path.name)
+    check(config)
     # Its name says what it is.
     assert f"{config.ways}way-{config.shots}shot" in path.stem

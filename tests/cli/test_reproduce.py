@@ -18,7 +18,7 @@ BAD = [
     ("navigation --seeds 1", "--seeds 1 must be a whole number of at least 2"),
     ("navigation --processes 0", "--processes 0 must be a whole number of at least 1"),
     ("navigation --steps 0", "--steps 0 must be a whole number of at least 1"),
-    ("rates --scale 0", "--scale 0.0 must be a positive number"),
+    ("rates --scale 0", "--scale 0.0 must be a finite number above 0"),
     ("matrix --out file", "--out file cannot be a folder, for file is a file: choose another one"),
 ]
 
@@ -55,4 +55,4 @@ def test_options_reach_the_experiment(run, tmp_path, monkeypatch, module, name, 
     result = run("reproduce", name, *options.split())
     assert result.code == 0 and result.err == "half-way\n"
     assert seen == [(f"reproduced/{name}", *expected)]
-    assert result.out == f"What was found: reproduced/{name}/README.md\n"
+    assert result.out == f"The results are described in reproduced/{name}/README.md.\n"

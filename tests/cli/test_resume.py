@@ -65,12 +65,12 @@ def test_a_finished_run_goes_on_with_its_saved_options_alone(run, finished, cont
 @pytest.mark.parametrize(
     "options, difference",
     [
-        ("--seed 1", "seed is 0 there and 1 here"),
-        ("--steps 8", "steps is 6 there and 8 here"),
-        ("--stepsize edge", "stepsize is '0.01' there and 'edge' here"),
-        ("--inner-steps 3 --dim 6", "dim is 5 there and 6 here; inner_steps is 2 there and 3 here"),
-        ("--seed 1 --resume", "seed is 0 there and 1 here"),
-        ("--steps 5 --resume", "steps is 6 there and 5 here"),
+        ("--seed 1", "--seed is 0 there and 1 here"),
+        ("--steps 8", "--steps is 6 there and 8 here"),
+        ("--stepsize edge", "--stepsize is '0.01' there and 'edge' here"),
+        ("--inner-steps 3 --dim 6", "--dim is 5 there and 6 here; --inner-steps is 2 there and 3 here"),
+        ("--seed 1 --resume", "--seed is 0 there and 1 here"),
+        ("--steps 5 --resume", "--steps is 6 there and 5 here"),
     ],
 )
 def test_another_configuration_is_refused_with_the_difference(train, finished, contents, options, difference):

@@ -19,8 +19,10 @@ def test_the_run_folder(finished, task):
     folder = finished[task]
     assert {path.name for path in folder.iterdir()} == FILES
     config = json.loads((folder / "config.json").read_text())
-    assert config["task"] == task and config["steps"] == 6 and config["inner_steps"] == 2 and config["seed"] == 0
-    assert not {"out", "resume", "config"} & set(config)
+    assert config["format"] == 2 and config["task"] == task and config["steps"] == 6 and config["inner_steps"] == 2
+    # The options that were given stand at the top, all others below.
+    assert config["defaults"]["seed"] == 0 and not set(config["defaults"]) & set(config)
+    assert not {"out", "resume", "config"} & {*config, *config["defaults"]}
     assert json.loads((folder / "environment.json").read_text())["packages"].keys() >= {"adaptax", "jax"}
     assert [line["step"] for line in history(folder)] == list(range(6))
     assert all(line["loss"] > 0 and line["stepsize"] > 0 and not line["skipped"] for line in history(folder))
@@ -55,6 +57,17 @@ def test_the_step_size_in_use(finished):
 
 
 @pytest.mark.slow
+def test_reinforcement_learning(run, tmp_path):
+    small = "--steps 2 --tasks-per-step 2 --trajectories 3 --horizon 5 --hidden 4 --evaluation-tasks 4"
+    result = run("train", "navigation", *small.split(), "--out", tmp_path / "run")
+    assert result.code == 0 and "return" in result.out and "environment steps/s" in result.err
+    saved = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert saved["judged_on"] == "new goals, 3 episodes for each inner step" and saved["steps"] == [0, 1, 2, 3]
+    again = run("evaluate", tmp_path / "run", "--format", "json", "--inner-steps", "1")
+    assert json.loads(again.out)["scores"]["return"]["mean"] == saved["scores"]["return"]["mean"][:2]
+
+
+@pytest.mark.slow
 def test_guaranteed(train, tmp_path):
     for name, rule in (("one", "guaranteed"), ("two", "GUARANTEED:0.25"), ("same", "guaranteed:0.125")):
         assert train("matrix", "--stepsize", rule, "--out", tmp_path / name).code == 0
@@ -84,7 +97,8 @@ def test_a_file_of_options_and_the_command_line(train, run, finished, tmp_path):
     more = ("--dim", "5", "--evaluation-tasks", "8", "--steps", "2")
     assert run("train", "matrix", "--config", tmp_path / "some.toml", *more).code == 0
     config = json.loads((tmp_path / "toml" / "config.json").read_text())
-    assert config["seed"] == 5 and config["steps"] == 2 and config["stepsize"] == "0.01" and config["learning_rate"] == 3e-3
+    assert config["seed"] == 5 and config["steps"] == 2 and config["defaults"]["stepsize"] == "0.01"
+    assert config["defaults"]["learning_rate"] == 3e-3
 
 
 def test_evaluations_during_training(train, tmp_path):
@@ -115,5 +129,5 @@ def test_curvature_strategies(train, run, finished, tmp_path):
         assert json.loads((tmp_path / name / "config.json").read_text())["curvature"] == name
     # The estimator belongs to the run: it is refused to go on with another.
     again = train("matrix", "--curvature", "ggs", "--out", tmp_path / "first-order")
-    assert "curvature is 'first-order' there and 'ggs' here" in again.sentence
+    assert "--curvature is 'first-order' there and 'ggs' here" in again.sentence
     assert "curvature" in train("matrix", "--curvature", "second-order").sentence

@@ -1,4 +1,6 @@
-"""Models: shapes, types, keys, refusals, and the convolutional networks beside some made of XLA's own operations."""
+"""Models: shapes, types, keys, refusals, and the convolutional networks against ones made of the compiler's operations."""
+
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -9,12 +11,12 @@ from helpers import relative
 
 import adaptax as ax
 
-# Sides that the pooling has to cut at several places: 7 and 3; 21, 15, 5, 7 and 3; 5.
+# Some sides are odd in one of the four blocks, where the pooling leaves out a row or a column: 7 and 3; 21, 15, 5, 7 and 3; 5.
 IMAGES = [(28, 28, 1), (21, 30, 3), (16, 20, 3)]
 
 
 def normalised(unit, x):
-    """Convolution and normalisation, from operations that XLA has for each part."""
+    """Convolution and normalisation, by the compiler's operation for each part."""
     x = jax.lax.conv_general_dilated(x, unit.weight, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     if unit.norm == "batch":
         mean, variance = jnp.mean(x, (0, 1, 2)), jnp.var(x, (0, 1, 2))
@@ -53,8 +55,8 @@ def moved(model, seed):
     model = jax.tree.map(lambda leaf: leaf + (0.1 * random.normal(size=leaf.shape)).astype(leaf.dtype), model)
     if isinstance(model, ax.models.Conv4):
         # Where a scale is negative, the largest output of a pooling window comes from the smallest input.
-        scales = lambda m: [block.scale for block in m.blocks]  # noqa: E731
-        model = eqx.tree_at(scales, model, [scale.at[::3].multiply(-1) for scale in scales(model)])
+        blocks = [eqx.tree_at(lambda b: b.scale, b, b.scale.at[::3].multiply(-1)) for b in model.blocks]
+        model = eqx.tree_at(lambda model: model.blocks, model, tuple(blocks))
     return model
 
 
@@ -77,6 +79,11 @@ def refused(match, function, *arguments, **options):
     with pytest.raises(ax.InputError, match=match) as caught:
         function(*arguments, **options)
     assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+
+
+def refused_images(match, make, shape):
+    """A network of two classes refuses images of this shape while it is traced."""
+    refused(match, jax.eval_shape, lambda x: make(2, key=jax.random.key(0))(x), jax.ShapeDtypeStruct(shape, "float32"))
 
 
 def same(one, other):
@@ -120,7 +127,7 @@ def test_mlp_is_what_its_formula_says(x64):
 
 
 def shapes(function, *arguments):
-    """Types and shapes of what the function would return; nothing is computed."""
+    """Types and shapes of the function's results, without computing them."""
     return {(leaf.dtype, leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(function, *arguments))}
 
 
@@ -136,21 +143,36 @@ def shapes(function, *arguments):
 )
 def test_types(dtype, double, expected):
     with jax.enable_x64(double):
-        mlp = lambda key: ax.models.mlp((2, 3, 1), key=key, dtype=dtype)  # noqa: E731
-        conv = lambda key: ax.models.conv4(2, key=key, channels=2, dtype=dtype)  # noqa: E731
-        assert {found for make in (mlp, conv) for found, _ in shapes(make, jax.random.key(0))} == {jnp.dtype(expected)}
-        run = lambda make: lambda x: make(jax.random.key(0))(x)  # noqa: E731
-        assert shapes(run(mlp), jax.ShapeDtypeStruct((4, 2), expected)) == {(jnp.dtype(expected), (4, 1))}
-        assert shapes(run(conv), jax.ShapeDtypeStruct((4, 28, 28, 1), expected)) == {(jnp.dtype(expected), (4, 2))}
+        for make, batch, outputs in (
+            (partial(ax.models.mlp, (2, 3, 1), dtype=dtype), (4, 2), 1),
+            (partial(ax.models.conv4, 2, channels=2, dtype=dtype), (4, 28, 28, 1), 2),
+        ):
+            assert {found for found, _ in shapes(lambda m=make: m(key=jax.random.key(0)))} == {jnp.dtype(expected)}
+            output = shapes(lambda x, m=make: m(key=jax.random.key(0))(x), jax.ShapeDtypeStruct(batch, expected))
+            assert output == {(jnp.dtype(expected), (4, outputs))}
 
 
 @pytest.mark.parametrize("sizes", [(), (3,), (3, 0), (3, -1, 2), (3, 2.5), (True, 2), 5, "12", (3, None)])
 def test_sizes_that_cannot_be(sizes):
-    refused("must be two or more positive whole numbers: give widths", ax.models.mlp, sizes, key=jax.random.key(0))
+    match = r"must be (two or more whole numbers: give widths|a whole number of at least 1: change sizes\[[01]\])"
+    refused(match, ax.models.mlp, sizes, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("shape", [(28, 0, 1), (28, 28), (28.0, 28, 1), 28, (28, 28, True)])
+def test_images_that_cannot_be(shape):
+    refused(r"conv4\(image(\[[012]\])?=.*whole number", ax.models.conv4, 5, key=jax.random.key(0), image=shape)
+    refused(r"conv4\(ways=0\) must be a whole number", ax.models.conv4, 0, key=jax.random.key(0))
+    refused(r"conv4\(channels=0\) must be a whole number", ax.models.conv4, 2, key=jax.random.key(0), channels=0)
 
 
 def test_sizes_may_be_numbers_of_numpy():
     assert ax.models.mlp(np.array([2, 3, 1]), key=jax.random.key(0))(jnp.ones((4, 2))).shape == (4, 1)
+    one, two = (
+        jax.eval_shape(lambda s=sizes: ax.models.conv4(s[0], key=jax.random.key(0), channels=s[1], image=s[2]))
+        for sizes in ((5, 8, (16, 16, 3)), (np.int64(5), np.int32(8), np.array([16, 16, 3])))
+    )
+    # Static fields are equal and hashable, so that one compiled program serves both.
+    assert {jax.tree.structure(one)} == {jax.tree.structure(two)}
 
 
 def test_other_bad_arguments_of_mlp():
@@ -167,8 +189,7 @@ def test_mlp_refuses_other_shapes(shape):
 
 @pytest.mark.parametrize("shape", [(28, 28, 1), (4, 28, 28), (4, 28, 27, 1), (4, 28, 28, 3), (1, 4, 28, 28, 1)])
 def test_conv4_refuses_other_shapes(shape):
-    apply = lambda x: ax.models.conv4(2, key=jax.random.key(0), channels=2)(x)  # noqa: E731
-    refused(r"of shape \(n, 28, 28, 1\), not .*: reshape", jax.eval_shape, apply, jax.ShapeDtypeStruct(shape, "float32"))
+    refused_images(r"of shape \(n, 28, 28, 1\), not .*: reshape", partial(ax.models.conv4, channels=2), shape)
 
 
 def test_conv4_shapes():
@@ -215,7 +236,7 @@ def test_normalisations_are_what_they_are_called(norm):
     run = jax.jit(lambda model, x: model(x))
     whole = run(model, images)
     np.testing.assert_allclose(whole, jax.jit(reference)(model, images), atol=2e-5)
-    # Whether a prediction depends on the other images at hand is what the choice is about.
+    # A prediction depends on the other images at hand with "batch" only.
     alone = float(jnp.abs(run(model, images[:3]) - whole[:3]).max())
     assert alone > 1e-2 if norm == "batch" else alone < 1e-5
 
@@ -235,19 +256,21 @@ def test_resnet12_is_the_network_it_stands_for(x64, norm):
     ]
     assert model.head.weight.shape == (40, 5)
     images = jnp.asarray(normal((4, *RESIDUAL), 2), jnp.float64)
-    outputs = lambda forward: jax.jit(lambda m: jax.value_and_grad(lambda m: cross_entropy(forward, m, images))(m))  # noqa: E731
-    for got, expected in zip(outputs(lambda m, x: m(x))(model), outputs(residual_reference)(model), strict=True):
+
+    def value_and_gradient(forward):
+        return jax.jit(jax.value_and_grad(lambda model: cross_entropy(forward, model, images)))(model)
+
+    for got, expected in zip(value_and_gradient(lambda m, x: m(x)), value_and_gradient(residual_reference), strict=True):
         assert relative(got, expected) < 1e-9
 
 
 def test_resnet12_and_normalisations_refuse():
     key, small = jax.random.key(0), (16, 16, 3)
-    refused("needs an even number of channels", ax.models.resnet12, 5, key=key, channels=3, image=small)
-    refused("three for image", ax.models.resnet12, 5, key=key, image=(84, 84))
+    refused("must be even", ax.models.resnet12, 5, key=key, channels=3, image=small)
+    refused("give three whole numbers", ax.models.resnet12, 5, key=key, image=(84, 84))
     refused("too small: make them at least 16x16", ax.models.resnet12, 5, key=key, image=(84, 12, 3))
     refused("must be 'batch', 'group' or 'layer'", ax.models.conv4, 5, key=key, norm="instance")
     refused("make 12 a multiple of 8", ax.models.conv4, 5, key=key, channels=12, norm="group")
     refused("make 4 a multiple of 8", ax.models.resnet12, 5, key=key, channels=4, image=small, norm="group")
-    apply = lambda x: ax.models.resnet12(2, key=key, channels=2, image=small)(x)  # noqa: E731
-    grey = jax.ShapeDtypeStruct((4, 16, 16, 1), "float32")
-    refused(r"of shape \(n, 16, 16, 3\), not .*: reshape", jax.eval_shape, apply, grey)
+    grey = (4, 16, 16, 1)
+    refused_images(r"of shape \(n, 16, 16, 3\), not .*: reshape", partial(ax.models.resnet12, channels=2, image=small), grey)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 import adaptax as ax
-from adaptax.reproduce import estimators, losses
+from adaptax.report.rows import pick
 from adaptax.reproduce import predictions as predict
-from adaptax.reproduce.files import pick, read_rows
-from adaptax.reproduce.methods import GGS, STEIN, UNCORRECTED
+from adaptax.reproduce.csv_rows import read_rows
+from adaptax.reproduce.estimators import experiment, losses
+from adaptax.reproduce.strategies import GGS, STEIN, UNCORRECTED
 
 
 def test_predictions_by_quadrature(x64):
@@ -43,12 +44,12 @@ def test_the_model_has_the_estimator_s_limit(x64, name):
 def test_over_samples(x64):
     """The uncorrected form levels off at half the trace; the others go down as predicted."""
     place = losses.quadratic(0)
-    rows = estimators.over_samples(place, (10, 1000), 200, 0)
-    value = lambda name, q, measure="rms": pick(rows, estimator=name, samples=q, measure=measure)[0]  # noqa: E731
+    rows = experiment.over_samples(place, (10, 1000), 200, 0)
+    rms = {(row["estimator"], row["samples"]): row["value"] for row in pick(rows, measure="rms")}
     floor = float(jnp.trace(place.h) / 2 / jnp.linalg.norm(place.hv))
-    assert value(UNCORRECTED, 1000)["value"] == pytest.approx(floor, rel=0.1)
+    assert rms[UNCORRECTED, 1000] == pytest.approx(floor, rel=0.1)
     for name in (GGS, STEIN):
-        assert value(name, 1000)["value"] == pytest.approx(value(name, 10)["value"] / 10, rel=0.15)
+        assert rms[name, 1000] == pytest.approx(rms[name, 10] / 10, rel=0.15)
     for row in rows:
         if row["error"] > 0:
             assert abs(row["value"] - row["predicted"]) < 4.5 * row["error"], row
@@ -58,12 +59,12 @@ def test_over_samples(x64):
 def test_files_and_page(tmp_path):
     lines = []
     sizes = {"samples": (1, 4), "deltas": (1e-6, 1e-4, 1e-2), "kinds": (losses.QUADRATIC,)}
-    estimators.hessian_estimators(tmp_path / "out", 10, 0, lines.append, **sizes)
+    experiment.hessian_estimators(tmp_path / "out", 10, 0, lines.append, **sizes)
     names = ["README.md", "directions.png", "directions.svg", "hessian-estimators.csv", "radius.png", "radius.svg"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names and len(lines) == 2
     assert all(path.stat().st_size < 300_000 for path in (tmp_path / "out").iterdir())
     rows = read_rows(tmp_path / "out" / "hessian-estimators.csv")
-    assert {row["part"] for row in rows} == {"loss", "directions", "radius"}
+    assert {row["part"] for row in rows} == {"run", "loss", "directions", "radius"}
     page = (tmp_path / "out" / "README.md").read_text()
     for name in (GGS, STEIN, UNCORRECTED):
         row = pick(rows, part="directions", loss="quadratic", estimator=name, samples=4, measure="rms")[0]
@@ -74,5 +75,5 @@ def test_files_and_page(tmp_path):
 
 def test_bad_sizes(tmp_path):
     with pytest.raises(ax.InputError, match="repeats=3 must be a whole number of at least 10"):
-        estimators.hessian_estimators(tmp_path / "out", 3)
+        experiment.hessian_estimators(tmp_path / "out", 3)
     assert not (tmp_path / "out").exists()

@@ -5,31 +5,35 @@ import pytest
 from scipy import stats
 
 import adaptax as ax
-from adaptax.reproduce import navigation as experiment
-from adaptax.reproduce.files import pick, read_rows, write_rows
-from adaptax.reproduce.methods import EXACT, FIRST_ORDER
-from adaptax.reproduce.navigation_page import (
+from adaptax.report.rows import pick
+from adaptax.reproduce.csv_rows import read_rows, write_rows
+from adaptax.reproduce.navigation import experiment, settings
+from adaptax.reproduce.navigation.page import mean_over_seeds, publish, verdict
+from adaptax.reproduce.navigation.settings import (
     EDGE,
     FIXED,
     FROM_RETURNS,
     LOADED,
+    PAPER,
     PLAIN,
     PRETRAINED,
     REUSED,
+    SMALL,
     UNTRAINED,
-    publish,
-    student,
-    verdict,
 )
+from adaptax.reproduce.strategies import EXACT, FIRST_ORDER
 
 
 def test_intervals_are_student_s():
     x = [3.0, 4.5, 5.0, 9.0]
     low, high = stats.ttest_1samp(x, 0).confidence_interval(0.95)
-    mean, half = student(x)
+    mean, half = mean_over_seeds(x)
     np.testing.assert_allclose((mean - half, mean + half), (low, high), rtol=1e-12)
-    assert verdict(student([1.0, 1.1, 0.9])) == "better" and verdict(student([-1.0, -1.1, -0.9])) == "worse"
-    assert verdict(student([-1.0, 1.1, 0.9])) == "not told apart" and verdict(student([1.0, np.nan])) == "not finite"
+    assert verdict(mean_over_seeds([1.0, 1.1, 0.9])) == "better" and verdict(mean_over_seeds([-1.0, -1.1, -0.9])) == "worse"
+    assert (
+        verdict(mean_over_seeds([-1.0, 1.1, 0.9])) == "not told apart"
+        and verdict(mean_over_seeds([1.0, np.nan])) == "not finite"
+    )
 
 
 def returns(case, seed, adapted):
@@ -41,13 +45,13 @@ def returns(case, seed, adapted):
 
 def made_up():
     rows = []
-    for setting, cases in ((experiment.PAPER, experiment.paper_cases()), (experiment.SMALL, experiment.small_cases())):
+    for setting, cases in ((PAPER, settings.paper_cases()), (SMALL, settings.small_cases())):
         for case in cases:
             about = {"setting": setting.name, "method": case.name, "inner_steps": case.inner_steps, "rule": case.rule}
             for seed in range(3):
                 mark = about | {"seed": seed, "meta_step": 0 if case.method is None else 7, "env_steps": 70}
                 rows += [mark | {"part": part, "value": 0.25} for part in ("seconds", "stepsize")]
-                for n in experiment.LONG:
+                for n in settings.TESTED:
                     value = returns(case, seed, n)
                     rows += [mark | {"part": "final", "trajectories": s, "adapted": n, "value": value} for s in setting.sizes]
                 if case.method is not None:
@@ -84,16 +88,19 @@ def test_statements_follow_the_data(page):
     beside = "with 20 trajectories: first order (FOMAML) not told apart, trained without adaptation worse, untrained worse."
     assert f"- Beside exact after 1 {beside}" in page
     # Made up to have their best returns after one step, but for the untrained policy: before any.
-    assert "as suit each best, chosen on these same goals: exact after 1, -21.00 ± 2.48;" in page
+    assert "with its best number of steps among those tested, chosen on these same goals: exact after 1, -21.00 ± 2.48;" in page
     assert "N = 1: 15.00 ± 0.00 (better); N = 2: 15.00 ± 0.00 (better);" in page
     assert "Beside exact's best: first order (FOMAML) not told apart, trained without adaptation" in page
 
 
 def test_cases_are_what_they_are_called():
-    steps = lambda case: ax.tasks.rl.environment_steps(case.method, problem, experiment.TASKS)  # noqa: E731
-    problem = ax.tasks.rl.navigation(horizon=25, loss=experiment.surrogate())
-    cases = {(case.name, case.inner_steps, case.rule): case for case in experiment.small_cases()}
-    assert len(cases) == len(experiment.small_cases())
+    problem = ax.tasks.rl.navigation(horizon=25, loss=settings.surrogate())
+
+    def steps(case):
+        return ax.tasks.rl.environment_steps(case.method, problem, SMALL.tasks)
+
+    cases = {(case.name, case.inner_steps, case.rule): case for case in settings.small_cases()}
+    assert len(cases) == len(settings.small_cases())
     each = 20 * 25 * 20
     assert steps(cases[EXACT, 1, FIXED]) == 3 * each and steps(cases[EXACT, 3, FIXED]) == 7 * each
     assert steps(cases[FIRST_ORDER, 1, FIXED]) == 2 * each and steps(cases[PRETRAINED, 0, FIXED]) == each
@@ -110,23 +117,21 @@ def test_bad_sizes(tmp_path, seeds, steps, processes, name):
 
 @pytest.mark.slow
 def test_a_small_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "TASKS", 3)
-    monkeypatch.setattr(experiment, "TRAJECTORIES", 3)
-    monkeypatch.setattr(experiment, "VALUES", 2)
+    small = {"horizon": 3, "hidden": (3,), "goals": 3, "tasks": 3, "trajectories": 3, "values": 2}
+    sizes = [setting._replace(**small) for setting in (PAPER, SMALL)]
     kept = {"paper": (EXACT, UNTRAINED), "small": (EXACT, PRETRAINED, UNTRAINED, REUSED, LOADED, PLAIN, FROM_RETURNS)}
-    for setting, names in kept.items():
-        every = getattr(experiment, f"{setting}_cases")()
+    for size, (setting, names) in zip(sizes, kept.items(), strict=True):
+        every = getattr(experiment, f"{setting}_cases")(size)
         few = [case for case in every if case.name in names and case.inner_steps < 2 and case.rule == FIXED]
         few += [case for case in every if (case.inner_steps, case.rule) == (3, EDGE)]
-        monkeypatch.setattr(experiment, f"{setting}_cases", lambda few=few: few)
-    settings = [s._replace(horizon=3, hidden=(3,), goals=3, fisher=2) for s in (experiment.PAPER, experiment.SMALL)]
-    experiment.navigation(tmp_path, 2, 2, lambda text: None, settings=settings)
+        monkeypatch.setattr(experiment, f"{setting}_cases", lambda setting, few=few: few)
+    experiment.navigation(tmp_path, 2, 2, lambda text: None, settings=sizes)
     rows = read_rows(tmp_path / "navigation.csv")
     # Given again, nothing is left to do; what is missing is done again, and found to be the same.
-    experiment.navigation(tmp_path, 2, 2, pytest.fail, settings=settings)
+    experiment.navigation(tmp_path, 2, 2, pytest.fail, settings=sizes)
     done, missing = [], {"setting": "small", "method": UNTRAINED, "seed": 1}
     write_rows(tmp_path / "navigation.csv", experiment.COLUMNS, [row for row in rows if row not in pick(rows, **missing)])
-    experiment.navigation(tmp_path, 2, 2, done.append, settings=settings)
+    experiment.navigation(tmp_path, 2, 2, done.append, settings=sizes)
     again = read_rows(tmp_path / "navigation.csv")
     assert len(done) == 1 and "untrained, N = 0" in done[0]
     assert [row for row in again if row["part"] != "seconds"] == [row for row in rows if row["part"] != "seconds"]
@@ -143,10 +148,10 @@ def test_a_small_run(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_runs_in_processes_of_their_own_find_the_same(tmp_path):
-    settings = [s._replace(horizon=3, hidden=(3,), goals=3) for s in (experiment.PAPER, experiment.SMALL)]
-    last = len(experiment.paper_cases()) - 1
+    sizes = [setting._replace(horizon=3, hidden=(3,), goals=3) for setting in (PAPER, SMALL)]
+    last = len(settings.paper_cases()) - 1
     jobs = [(0, 0, 0), (0, last, 1)]
-    one, two = (dict(experiment._results(jobs, settings, 1, processes)) for processes in (1, 2))
+    one, two = (dict(experiment._results(jobs, sizes, 1, processes)) for processes in (1, 2))
     assert sorted(one) == sorted(two) == sorted(jobs)
     for job in jobs:
         pairs = [(a, b) for a, b in zip(one[job][0], two[job][0], strict=True) if a["part"] != "seconds"]

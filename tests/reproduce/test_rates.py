@@ -1,4 +1,4 @@
-"""The rates' experiment: its short cuts are exact, and a small run in full says what it found."""
+"""The rates experiment: its short cuts are exact, and a small run in full writes its files and page."""
 
 import dataclasses
 
@@ -9,8 +9,9 @@ import pytest
 
 import adaptax as ax
 from adaptax import theory
-from adaptax.reproduce.files import pick, read_rows
-from adaptax.reproduce.rates import page, parts, problems
+from adaptax.report.rows import pick
+from adaptax.reproduce.csv_rows import read_rows
+from adaptax.reproduce.rates import cost_of_accuracy, fits, problems
 from adaptax.reproduce.rates.problems import COSINE, FINITE, QUADRATIC, RESAMPLING, Exact, Scales
 
 
@@ -63,16 +64,16 @@ def test_exact_derivatives_and_one_step_without_noise(x64, case):
 def test_slopes_and_their_intervals():
     x = np.array([1.0, 2, 4, 8])
     values = np.stack([3 / x, 5 / x**1.2], axis=1)
-    mean, half = page.slope(x, values)
+    mean, half = fits.slope(x, values)
     # Student's quantile with one degree of freedom is 12.706; the standard error of -1 and -1.2 is 0.1.
     assert abs(mean + 1.1) < 1e-12 and abs(half - 1.2706) < 1e-3
 
 
 def test_the_first_passage_is_counted():
-    found = parts._reached(np.array([1.0, 0.5, 0.09, 0.2]), 7.0)
+    found = cost_of_accuracy.reached(np.array([1.0, 0.5, 0.09, 0.2]), 7.0)
     assert found == {"measure": "reached", "x": 2, "value": 14.0}
-    assert parts._reached(np.array([1.0, 0.5]), 7.0) == {"measure": "not reached"}
-    assert parts._reached(np.array([1.0, np.nan]), 7.0) == {"measure": "diverged"}
+    assert cost_of_accuracy.reached(np.array([1.0, 0.5]), 7.0) == {"measure": "not reached"}
+    assert cost_of_accuracy.reached(np.array([1.0, np.nan]), 7.0) == {"measure": "diverged"}
 
 
 @pytest.mark.slow

@@ -181,10 +181,10 @@ def test_seeds_decide():
     [
         ({"dim": 0}, "dim=0.*at least 1: change dim="),
         ({"tasks": 2.5}, "tasks=2.5.*whole number"),
-        ({"smallest": 0.0}, "0 < smallest <= largest"),
-        ({"largest": 0.01}, "0 < smallest <= largest"),
-        ({"amplitude": -1.0}, "must not be negative"),
-        ({"amplitude": float("nan")}, "must be finite"),
+        ({"smallest": 0.0}, "smallest=0.* positive number: change smallest="),
+        ({"largest": 0.01}, "largest=0.01.* of at least 0.1: change largest="),
+        ({"amplitude": -1.0}, "amplitude=-1.* of at least 0"),
+        ({"amplitude": float("nan")}, "amplitude=nan.* finite number"),
         ({"noise": (0.1,)}, "pair of standard deviations"),
         ({"noise": 0.1}, "pair of standard deviations"),
         ({"difference": -0.1}, "at least 0"),
@@ -199,7 +199,16 @@ def test_refusals_of_own_arrays(pool):
     zeros = np.zeros((2, 2))
     with pytest.raises(InputError, match="must be symmetric"):
         Cosine(np.array([[1.0, 2.0], [0.0, 1.0]]), 0.5, zeros, zeros, zeros, zeros, (0.0, 0.0))
+    with pytest.raises(InputError, match="must not be negative"):
+        Cosine(np.eye(2), -0.5, zeros, zeros, zeros, zeros, (0.0, 0.0))
+    with pytest.raises(InputError, match="must be finite"):
+        Cosine(np.eye(2), 0.5, zeros, zeros, zeros, zeros + np.nan, (0.0, 0.0))
     with pytest.raises(InputError, match="shape \\(tasks, dim\\)"):
         Cosine(np.eye(2), 0.5, zeros, zeros, zeros, np.zeros((3, 2)), (0.0, 0.0))
     with pytest.raises(InputError, match=r"parameters of shape \(6,\), not \(5,\)"):
         pool.finite_sum.loss(jnp.zeros(5), jax.tree.map(lambda a: a[0], pool.tasks.target))
+
+
+def test_numbers_of_numpy():
+    one = cosine(np.int64(2), np.int32(3), largest=np.float64(2), amplitude=np.float32(0.5), difference=np.int64(0))
+    assert one.constants == cosine(2, 3, largest=2.0, difference=0.0).constants

@@ -79,3 +79,9 @@ def test_refusals():
             factorisation(sigma=sigma)
     with pytest.raises(InputError, match=r"takes an array of shape \(20,\) as parameters, not \(20, 1\)"):
         factorisation().loss(jnp.ones((20, 1)), jnp.ones(20))
+
+
+def test_numbers_of_numpy():
+    sample = factorisation(np.int64(3), np.float32(0.5)).sample_task
+    assert (sample.dim, sample.sigma) == (3, 0.5) and (type(sample.dim), type(sample.sigma)) == (int, float)
+    assert factorisation_init(jax.random.key(0), np.int32(5)).shape == (5,)

@@ -94,5 +94,11 @@ def test_wrong_numbers_of_points(options):
 
 @pytest.mark.parametrize("noise", [-0.1, float("nan"), float("inf"), "0.3"])
 def test_wrong_noise(noise):
-    with pytest.raises(InputError, match=r"noise=.* must be a number of at least 0"):
+    with pytest.raises(InputError, match=r"noise=.* must be a finite number of at least 0"):
         sinusoid_resampling(noise=noise)
+
+
+def test_numbers_of_numpy():
+    sample, draw = sinusoid(np.int64(3), np.uint8(2)).sample_task, sinusoid_resampling(np.float32(0.5)).draw
+    assert (sample.shots, sample.queries, draw.noise) == (3, 2, 0.5)
+    assert [type(value) for value in (sample.shots, sample.queries, draw.noise)] == [int, int, float]

@@ -1,5 +1,6 @@
 """More checks as functions of a namespace t: limits, thresholds, numerics, the best theta and the planner's share."""
 
+import functools
 import math
 
 import mpmath
@@ -12,7 +13,7 @@ from adaptax.errors import InputError
 
 
 def excess(t):
-    """(1 + x)^n - 1 at any rate and any number of steps, of numbers and arrays."""
+    """(1 + x)^n - 1 at any rate and any number of steps, for numbers and arrays."""
     rng = np.random.default_rng(1)
     rates = [*10 ** rng.uniform(-300, -1, 40), 1e-18, 0.5, 1.0]
     with mpmath.workdps(400):
@@ -76,12 +77,12 @@ def limits(t):
         names = ("p", "q", "C_L", "G", "m_N", "c_2", "c_3", "moment")
         for name, half, whole in zip(names, *rows, strict=True):
             equal(whole, getattr(limit, name), rel=1e-4)
-            # The sum of m_j has an edge term of order N^(-3/2), for m_j is like a root at 0.
+            # The sum of m_j has an edge term of order N^(-3/2), since m_j behaves as a square root at 0.
             equal(2 * whole - half, getattr(limit, name), rel=3e-8)
 
 
 def bounded(t):
-    """Under the Guaranteed rule every constant is below what section 5 says of all N."""
+    """Under the Guaranteed rule every constant is below its bound of section 5 for all N."""
     for seed, N in enumerate((1, 2, 5, 64, 1000)):
         v = draw(np.random.default_rng(seed), N)
         c, gamma = constants(t, v), (0.05, 1 / 8, math.log(2) / 2)[seed % 3]
@@ -99,7 +100,7 @@ def bounded(t):
 
 
 def ratio(ledger):
-    """R, infinite where the theorem says nothing."""
+    """R, or infinity where the theorem does not apply."""
     kappa = ledger.top - sum(ledger.losses.values())
     return (ledger.start + ledger.noise) / kappa if kappa > 0 else math.inf
 
@@ -114,17 +115,17 @@ def least(function):
 
 
 def theta(t):
-    """The theta chosen is the best: for R, and for the planner's share."""
+    """The chosen theta is the best one: for R, and for the planner's share."""
     rng = np.random.default_rng(4)
     for N in (1, 5, 40):
         v = draw(rng, N)
         c, path = constants(t, v), t.Expansion(v["alpha"], v["L"], N)
         sizes = {"iterations": v["K"], "tasks_per_step": v["B"] / 4, "smoothness_tasks": v["B_L"]}
         default = t.finite_sum(c, v["alpha"], N, **sizes)
-        ledger = lambda theta: t.finite_sum_ledger(path, c, 2.0, sizes, theta=theta)  # noqa: E731, B023
-        equal(default.R, least(lambda theta: ratio(ledger(theta))), rel=1e-9)  # noqa: B023
-        best = t.finite_sum_ledger(path, c, 2.0, sizes, epsilon=0.1).share(0.1)
-        equal(best, least(lambda theta: ledger(theta).share(0.1)), rel=1e-9)  # noqa: B023
+        ledger = functools.partial(t.finite_sum_ledger, path, c, 2.0, sizes)
+        equal(default.R, least(lambda theta, ledger=ledger: ratio(ledger(theta=theta))), rel=1e-9)
+        best = ledger(epsilon=0.1).share(0.1)
+        equal(best, least(lambda theta, ledger=ledger: ledger(theta=theta).share(0.1)), rel=1e-9)
     # Without noise of tasks, or without steps, the theorem has no theta.
     still = t.Constants(L=v["L"], rho=v["rho"], sigma=0.0, gap=v["gap"])
     silent = t.finite_sum(still, v["alpha"], N, **sizes)
@@ -143,7 +144,7 @@ def theta(t):
 
 
 def refusals(t):
-    """Where kappa is not positive, whatever theta is, the theorem says so and not something else."""
+    """Where no theta makes kappa positive, the refusal names kappa and not something else."""
     c = t.Constants(L=1.0, rho=0.5, sigma=0.2, b=0.1, gap=1.0)
     sizes = {"iterations": 10, "tasks_per_step": 1, "smoothness_tasks": 1}
     for theta, C_beta in ((None, 0.4), (1.0, 0.4), (None, 0.1)):
@@ -160,7 +161,7 @@ def refusal(theorem, *args, **options):
 
 
 def share(t):
-    """It is 1 for exactly those sizes of which the theorem promises exactly epsilon."""
+    """The share is 1 exactly for those sizes for which the theorem gives epsilon itself."""
     rng = np.random.default_rng(5)
     for N in (1, 6):
         v = draw(rng, N)
@@ -203,13 +204,13 @@ def phi(t):
 
 
 def chebyshev(t):
-    """What the mean may be off by is the spread over tasks, over sqrt(eta M)."""
+    """The error that the mean may have is the spread over tasks divided by sqrt(eta M)."""
     path, c = t.Expansion(0.02, 1.0, 4), t.Constants(L=1.0, rho=0.0, sigma=0.8, b=0.3)
     for norm, count, eta in ((2.0, 50, 0.1), (5.0, 7, 0.3)):
         off = t.task_spread(path, c, norm) / math.sqrt(eta * count)
         equal(t.certified_gradient(path, c, norm - off, count, confidence=1 - eta), norm)
     assert t.certified_gradient(path, c, 1.0, 50) == t.certified_gradient(path, c, 1.0, 50, 0.95)
-    # Where (q - 1) t is 1 or more, nothing is known.
+    # Where (q - 1) t is 1 or more, the bound is infinite.
     edge = (path.q_excess / path.margin) ** 2
     for count, known in ((0.999 * edge, False), (1.001 * edge, True)):
         assert math.isfinite(t.certified_gradient(path, c, 1.0, count, confidence=1e-12)) == known
@@ -218,7 +219,7 @@ def chebyshev(t):
 
 
 def defaults(t):
-    """C_beta is 2, and smoothness is that of the resampling case, if nothing else is said."""
+    """By default C_beta is 2, and smoothness is that of the resampling case."""
     v = draw(np.random.default_rng(6), 3)
     c, path = constants(t, v), t.Expansion(v["alpha"], v["L"], 3)
     sizes = {"iterations": 1e3, "tasks_per_step": 1e3, "smoothness_tasks": 1e3}
@@ -237,7 +238,7 @@ def defaults(t):
 
 
 def measured(t):
-    """Bounds hold of random problems and are reached by those built for it."""
+    """Bounds hold for random problems and are reached by those built for it."""
     rng = np.random.default_rng(7)
     for part in (exact.geometry(t, rng, True), exact.control(t, rng, True), noisy.enumerated(t, rng, contracted=True)):
         assert all(ratios.max() <= 1 + 1e-6 for ratios in part.values())

@@ -19,14 +19,14 @@ def line(function):
 
 
 def positive_root():
-    """Of y² = c R y + a R, as a function of a, c, R."""
+    """The positive root of y² = c R y + a R, and the symbols a, c, R that it is a function of."""
     y, a, c, R = sympy.symbols("y a c R", positive=True)
     (root,) = [s for s in sympy.solve(y**2 - c * R * y - a * R, y) if s.subs({a: 1, c: 1, R: 1}) > 0]
     return (a, c, R), root
 
 
 def paths(N, v):
-    """Distances of two paths, gradients and ways relative to the first gradient; one factor, P, and P's difference."""
+    """Bounds along two paths: distances, gradients, lengths (relative to the first gradient), a factor, P, P's difference."""
     distance, gradient, moved = [v.L * 0 + 1], [v.L * 0 + 1], [v.L * 0]
     for _ in range(N):
         distance.append(distance[-1] + v.alpha * v.L * distance[-1])
@@ -38,19 +38,30 @@ def paths(N, v):
 
 
 def derive(N, v, m):
-    """All quantities by name, and those of the resampling case, where b = 0."""
+    """All quantities by name, also those of the resampling case, where b = 0."""
     distance, gradient, moved, factor, product, difference = paths(N, v)
-    target = lambda g, b: g + v.L * moved[N] * (g + b)  # noqa: E731
-    smooth = lambda g, b: product * v.L * distance[N] + difference * target(g, b)  # noqa: E731
+
+    def target(g, b):
+        return g + v.L * moved[N] * (g + b)
+
+    def smooth(g, b):
+        return product * v.L * distance[N] + difference * target(g, b)
+
     binomials = sum(comb(N, k) * (v.alpha * v.L) ** k for k in range(1, N + 1))
-    shift = lambda g, b: product * v.L * moved[N] * (g + b) + binomials * g  # noqa: E731
+
+    def shift(g, b):
+        return product * v.L * moved[N] * (g + b) + binomials * g
 
     def mean(y, b):
         s1, s0 = line(lambda g: shift(g + v.sigma, b))
         return (y + s0) / (1 - s1)
 
-    norms = lambda y, b: mean(y, b) + v.sigma  # noqa: E731
-    spread = lambda y, b: v.sigma + shift(norms(y, b), b)  # noqa: E731
+    def norms(y, b):
+        return mean(y, b) + v.sigma
+
+    def spread(y, b):
+        return v.sigma + shift(norms(y, b), b)
+
     slope, floor = line(lambda g: smooth(g, v.b))
     rate = v.alpha * v.L
     out = {
@@ -94,7 +105,10 @@ def sampling(N, v, m, norms):
     error = v.sigma_g / m.sqrt(v.S)
     apart = sum(prod([factor] * (N - 1)) * v.alpha * v.rho * deviation[k] * error for k in range(N))
     last = v.L * shift[N] + v.rho * variance[N] * unit / 2
-    bias = lambda g: product * last + apart * gradient[N] * g + apart * v.L * deviation[N] * error  # noqa: E731
+
+    def bias(g):
+        return product * last + apart * gradient[N] * g + apart * v.L * deviation[N] * error
+
     growth = factor**2 + v.alpha**2 * v.sigma_H**2 / v.D
 
     def moment(square):
@@ -116,12 +130,15 @@ def second_moment(out, v, mean):
     """E||G||² as a function of ||grad||², by (a + b)² <= 2a² + 2b² twice."""
     u_1, u_0 = mean
     grown, drift = out["grown"], out["drift"]
-    norms = lambda y2: 2 * u_1**2 * y2 + 2 * u_0**2 + v.sigma**2  # noqa: E731
+
+    def norms(y2):
+        return 2 * u_1**2 * y2 + 2 * u_0**2 + v.sigma**2
+
     return lambda y2: out["moment_of"](2 * grown**2 * norms(y2) + 2 * drift**2)
 
 
 def conclude(v, kept, bend, floor, prefix):
-    """From the descent times C_beta M, an affine function of ||grad||², to the theorem."""
+    """The theorem's quantities, from the descent times C_beta M as an affine function of ||grad||²."""
     loss, rest = line(kept)
     c, a = bend
     start, noise = v.C_beta * v.gap / v.K / -loss, rest / floor / -loss
@@ -130,13 +147,21 @@ def conclude(v, kept, bend, floor, prefix):
 
 def finite_sum(v, m, spread, bend, floor, m2):
     s_1, s_0 = spread
-    moment = lambda y2: y2 + ((1 + v.theta) * s_1**2 * y2 + (1 + 1 / v.theta) * s_0**2) / v.B  # noqa: E731
+
+    def moment(y2):
+        return y2 + ((1 + v.theta) * s_1**2 * y2 + (1 + 1 / v.theta) * s_0**2) / v.B
+
     return conclude(v, lambda y2: -y2 + m2 / (2 * v.C_beta) * moment(y2), bend, floor, "finite_sum")
 
 
 def resampling(v, bias, moment, bend, floor, x):
     e_1, e_0 = bias
-    error = lambda y2: 2 * e_1**2 * y2 + 2 * e_0**2  # noqa: E731
-    kept = lambda y2: (-y2 + (1 + x) * error(y2)) / 2 + second(x) / (2 * v.C_beta * v.B) * moment(y2)  # noqa: E731
+
+    def error(y2):
+        return 2 * e_1**2 * y2 + 2 * e_0**2
+
+    def kept(y2):
+        return (-y2 + (1 + x) * error(y2)) / 2 + second(x) / (2 * v.C_beta * v.B) * moment(y2)
+
     known = {"bias_square": error(0), "moment_constant": moment(0)}
     return known | conclude(v, kept, bend, floor, "resampling")

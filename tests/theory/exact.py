@@ -1,4 +1,4 @@
-"""What the bounds of sections 4 and 5 bound, measured on random problems: ratios measured / bound, by bound.
+"""The quantities that sections 4 and 5 bound, measured on random problems: the ratio measured / bound for each bound.
 
 Every function takes the theory's functions as a namespace t, so that a mutated theory can be measured too.
 """
@@ -22,12 +22,12 @@ def gather(parts):
 
 
 def column(values, shape):
-    """One number for each problem, for all its tasks."""
+    """One number for each problem, repeated for all its tasks."""
     return np.broadcast_to(np.asarray(values)[:, None], shape)
 
 
 def geometry(t, rng, finite_sum):
-    """Bounds that hold for any q, near and far: distances, products, targets, smoothness, shifts."""
+    """Bounds that hold for any q, for near and far points: distances, products, targets, smoothness, shifts."""
     return gather([_geometry(t, rng, finite_sum, *shape) for shape in SHAPES])
 
 
@@ -47,7 +47,10 @@ def _geometry(t, rng, finite_sum, dim, tasks, n):
     lipschitz = column([t.jacobian_lipschitz(p, c) for p, c in zip(paths, rho, strict=True)], shape)
     mean = size.mean(1).tolist()
     smooth = [t.smoothness(p, c, g, b) for p, c, g, b in zip(paths, rho, mean, spread, strict=True)]
-    rows = lambda bound: np.array([bound(p, size[k], gaps[k]) for k, p in enumerate(paths)])  # noqa: E731
+
+    def rows(bound):
+        return np.array([bound(p, size[k], gaps[k]) for k, p in enumerate(paths)])
+
     return {
         "iterate_distance": norm(w_end - u_end, axis=-1) / (end * apart),
         "gradient_growth": norm(family.gradient(family.support, w_end), axis=-1) / (end * norm(support, axis=-1)),
@@ -79,13 +82,16 @@ def _control(t, rng, finite_sum, dim, tasks, n):
 
 
 def flow(t, rng, n=1000):
-    """Against gradient flow, integrated to about twelve digits."""
+    """The distance to gradient flow, which is integrated to about twelve digits."""
     family = random_family(rng, n, 1, 1, contracted=False, finite_sum=False)
     w = random_points(rng, family)
     end, _ = family.adapted(w)
-    # By the change of time all flows take one unit of it.
+    # Time is rescaled so that every flow takes one unit of it.
     rate = (family.alpha * family.steps)[:, None, None]
-    slope = lambda _, y: (-rate * family.gradient(family.target, y.reshape(w.shape))).ravel()  # noqa: E731
+
+    def slope(_, y):
+        return (-rate * family.gradient(family.target, y.reshape(w.shape))).ravel()
+
     exact = solve_ivp(slope, (0, 1), w.ravel(), method="DOP853", rtol=1e-12, atol=1e-13).y[:, -1]
     gradient = np.abs(family.gradient(family.target, w)).ravel().tolist()
     bounds = [t.flow_distance(p, g) for p, g in zip(family.paths(t), gradient, strict=True)]
@@ -99,12 +105,12 @@ def tooth(z):
 
 
 def sawtooth(t, gamma=0.3, L=1.7, rho=3.0, b=0.4):
-    """The losses of section 4 that show that its constants cannot be improved: l'' = -L but for teeth where it counts."""
+    """The losses of section 4 which show that its constants cannot be improved: l'' = -L except for teeth on the path."""
     family = types.SimpleNamespace(N=np.array([1, 2, 3, 5, 8, 16, 64]))
     alpha = gamma / (family.N * L)
     start, target = 2.0, 2.0 - b
     nodes = np.arange(family.N.max())
-    # l' where there are no teeth is start - L x, and the path from 0 has these points.
+    # Without teeth l'(x) is start - L x, and the path from 0 has these points.
     centres = -((1 + alpha * L)[:, None] ** nodes - 1) * start / L
     width = 1e-4 * alpha * start
     high = rho * width[:, None] ** 2
@@ -128,10 +134,13 @@ def sawtooth(t, gamma=0.3, L=1.7, rho=3.0, b=0.4):
     w, u = np.zeros(len(alpha)), width / 4
     paths = [t.Expansion(a, L, n) for a, n in zip(alpha.tolist(), family.N.tolist(), strict=True)]
     (w_end, w_product), (u_end, u_product) = adapted(w), adapted(u)
-    # The target loss has the support loss's slope less b, and target = l_T'(w).
+    # The slope of the target loss is that of the support loss minus b, and target = l_T'(w).
     meta = w_product * (slope(w_end) - b), u_product * (slope(u_end) - b)
     apart = np.abs(w - u)
-    each = lambda bound, *args: np.array([bound(p, *args) for p in paths])  # noqa: E731
+
+    def each(bound, *args):
+        return np.array([bound(p, *args) for p in paths])
+
     return {
         "iterate_distance": np.abs(w_end - u_end) / (each(lambda p: t.iterate_distance(p, p.steps)) * apart),
         "gradient_growth": slope(w_end) / (each(lambda p: t.iterate_distance(p, p.steps)) * start),

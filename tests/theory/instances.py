@@ -41,14 +41,17 @@ class Family:
         return replace(self, **arrays, **pairs)
 
     def repeated(self, times):
-        """Every problem so many times, one after the other."""
+        """Every problem repeated, with its copies one after the other."""
         pairs = {name: tuple(np.repeat(a, times, 0) for a in getattr(self, name)) for name in ("support", "target")}
         arrays = {n: np.repeat(getattr(self, n), times, 0) for n in ("matrix", "amplitude", "alpha", "steps", "noise")}
         return replace(self, **arrays, **pairs)
 
     def chosen(self, tasks):
-        """The tasks with these indices, (n, tasks)."""
-        take = lambda pair: tuple(np.take_along_axis(a, tasks[..., None], 1) for a in pair)  # noqa: E731
+        """The tasks with the given indices of shape (n, tasks)."""
+
+        def take(pair):
+            return tuple(np.take_along_axis(a, tasks[..., None], 1) for a in pair)
+
         return replace(self, support=take(self.support), target=take(self.target))
 
     def gradient(self, terms, w):
@@ -72,12 +75,12 @@ class Family:
         return w, product
 
     def meta_gradients(self, w):
-        """(n, m, d)."""
+        """Exact meta-gradients of all tasks, (n, m, d)."""
         end, product = self.adapted(w)
         return np.einsum("nmab,nmb->nma", product, self.gradient(self.target, end))
 
     def meta_loss(self, w):
-        """(n,)"""
+        """Exact meta-losses, (n,)."""
         end, _ = self.adapted(w)
         phases, offsets = self.target
         quadratic = 0.5 * np.einsum("nma,nab,nmb->nm", end, self.matrix, end) + np.sum(offsets * end, -1)
@@ -85,7 +88,7 @@ class Family:
 
     @property
     def lower_bound(self):
-        """Of the meta-loss, where the matrix is positive definite."""
+        """A lower bound of the meta-loss, for positive definite matrices."""
         offsets = self.target[1]
         solved = np.linalg.solve(self.matrix, np.swapaxes(offsets, 1, 2))
         quadratic = -0.5 * np.einsum("nma,nam->n", offsets, solved) / offsets.shape[1]
@@ -105,7 +108,7 @@ class Family:
         return np.sqrt(self.dim * np.sum(self.noise**2, -1))
 
     def constants(self, t, gap=None):
-        """Of each problem, as the theory takes them."""
+        """The constants of each problem, in the form that the theory takes."""
         columns = [self.L, self.amplitude, self.sigma, self.sigma_g, self.noise[:, 1], self.b]
         gaps = [None] * len(self.alpha) if gap is None else gap.tolist()
         return [t.Constants(*row, gap=g) for row, g in zip(np.stack(columns, 1).tolist(), gaps, strict=True)]
@@ -159,6 +162,6 @@ def random_family(rng, n, dim, tasks, *, contracted, definite=False, finite_sum=
 
 
 def random_points(rng, family):
-    """One point for each problem, (n, 1, d)."""
+    """One random point for each problem, (n, 1, d)."""
     n = len(family.alpha)
     return (10 ** rng.uniform(-1, 1, n))[:, None, None] * rng.standard_normal((n, 1, family.dim))

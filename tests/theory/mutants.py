@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MODULES = ("constants", "smoothness", "sampling", "convergence", "limits")
-# What refuses bad input, and has no formulas.
-OUTSIDE = {"check_number", "check_whole", "_check", "__post_init__", "contracted"}
+# Functions that refuse bad input and have no formulas.
+OUTSIDE = {"check_real", "check_whole", "_check", "__post_init__", "contracted"}
 SWAPS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
 
 
@@ -23,7 +23,7 @@ def source(module):
 
 
 def loaded(parts):
-    """All names of the modules in one namespace; what they import from each other comes from these trees, too."""
+    """All names of the modules in one namespace; their imports from each other come from these trees too."""
     made = {}
     for name, tree in parts.items():
         made[name] = module = types.ModuleType(f"mutated_{name}")
@@ -72,7 +72,7 @@ class Mutation:
 
 
 def places(node, inside=False):
-    """All (parent, field, index, child) within functions and defaults of classes, less docstrings, refusals and types."""
+    """All (parent, field, index, child) within functions and defaults of classes, without docstrings, refusals and types."""
     for field, value in ast.iter_fields(node):
         if field in ("annotation", "returns", "decorator_list"):
             continue
@@ -121,7 +121,7 @@ def changes(node):
 
 
 def mutations(parts):
-    """All of them, but for a shift by nothing, with which a loop had no end."""
+    """All mutations but a shift by nothing, which would make a loop endless."""
     for module, tree in parts.items():
         for parent, field, index, child in list(places(tree)):
             shift = isinstance(getattr(parent, "op", None), ast.RShift)
@@ -132,25 +132,26 @@ def mutations(parts):
 
 
 def killer(parts, mutation, checks, seconds=10):
-    """The name of the first check that fails of the mutated theory, or None. A loop without end fails too."""
+    """The name of the first check that fails with the mutated theory, or None. An endless loop fails too."""
 
     def late(*_):
         raise TimeoutError
 
     mutation.apply()
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    # Processor time, so that other work on the machine does not make a loop look endless.
+    before = signal.signal(signal.SIGVTALRM, late)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
     name = "loading"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             t = loaded(parts)
-            for name, check in checks.items():  # noqa: B007
-                check(t)
+            for name in checks:
+                checks[name](t)
     except Exception:
         return name
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
         mutation.undo()
     return None

@@ -1,4 +1,4 @@
-"""What the bounds of section 6 bound, measured on random problems and on nearly extreme ones: ratios measured / bound."""
+"""The quantities that section 6 bounds, measured on random and on nearly extreme problems: ratios measured / bound."""
 
 import itertools
 
@@ -27,13 +27,16 @@ def sampled(family, w, draw, curvature=1.0, target=1.0):
         xi, zeta = (a[:k] for a in draw(j))
         w[:k] = here - rate * (now.gradient(now.target, here) + s_x[:k] * xi - s_z[:k] * zeta * np.sin(here))
     last = family.gradient(family.target, w)
-    form = lambda v: np.einsum("nma,nmab,nmb->nm", v, square, v)  # noqa: E731
+
+    def form(v):
+        return np.einsum("nma,nmab,nmb->nm", v, square, v)
+
     noise = form(np.broadcast_to(s_x, w.shape)) + form(s_z * np.sin(w))
     return w, np.einsum("nmab,nmb->nma", product, last), form(last) + noise / target
 
 
 def enumerated(t, rng, *, contracted):
-    """Exact expectations over the 4^N paths of two-point noise, one sample a step."""
+    """Exact expectations over the 4^N paths of two-point noise, one sample for each step."""
     shapes = ((1, 3, 600), (2, 2, 450)) if contracted else ((1, 1, 700), (2, 1, 350))
     return gather([_enumerated(t, rng, contracted, *shape) for shape in shapes])
 
@@ -43,7 +46,10 @@ def _enumerated(t, rng, contracted, dim, tasks, n):
     family = random_family(rng, n, dim, tasks, contracted=contracted, finite_sum=False, most=most)
     w, count = random_points(rng, family), 4**most
     code = np.tile(np.arange(count), n)[:, None, None]
-    draw = lambda j: tuple(2.0 * ((code >> (2 * j + bit)) & 1) - 1 for bit in (0, 1))  # noqa: E731
+
+    def draw(j):
+        return tuple(2.0 * ((code >> (2 * j + bit)) & 1) - 1 for bit in (0, 1))
+
     D, T = 3, 2
     each = sampled(family.repeated(count), np.repeat(w, count, 0), draw, D, T)
     end, gradient, second = (a.reshape(n, count, *a.shape[1:]) for a in each)
@@ -69,7 +75,7 @@ def _compared(t, family, w, deviation, bias, second, mean_bias, D, T, S=1):
 
 
 def drawn(t, rng, n=1000, pairs=150, tasks=1):
-    """Up to 64 steps of Gaussian noise, in antithetic pairs; four standard errors are taken off what is measured."""
+    """Up to 64 steps of Gaussian noise, in antithetic pairs; four standard errors are subtracted from the measured values."""
     family = random_family(rng, n, 1, tasks, contracted=tasks > 1, finite_sum=False)
     w, S, D, T = random_points(rng, family), 2, 3, 2
     shape = (n, pairs, tasks, 1)
@@ -82,10 +88,13 @@ def drawn(t, rng, n=1000, pairs=150, tasks=1):
     each = sampled(family.repeated(2 * pairs), np.repeat(w, 2 * pairs, 0), draw, D, T)
     end, gradient, second = (a.reshape(n, 2, pairs, tasks) for a in each)
     exact_end, _ = family.adapted(w)
-    # A mean over the pair has no noise of first order.
+    # The mean over a pair has no noise of first order.
     off = gradient.mean(1) - family.meta_gradients(w)[:, None, :, 0]
     squares, second = ((end - exact_end[:, None, None, :, 0]) ** 2).mean(1), second.mean(1)
-    sure = lambda a: np.maximum(np.abs(a.mean(1)) - 4 * a.std(1) / np.sqrt(pairs), 0)  # noqa: E731
+
+    def sure(a):
+        return np.maximum(np.abs(a.mean(1)) - 4 * a.std(1) / np.sqrt(pairs), 0)
+
     return _compared(t, family, w, np.sqrt(sure(squares)), sure(off), sure(second), sure(off.mean(2)), D, T, S)
 
 
@@ -129,7 +138,7 @@ def _step_ratios(t, path, c, sizes, batch, finite_sum, exact):
 
 
 def phi(t, rng, n=1000):
-    """The lemma from phi to the gradient, of random distributions on five points; the last one is a point."""
+    """The lemma from phi to the gradient, for random distributions on five points; the last one lies on one point."""
     a, c = (10 ** rng.uniform(-2, 2, (n, 1)) for _ in range(2))
     c[::10] = 0
     y, weights = 10 ** rng.uniform(-3, 3, (n, 5)), rng.dirichlet(np.ones(5), n)
@@ -143,19 +152,25 @@ def phi(t, rng, n=1000):
 
 
 def extreme(t, gamma=0.02, L=1.7, rho=3.0, start=2.0, sigma_g=2e-3):
-    """Losses in one dimension, two-point noise and one sample, nearly as bad as the bounds allow."""
+    """One-dimensional losses with two-point noise and one sample for each step, nearly as bad as the bounds allow."""
     c = t.Constants(L=L, rho=rho, sigma=0.0, sigma_g=sigma_g, sigma_H=0.7)
     one, two = (t.Expansion(t.guaranteed_alpha(L, n, gamma), L, n) for n in (1, 2))
     signs = np.array(list(itertools.product((-1, 1), repeat=2)))
-    # N = 1: the Hessian rises with slope rho through w_1. N = 2: it has a kink there, and w_1 errs to both sides alike.
+    # N = 1: the Hessian rises with slope rho through w_1. N = 2: it has a kink there, and the error of w_1 is symmetric.
     alpha, width = one.alpha, 2 * one.alpha * sigma_g
     ends = -alpha * (start + np.array([0.0, 1.0, -1.0]) * sigma_g)
     last = start - L * ends + rho * width**2 * tooth((ends + alpha * start) / width)
     single = (1 + alpha * L) * np.array([last[0], last[1:].mean()])
     alpha, width = two.alpha, 2 * two.alpha * sigma_g
-    odd = lambda y: np.sign(y) * width**2 * tooth(np.abs(y) / width - 1)  # noqa: E731
-    slope = lambda x: start - L * x + rho * (odd(x + alpha * start) - odd(alpha * start))  # noqa: E731
-    bend = lambda x: -L + rho * np.clip(2 * width - np.abs(np.abs(x + alpha * start) - 2 * width), 0, None)  # noqa: E731
+
+    def odd(y):
+        return np.sign(y) * width**2 * tooth(np.abs(y) / width - 1)
+
+    def slope(x):
+        return start - L * x + rho * (odd(x + alpha * start) - odd(alpha * start))
+
+    def bend(x):
+        return -L + rho * np.clip(2 * width - np.abs(np.abs(x + alpha * start) - 2 * width), 0, None)
 
     def meta(noise):
         first = -alpha * (start + noise[..., 0])
@@ -169,7 +184,7 @@ def extreme(t, gamma=0.02, L=1.7, rho=3.0, start=2.0, sigma_g=2e-3):
 
 
 def _parabola(t, path, c, L):
-    """l = -L w² / 2 from its top: the exact path stays there. And two tasks with gradients 1 and 3, for the outer step."""
+    """l = -L w² / 2 at its maximum, where the exact path stays; and two tasks with gradients 1 and 3, for the outer step."""
     signs, g = c.sigma_g * np.array([-1.0, 1.0]), 1 + path.alpha * L
     square = ((-path.alpha * (g * signs[:, None] + signs)) ** 2).mean()
     factor = np.mean([(g + path.alpha * s * c.sigma_H) ** 2 for s in (-1, 1)])

@@ -1,4 +1,4 @@
-"""The two convergence theorems, end to end: many short runs on random problems against what the theorems say of them."""
+"""The two convergence theorems, end to end: many short runs on random problems against the theorems' bounds."""
 
 import itertools
 from dataclasses import replace
@@ -11,7 +11,7 @@ from adaptax.errors import InputError
 
 
 def finite_sum(t, rng, n=2400, dim=1, tasks=3, iterations=10, seeds=4):
-    """Ratios measured / bound of E phi and of E||grad||; problems of which the theorem says nothing are left out."""
+    """Ratios measured / bound of E phi and of E||grad||; problems to which the theorem does not apply are left out."""
     family = random_family(rng, n, dim, tasks, contracted=True, definite=True, finite_sum=True)
     B, B_L = rng.integers(1, 5, n), rng.integers(1, 4, n)
     w, gap, x = _starts(t, rng, family, B_L)
@@ -25,7 +25,7 @@ def finite_sum(t, rng, n=2400, dim=1, tasks=3, iterations=10, seeds=4):
 
 
 def resampling(t, rng, n=1500, dim=1, tasks=3, iterations=10, seeds=4):
-    """Likewise, with Gaussian noise: the batches' means are drawn, which have its variance over their size."""
+    """The same with Gaussian noise. The means of batches are drawn, whose variance is that of the noise over the batch size."""
     family = random_family(rng, n, dim, tasks, contracted=True, definite=True, finite_sum=False)
     # q h^N / (2 - q)² must be moderate for kappa > 0 with a few tasks.
     family = replace(family, alpha=family.alpha / 2)
@@ -85,7 +85,7 @@ def _judged(t, rng, family, w, bounds, C, sizes, iterations, seeds, *, finite):
 
 
 def _masked(values, sizes):
-    """The mean over axis 1 of the first so many of the values."""
+    """The mean of the first `sizes` values along axis 1."""
     used = (np.arange(values.shape[1]) < sizes[:, None]).reshape(*values.shape[:2], *[1] * (values.ndim - 2))
     return np.sum(used * values, 1) / sizes.reshape(-1, *[1] * (values.ndim - 2))
 
@@ -105,8 +105,13 @@ def _noisy(rng, big, w, each, B, B_L, S, D, T, D_L):
     some = big.chosen(_chosen(rng, big, B.max()))
     shape = some.target[0].shape
     s_x, s_z = (big.noise[:, k][:, None, None] for k in (0, 1))
-    root = lambda size: np.sqrt(size)[:, None, None]  # noqa: E731
-    draws = lambda size: (rng.standard_normal(shape) / root(size), rng.standard_normal((*shape[:2], 1)) / root(size))  # noqa: E731
+
+    def root(size):
+        return np.sqrt(size)[:, None, None]
+
+    def draws(size):
+        return (rng.standard_normal(shape) / root(size), rng.standard_normal((*shape[:2], 1)) / root(size))
+
     end = np.array(np.broadcast_to(w, shape))
     path = [end.copy()]
     for j in range(some.steps.max()):
@@ -132,7 +137,7 @@ def _noisy(rng, big, w, each, B, B_L, S, D, T, D_L):
 
 
 def extreme(t, L=1.3):
-    """Parabolas, for which both theorems are attained: without noise, as K grows; with tasks that differ, in the long run."""
+    """Parabolas, for which both theorems are attained: without noise, as K grows; with different tasks, in the long run."""
     ratios = {"finite_sum": [], "resampling": []}
     for C_beta, steps, iterations in itertools.product((1.0, 2.0, 4.0), (1, 8), (400,)):
         alpha = t.guaranteed_alpha(L, steps, 1e-4)

@@ -66,7 +66,7 @@ def theorems(t, N, v):
 
 
 def computed(t, N, v):
-    """What the library says of the same numbers."""
+    """The library's values for the same numbers."""
     path, c, rho = t.Expansion(v["alpha"], v["L"], N), constants(t, v), v["rho"]
     x = t.smoothness_variance(path, c, v["B_L"])
     out = {
@@ -96,7 +96,7 @@ def equal(value, other, rel=TIGHT):
 
 
 def derivation(t):
-    """Every quantity is what its derivation says."""
+    """Every quantity equals its derivation."""
     for N, v, values in expected():
         found = computed(t, N, v)
         assert set(found) == set(values) - {"drift", "grown"}

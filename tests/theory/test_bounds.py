@@ -28,7 +28,7 @@ GROUPS = {
     "outer step, finite-sum": lambda: noisy.outer_step(theory, rng(10), True),
     "phi": lambda: noisy.phi(theory, rng(11)),
 }
-# What is reached at least by the losses that were built for it.
+# The least ratio that is reached with the losses built for each bound.
 REACHED = {
     "iterate_distance": 0.9999, "gradient_growth": 0.9999, "jacobian_norm": 0.9999, "jacobian_lipschitz": 0.9999,
     "target_gradient": 0.9999, "smoothness": 0.9999, "adaptation_shift": 0.9999, "mean_gradient": 0.998,

@@ -6,7 +6,7 @@ import pytest
 from theory.definitions import CHECKS
 from theory.mutants import MODULES, killer, mutations, source, trees
 
-# Changes that change nothing, by the line they are in, and why.
+# Changes without an effect, by module, line and change, and why they have none.
 EQUIVALENT = {
     ("constants", "total, power = 0 * rate, rate", "0 * rate: times 2.0"): "twice nothing",
     ("constants", "total, power = 0 * rate, rate", "0 * rate: times 0.5"): "half of nothing",
@@ -20,7 +20,7 @@ EQUIVALENT = {
 
 
 def survivors(chosen):
-    """What no check kills, and how many changes there were."""
+    """The changes that no check notices, and the number of changes that were tried."""
     parts, found, count = trees(), set(), 0
     for k, mutation in enumerate(mutations(parts)):
         if chosen(k, mutation):

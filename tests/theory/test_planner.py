@@ -1,7 +1,8 @@
-"""The planner: what it promises holds, costs least, and scales as the theorems say."""
+"""The planner: its sizes suffice, cost least, and scale as the theorems say."""
 
 import dataclasses
 import itertools
+import json
 import math
 
 import numpy as np
@@ -22,7 +23,10 @@ SIZES = {
 
 def random_constants(rng):
     L = 10 ** rng.uniform(-1, 1)
-    spread = lambda low, high: 10 ** rng.uniform(low, high)  # noqa: E731
+
+    def spread(low, high):
+        return 10 ** rng.uniform(low, high)
+
     return theory.Constants(
         L=L, rho=L * spread(-1, 1), sigma=spread(-2, 1), sigma_g=spread(-1, 1), sigma_H=L * spread(-1, 1),
         b=spread(-2, 0), gap=spread(-1, 1),
@@ -86,7 +90,7 @@ def test_no_other_sizes_cost_less_finite_sum():
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("free", [False, True])
 def test_the_relaxed_problem_has_no_better_neighbour(case, free):
-    # In the logarithms the problem is convex: what cannot be bettered nearby is the global minimum.
+    # In the logarithms the problem is convex: a point without a better neighbour is the global minimum.
     rng = np.random.default_rng(1)
     for _ in range(4):
         c, steps = random_constants(rng), int(rng.choice([1, 8, 64]))
@@ -103,7 +107,7 @@ def test_the_relaxed_problem_has_no_better_neighbour(case, free):
             left = 0.1**2 / (endless.a + endless.c * 0.1) - endless.noise
             if left > 0:
                 k = max(C_beta * c.gap / (endless.kappa * left), 1.0)
-                # The planner's theta is best for the share of what is allowed, this one for R: both are feasible.
+                # The planner's theta is the best one for the share of epsilon, this one for R: both are feasible.
                 assert sum(calls(case, steps, sizes | {"iterations": k})) > plan.relaxed * (1 - 1e-3)
 
 
@@ -114,7 +118,7 @@ def test_half_the_epsilon_needs_four_times_the_meta_steps(case):
     exponents = theory.plan(CONSTANTS, epsilon=1e-3 if case == "finite-sum" else 1e-5, steps=5, case=case).exponents()
     expected = {"iterations": 2, "tasks_per_step": 2, "oracle_calls": 4 if case == "finite-sum" else 6}
     if case == "resampling":
-        # D = 1 would do; beside S samples of a step, about sqrt(S) of them in a Hessian factor pay.
+        # D = 1 would suffice, but with S samples for a step about sqrt(S) samples for a Hessian factor cost less in all.
         expected |= {"step_samples": 2, "curvature_samples": 1, "hessian_vector_products": 5}
     for name, exponent in expected.items():
         assert abs(exponents[name] - exponent) < 0.1, name
@@ -125,7 +129,7 @@ def test_cost_grows_linearly_in_n_and_samples_of_a_step_fall():
     assert abs(finite["oracle_calls"] - 1) < 0.05 and abs(finite["iterations"]) < 0.05
     assert abs(finite["tasks_per_step"]) < 0.05
     sampled = theory.plan(CONSTANTS, epsilon=1e-6, steps=4, case="resampling").exponents("steps")
-    # N S is what matters: noise averages out along the path, and the cost in all is flat in N.
+    # The product N S matters: noise averages out along the path, and the total cost does not depend on N.
     assert abs(sampled["step_samples"] + 1) < 0.05 and abs(sampled["iterations"]) < 0.05
     assert abs(sampled["oracle_calls"]) < 0.1
 
@@ -150,13 +154,13 @@ def test_the_plan_explains_itself():
 def test_chebyshev_s_certificate():
     path = theory.Expansion(0.02, 1.0, 4)
     c = theory.Constants(L=1.0, rho=0.0, sigma=0.8, b=0.3)
-    # The spread over tasks at this norm, over sqrt(eta M), is exactly what the mean may be off by.
+    # The error that the mean may have is exactly the spread over tasks at this norm divided by sqrt(eta M).
     for norm in (0.0, 0.2, 5.0):
         off = theory.task_spread(path, c, norm) / math.sqrt(0.1 * 50)
         if norm > off:
             assert abs(theory.certified_gradient(path, c, norm - off, 50, confidence=0.9) / norm - 1) < 1e-12
     assert theory.certified_gradient(path, c, 0.0, 1, confidence=0.999999) == math.inf
-    with pytest.raises(InputError, match="between 0 and 1"):
+    with pytest.raises(InputError, match=r"confidence=1\.0.* must be a positive number below 1: change"):
         theory.certified_gradient(path, c, 0.0, 10, confidence=1.0)
 
 
@@ -191,9 +195,23 @@ def test_what_a_bound_needs_is_named():
         theory.resampling(noisy, 0.01, 5, tasks_per_step=100, C_beta=1.0, **small, **samples)
     with pytest.raises(InputError, match="gap"):
         theory.plan(dataclasses.replace(c, gap=None), epsilon=0.1, steps=5)
-    with pytest.raises(InputError, match="tasks_per_step=0 must be a number of at least 1"):
+    with pytest.raises(InputError, match="tasks_per_step=0 must be a finite number of at least 1"):
         theory.finite_sum(c, 0.01, 5, tasks_per_step=0, **small)
-    with pytest.raises(InputError, match=r"L=0.* above 0"):
+    with pytest.raises(InputError, match=r"L=0.* must be a positive number"):
         theory.Constants(L=0, rho=1, sigma=1)
     with pytest.raises(InputError, match=r"sigma=-1.* of at least 0"):
         theory.Constants(L=1, rho=1, sigma=-1)
+
+
+def test_numbers_of_numpy():
+    c = theory.Constants(L=np.float32(2), rho=np.int64(1), sigma=np.float64(0.5), gap=np.float32(3))
+    assert c == theory.Constants(L=2.0, rho=1.0, sigma=0.5, gap=3.0) and type(c.L) is type(c.rho) is type(c.gap) is float
+    one, two = (
+        theory.plan(c, epsilon=kind(0.125), steps=n, gamma=kind(0.125)) for kind, n in ((np.float32, np.int64(5)), (float, 5))
+    )
+    assert one == two and json.dumps(dataclasses.asdict(one)) == json.dumps(dataclasses.asdict(two))
+    assert theory.guaranteed_alpha(np.float32(2), np.int64(5)) == theory.guaranteed_alpha(2.0, 5)
+    with pytest.raises(InputError, match=r"rho=None\) must be a finite number"):
+        theory.Constants(L=1.0, rho=None, sigma=1.0)
+    with pytest.raises(InputError, match=r"halvings=1\) must be a whole number of at least 2"):
+        one.exponents(halvings=1)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 import adaptax as ax
-from adaptax.training.best import score
+from adaptax.training.callbacks import score
 from adaptax.training.run import Run
 
 

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import adaptax as ax
-from adaptax.training import devices as dev
+from adaptax import _devices as dev
 from adaptax.training.loop import _on
 
 COUNT = 6
@@ -98,7 +98,7 @@ def test_a_task_drawn_twice_counts_once_with_its_mean():
     table = dataclasses.replace(memory_table(), visited=jnp.array([True, False, False]))
     grads = jnp.array([[3.0, 1.0], [5.0, 3.0], [1.0, 1.0], [3.0, 5.0], [jnp.nan, jnp.inf]])
     indices = jnp.array([0, 0, 1, 1, 3])
-    direction, increments = table.look(jnp.array(0.5), indices, grads)
+    direction, increments = table.preview(jnp.array(0.5), indices, grads)
     # Row 0 was (2, 0) and meets the mean (4, 2); row 1 is new; index 3 is no row.
     expected = np.array([[3.0, 1.0], [2.0, 3.0], [0.0, 0.0]])
     after = table.add(indices, increments)

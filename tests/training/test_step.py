@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import adaptax as ax
-from adaptax.training import devices as dev
+from adaptax import _devices as dev
 from adaptax.training.loop import _on
 
 
@@ -102,7 +102,7 @@ def recorder():
         return jnp.zeros(5)
 
     def update(updates, state, params, *, value, grad, value_fn, info, **extra):
-        assert set(extra) == {"unadapted", "adapted"}
+        assert set(extra) == {"initial_gradients", "adapted_path"}
         slope = jax.grad(value_fn)(params)
         seen = [value, value_fn(params), info["loss"], jnp.max(jnp.abs(slope - grad)), value_fn(params + 1)]
         return -0.1 * updates, jnp.stack(seen)

@@ -10,12 +10,11 @@ import numpy as np
 import optax
 
 import adaptax as ax
-from adaptax.cli import settings
-from adaptax.cli.build import initial_key
-from adaptax.cli.configs import Demo
+from adaptax.cli.building import initial_key
+from adaptax.cli.commands import Demo
 from adaptax.cli.evaluate import SEED, scores
 from adaptax.cli.progress import Progress
-from adaptax.report import pictures, tables
+from adaptax.report import drawing, tables
 
 INNER_STEPS, TASKS_PER_STEP, LEARNING_RATE, HIDDEN = 10, 25, 1e-3, (40, 40)
 JUDGED_AFTER, HELD_OUT, DRAWN = (0, 1, 2, 5, 10, 20), 1000, 3
@@ -24,7 +23,6 @@ JUDGED_AFTER, HELD_OUT, DRAWN = (0, 1, 2, 5, 10, 20), 1000, 3
 def demo(options: Demo) -> int:
     """Train, judge, print, draw."""
     began = time.perf_counter()
-    _check(options)
     # Before the work, so that a disk that refuses costs none.
     options.out.mkdir(parents=True, exist_ok=True)
     problem = ax.tasks.sinusoid()
@@ -55,18 +53,12 @@ def demo(options: Demo) -> int:
         "methods": rows,
     }
     drawings = {name: _curves(problem, *candidate) for name, candidate in candidates.items()}
-    pictures.draw_adaptation(options.out / "sinusoids.png", drawings, INNER_STEPS)
+    drawing.draw_adaptation(options.out / "sinusoids.png", drawings, INNER_STEPS)
     result["seconds"] = round(time.perf_counter() - began, 1)
     (options.out / "demo.json").write_text(json.dumps(result, indent=2) + "\n")
     print(_text(result))
     print(f"\n{result['seconds']:.0f} s; figures and picture: {options.out / 'demo.json'}, {options.out / 'sinusoids.png'}")
     return 0
-
-
-def _check(options: Demo) -> None:
-    settings.check_seed(options.seed)
-    settings.check_count("--steps", options.steps, 1)
-    settings.check_folder(options.out)
 
 
 def _train(title: str, problem: ax.FiniteSum, params: Any, method: ax.MetaGradient, options: Demo) -> ax.State:
@@ -94,20 +86,23 @@ def _edge(problem: ax.FiniteSum, params: Any, rule: ax.stepsize.Edge, seed: int)
     return ax.make_step(problem, method, optax.sgd(1.0), TASKS_PER_STEP).init(params, seed).inner
 
 
-def _curves(problem: ax.FiniteSum, params: Any, inner: ax.Inner) -> list[pictures.Curves]:
+def _curves(problem: ax.FiniteSum, params: Any, inner: ax.Inner) -> list[drawing.Curves]:
     """The first held-out tasks of the seed after that of the evaluation, before and after N steps."""
     x = np.linspace(-5, 5, 200)
     curves = []
     for index in range(DRAWN):
         task = problem.sample_task(jax.random.fold_in(jax.random.key(SEED + 1), index))
         points = [np.asarray(part).ravel() for part in task.support]
-        # Three numbers a sin x + b cos x determine the sinusoid, and its points carry no noise.
-        basis = lambda at: np.stack([np.sin(at), np.cos(at)], axis=1)  # noqa: E731
-        truth = basis(x) @ np.linalg.lstsq(basis(points[0]), points[1])[0]
+        # A sinusoid is a sin x + b cos x, and its points carry no noise.
+        truth = _waves(x) @ np.linalg.lstsq(_waves(points[0]), points[1])[0]
         adapted = ax.adapt(problem, params, task, inner).params
         before, after = (np.asarray(model(jnp.asarray(x[:, None], jnp.float32))).ravel() for model in (params, adapted))
-        curves.append(pictures.Curves(x, truth, before, after, np.stack(points, axis=1)))
+        curves.append(drawing.Curves(x, truth, before, after, np.stack(points, axis=1)))
     return curves
+
+
+def _waves(x: np.ndarray) -> np.ndarray:
+    return np.stack([np.sin(x), np.cos(x)], axis=1)
 
 
 def _text(result: dict[str, Any]) -> str:

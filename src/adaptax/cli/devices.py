@@ -1,4 +1,4 @@
-"""All cores, runs that repeat, and products in the precision of their factors: what JAX does by default is something else."""
+"""JAX as the command line sets it up: all cores in use, runs on a GPU that repeat exactly, products at full precision."""
 
 import importlib.util
 import os
@@ -12,16 +12,16 @@ def cores() -> int:
 
 
 def use_all_cores() -> None:
-    """One host device for each core, where JAX would show a CPU as one.
+    """Make each core a device of its own, so that tasks spread over all of them; JAX shows a CPU as one device.
 
     The user's own setting, and a JAX that has started already, are left alone. Accelerators are not concerned: where there
-    are any, JAX takes them and no CPU device.
+    are any, JAX uses them and no CPU device.
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     import jax
 
-    # Set in the environment or from Python before this was called; -1 is JAX's default.
+    # Any other value than JAX's default, -1, was set in the environment or from Python.
     if jax.config.jax_num_cpu_devices != -1:  # type: ignore[attr-defined]
         return
     try:
@@ -31,9 +31,12 @@ def use_all_cores() -> None:
 
 
 def repeat_exactly() -> None:
-    """On a GPU the compiler times its ways to compute and sums in any order: two runs of one seed differ; not with this.
+    """Make two runs of one seed equal on a GPU.
 
-    The user's own setting is left alone. Nothing is set where JAX has no plugin for an accelerator. Call it before JAX starts.
+    The compiler otherwise chooses algorithms by timing them, and sums in any order.
+
+    The user's own setting is left alone, and nothing is set where JAX has no plugin for an accelerator. It must be called
+    before JAX starts.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if _REPEATS not in flags and importlib.util.find_spec("jax_plugins") is not None:
@@ -41,9 +44,9 @@ def repeat_exactly() -> None:
 
 
 def keep_precision() -> None:
-    """On accelerators JAX rounds the factors of products, which exact meta-gradients of many steps do not survive.
+    """Multiply matrices in float32 on accelerators, where JAX rounds the factors by default.
 
-    The user's own setting is left alone. Starts JAX.
+    The rounding spoils exact meta-gradients of many steps. The user's own setting is left alone. This starts JAX.
     """
     import jax
 

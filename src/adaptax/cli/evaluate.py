@@ -12,25 +12,24 @@ import jax.numpy as jnp
 import numpy as np
 
 import adaptax as ax
-from adaptax.cli import settings
-from adaptax.cli.build import Built, build
-from adaptax.cli.configs import Evaluate, Images, Training
+from adaptax.cli.building import Built
+from adaptax.cli.commands import Evaluate
+from adaptax.cli.options import Mark, canonical_stepsize, flag, marked
+from adaptax.cli.saved import check_data, from_saved
+from adaptax.cli.training import Training
 from adaptax.errors import InputError
 from adaptax.report import tables
 from adaptax.training.run import Run
 from adaptax.training.step import State, Step
 
-# Of the held-out tasks, whatever the seed of the run.
+# The seed of the held-out tasks, whatever the seed of the run.
 SEED = 1
 
 
 def evaluate(options: Evaluate) -> int:
     """Print the evaluation of a run's newest checkpoint, or of its best one if it was validated."""
     run, saved = open_run(options.run)
-    config = _changed(settings.from_saved(saved, str(options.run)), options)
-    settings.check_seed(options.seed)
-    settings.check_count("--tasks", options.tasks, 2)
-    settings.check_count("--steps", options.steps, 0)
+    config = _changed(from_saved(saved, str(options.run)), options)
     built, state = load(run, saved, config)
     skipped = run.history()["skipped"][: int(state.step)]
     result = judge(config, built, state, sum(skipped), options.seed, run.newest())
@@ -47,27 +46,26 @@ def open_run(folder: Path) -> tuple[Run, dict[str, Any]]:
 
 
 def load(run: Run, saved: dict[str, Any], config: Training) -> tuple[Built, State]:
-    """What the options stand for, and the newest checkpoint, or with validation the best one."""
-    built = build(config)
-    _check_data(config, saved)
+    """Build what the options describe, and read the newest checkpoint, or the best one of a run with --validation."""
+    built = config.build()
+    check_data(saved, config)
     like = _blank(built.step(config.tasks_per_step), built.params)
-    best = None if built.validation is None else run.load_best(like)
-    return built, run.load(like) if best is None else best
+    best = None if built.validation is None else run.checkpoints.load_best(like)
+    return built, run.checkpoints.load(like) if best is None else best
 
 
 def judge(
     config: Training, built: Built, state: State, skipped: int, seed: int = SEED, trained: int | None = None
 ) -> dict[str, Any]:
-    """Held-out scores after 0..M inner steps, with nothing in them that differs between two calls."""
+    """Held-out scores after 0..M inner steps; two calls return the same, since no times and no paths are in them."""
     chosen = {} if built.validation is None else {"trained": trained}
-    last = 2 * config.inner_steps if config.evaluation_steps is None else config.evaluation_steps
     # The step size in use at the end of training, never one measured on the held-out tasks.
     params, inner = (state.params, state.inner) if built.tuned is None else built.tuned(state)
-    steps, held_out = range(last + 1), built.held_out
+    steps, held_out = range(config.last_step() + 1), built.held_out
     if isinstance(held_out, ax.FiniteSum) and built.calibration is not None and hasattr(params, "moments"):
         held_out = ax.tasks.with_statistics(held_out, ax.training.step_statistics(built.calibration, params, inner, steps))
     curve = ax.evaluate(held_out, params, inner, steps, config.evaluation_tasks, seed, samples=built.method.samples)
-    rule = settings.canonical_stepsize(config.stepsize)
+    rule = canonical_stepsize(config.stepsize)
     return {
         "task": config.task,
         "step": int(state.step),
@@ -86,36 +84,29 @@ def judge(
 
 
 def scores(curve: ax.Curve) -> dict[str, dict[str, list[float | None]]]:
-    """A curve as JSON has it: by metric, then mean, low and high; None where a number is not finite."""
-    finite = lambda values: [x if math.isfinite(x) else None for x in values.tolist()]  # noqa: E731
+    """A curve as a dict for JSON: by metric, then mean, low and high; None where a number is not finite."""
     parts = {"mean": curve.mean, "low": curve.low, "high": curve.high}
-    return {name: {part: finite(by_name[name]) for part, by_name in parts.items()} for name in sorted(curve.mean)}
+    names = sorted(curve.mean)
+    return {name: {part: [finite(x) for x in by_name[name].tolist()] for part, by_name in parts.items()} for name in names}
+
+
+def finite(number: Any) -> float | None:
+    """A number for JSON: None where there is none, or it is not finite."""
+    return float(number) if number is not None and math.isfinite(number) else None
 
 
 def _changed(config: Training, options: Evaluate) -> Training:
-    """The configuration with other numbers of tasks and steps, and the data where it lies now."""
-    changes = {
-        "evaluation_tasks": options.tasks,
-        "evaluation_steps": options.steps,
-        "data": options.data,
-        "test_data": options.test_data,
-    }
-    for name in ("data", "test_data"):
-        if changes[name] is not None and not isinstance(config, Images):
-            raise InputError(f"{settings.option(name)} is for runs on images: leave it out for {config.task}.")
-    return dataclasses.replace(config, **{name: value for name, value in changes.items() if value is not None})
-
-
-def _check_data(config: Training, saved: dict[str, Any]) -> None:
-    digests = settings.digests(config) if isinstance(config, Images) else {}
-    for name, digest in digests.items():
-        if saved.get(name) not in (None, digest):
-            path = getattr(config, name.removesuffix(settings.DIGEST))
-            raise InputError(f"'{path}' is not the file of this run, for its checksum differs: give the path of that one.")
+    """The configuration with other numbers of tasks and steps, and the data where they lie now."""
+    data = {name: path for name in marked(Evaluate, Mark.DATA) if (path := getattr(options, name)) is not None}
+    for name in data:
+        if name not in marked(type(config), Mark.DATA):
+            raise InputError(f"{flag(name)} is for runs that read data from files: leave it out for {config.task}.")
+    numbers = {"evaluation_tasks": options.tasks, "evaluation_steps": options.inner_steps}
+    return dataclasses.replace(config, **{name: value for name, value in numbers.items() if value is not None}, **data)
 
 
 def _blank(step: Step, params: Any) -> State:
-    """A state of the right shapes; nothing is measured for it."""
+    """A state with the shapes of the run's, to read a checkpoint into; no step size is measured for it."""
     shapes = eqx.filter_eval_shape(step.init, params, 0)
 
     def fill(leaf):

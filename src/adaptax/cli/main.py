@@ -5,11 +5,12 @@ import sys
 from collections.abc import Sequence
 
 from adaptax import __version__
-from adaptax.cli import configs
-from adaptax.cli.usage import parse
+from adaptax.cli.commands import COMMANDS, Plan
+from adaptax.cli.options import check
+from adaptax.cli.parse import find, parse
+from adaptax.cli.saved import complete
+from adaptax.cli.training import Training
 from adaptax.errors import HostFailure, InputError
-
-_ABOUT = f"adaptax {__version__}: meta-learning by gradient descent with many inner steps. (--version prints the version.)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"Interrupted: {remedy}.", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Whoever read the output has gone; without this Python would complain once more on its way out.
+        # The reader of the output has gone; without this Python would complain once more on its way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
@@ -59,46 +60,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    command = parse(configs.Command, arguments, arguments, prog="adaptax", description=_ABOUT)
-    if isinstance(command, configs.Plan):
-        from adaptax.cli.plan import plan
+    prog, kind, rest = find(COMMANDS, arguments)
+    command = parse(kind, rest, prog)
+    if isinstance(command, Training):
+        command = complete(command, rest, prog)
+    check(command)
+    # A plan needs no JAX, unless it measures.
+    if not isinstance(command, Plan):
+        from adaptax.cli.devices import keep_precision, repeat_exactly, use_all_cores
 
-        return plan(command)
-    # Only now JAX may be imported.
-    from adaptax.cli.devices import keep_precision, repeat_exactly, use_all_cores
-
-    repeat_exactly()
-    use_all_cores()
-    keep_precision()
-    if isinstance(command, configs.Evaluate):
-        from adaptax.cli.evaluate import evaluate
-
-        return evaluate(command)
-    if isinstance(command, configs.Measure):
-        from adaptax.cli.measure import measure
-
-        return measure(command)
-    if isinstance(command, configs.Film):
-        from adaptax.cli.film import film
-
-        return film(command)
-    if isinstance(command, configs.Demo):
-        from adaptax.cli.demo import demo
-
-        return demo(command)
-    if isinstance(command, configs.Reproduce):
-        from adaptax.cli.reproduce import reproduce
-
-        return reproduce(command.experiment)
-    from adaptax.cli.train import complete, train
-    from adaptax.training.loop import Diverged
-
-    config, options = command.task, arguments[2:]
-    if config.config is not None or config.resume:
-        prog = f"adaptax train {config.task}"
-        config = complete(config, lambda base: parse(type(base), options, arguments, default=base, prog=prog))
-    try:
-        return train(config)
-    except Diverged as error:
-        print(error, file=sys.stderr)
-        return 1
+        repeat_exactly()
+        use_all_cores()
+        keep_precision()
+    return command.execute()

@@ -1,4 +1,4 @@
-"""`adaptax plan`: what an accuracy costs at most."""
+"""`adaptax plan`: the most that an accuracy can cost."""
 
 import dataclasses
 import json
@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from adaptax import theory
-from adaptax.cli import settings
-from adaptax.cli.configs import TASKS, Plan
+from adaptax.cli.commands import Plan
+from adaptax.cli.families import FAMILIES
+from adaptax.cli.options import Mark, marked
+from adaptax.cli.saved import read_file
 from adaptax.errors import InputError
 from adaptax.report import tables
 
@@ -22,15 +24,12 @@ def plan(options: Plan) -> int:
     """Print the plan for constants from a file or measured ones. Without measuring, JAX is not imported."""
     if (options.constants is None) == (options.measure is None):
         raise InputError("adaptax plan needs constants: give either --constants FILE or --measure TASK (or a run folder).")
-    settings.check_count("--steps", options.steps, 1)
-    settings.check_count("--tasks", options.tasks, 2)
-    settings.check_seed(options.seed)
     if options.constants is not None:
         constants, said = read_constants(options.constants), []
     else:
         constants, said = measured(options), [_LOCAL]
     made = theory.plan(
-        constants, epsilon=options.epsilon, steps=options.steps, case=options.case, gamma=options.gamma,
+        constants, epsilon=options.epsilon, steps=options.inner_steps, case=options.case, gamma=options.gamma,
         C_beta=None if options.optimise_c_beta else options.c_beta,
     )  # fmt: skip
     if options.format == "json":
@@ -43,8 +42,8 @@ def plan(options: Plan) -> int:
 
 
 def read_constants(path: Path) -> theory.Constants:
-    """Constants from a JSON or TOML file with L, rho, sigma, gap, and what else is known."""
-    values = settings.read_file(path, "--constants")
+    """Constants from a JSON or TOML file with L, rho, sigma, gap, and any of sigma_g, sigma_H, b that are known."""
+    values = read_file(path, "--constants")
     if unknown := sorted(set(values) - set(_NAMES)):
         raise InputError(f"--constants {path} sets {unknown[0]!r}, which is no constant: use {', '.join(_NAMES)}.")
     if missing := [name for name in ("L", "rho", "sigma", "gap") if name not in values]:
@@ -58,11 +57,12 @@ def read_constants(path: Path) -> theory.Constants:
 
 def measured(options: Plan) -> theory.Constants:
     """Constants as measured on a task or a run."""
-    name = options.measure or ""
-    if name not in TASKS and not Path(name, "config.json").is_file():
-        raise InputError(f"There is no task and no run {name!r}: give sinusoid, matrix, or the folder of a run.")
-    if name == "images":
-        raise InputError("--measure images has no data to measure on: train first, and give the run folder instead.")
+    name, family = options.measure or "", FAMILIES.get(options.measure or "")
+    if family is None and not Path(name, "config.json").is_file():
+        known = [n for n, kind in FAMILIES.items() if kind.not_measured is None and not marked(kind, Mark.DATA)]
+        raise InputError(f"There is no task and no run {name!r}: give {', '.join(known)}, or the folder of a run.")
+    if family is not None and marked(family, Mark.DATA):
+        raise InputError(f"--measure {name} has no data to measure on: train first, and give the run folder instead.")
     from adaptax.cli.measure import for_plan
 
     return for_plan(options, name)

@@ -1,4 +1,4 @@
-"""How training goes: a bar on a terminal, a line at every tenth elsewhere; on stderr, so that results stay alone."""
+"""Progress of training and of reading images, on stderr: a bar on a terminal, a line now and then elsewhere."""
 
 import sys
 import time
@@ -8,13 +8,15 @@ import numpy as np
 
 
 class Progress:
-    """`callback` of `ax.train`: loss, tasks a second, the step size in use, and the time left.
+    """Shows the loss, tasks a second, the step size in use and the time left: on a terminal a bar, else a line each tenth.
+
+    `ax.train` calls it after every compiled run.
 
     Arguments:
-        title: what is trained.
+        title: the name of the training, which begins each line.
         steps: meta-steps from the beginning of the run.
-        tasks_per_step: tasks of each.
-        environment_steps: environment steps of each, in reinforcement learning.
+        tasks_per_step: tasks of a meta-step.
+        environment_steps: environment steps of a meta-step, in reinforcement learning.
     """
 
     def __init__(self, title: str, steps: int, tasks_per_step: int, environment_steps: int | None = None):
@@ -42,7 +44,7 @@ class Progress:
     def __call__(self, state: Any, record: dict[str, np.ndarray]) -> None:
         step, taken = int(state.step), len(record["loss"])
         now = time.perf_counter()
-        # The time before the first call went into compiling.
+        # The time before the first call is mostly that of compiling.
         rate = 0.0 if self.began is None else (step - self.began[1]) / max(now - self.began[0], 1e-9)
         self.began = self.began or (now, step)
         text = f"loss {record['loss'].mean():.4g}, step size {record['stepsize'][-1]:.3g}" if taken else ""
@@ -58,7 +60,7 @@ class Progress:
 
 
 class Reading:
-    """`progress` of `read_images`: a line that counts on a terminal, a line at every quarter elsewhere, if it takes long."""
+    """Shows how many images are read, if there are many: on a terminal a line that counts, else a line each quarter."""
 
     def __init__(self, title: str):
         self.title, self.began = title, time.perf_counter()

@@ -1,7 +1,7 @@
 """How the Hessian-vector product of the reverse recursion is formed."""
 
 from adaptax.curvature.annealed import Annealed
-from adaptax.curvature.base import AbstractCurvature, Local
+from adaptax.curvature.base import AbstractCurvature, LocalLoss
 from adaptax.curvature.exact import Exact
 from adaptax.curvature.finite_difference import FiniteDifference
 from adaptax.curvature.first_order import FirstOrder
@@ -15,6 +15,6 @@ __all__ = [
     "FiniteDifference",
     "FirstOrder",
     "GaussianSmoothing",
-    "Local",
+    "LocalLoss",
     "ZerothOrder",
 ]

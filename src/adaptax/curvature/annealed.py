@@ -6,7 +6,9 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 
+from adaptax._checks import check_whole
 from adaptax.curvature.base import AbstractCurvature
 from adaptax.curvature.exact import Exact
 from adaptax.errors import InputError
@@ -26,7 +28,7 @@ class Annealed(AbstractCurvature):
 
     Example:
         >>> import adaptax as ax, jax.numpy as jnp
-        >>> local = ax.curvature.Local(lambda w, rest: jnp.sum(w**2), jnp.ones(2))
+        >>> local = ax.curvature.LocalLoss(lambda w, rest: jnp.sum(w**2), jnp.ones(2))
         >>> strategy = ax.curvature.Annealed(first_order_steps=100)
         >>> [float(strategy.at(step).product(local, jnp.ones(2))[1][0][0]) for step in (99, 100)]
         [0.0, 2.0]
@@ -39,10 +41,8 @@ class Annealed(AbstractCurvature):
     step: Any = eqx.field(default=0, kw_only=True)
     gives_gradient: ClassVar[bool] = False
 
-    def __check_init__(self):
-        steps = self.first_order_steps
-        if isinstance(steps, bool) or not hasattr(steps, "__index__") or steps < 0:
-            raise InputError(f"Annealed(first_order_steps={steps!r}) must be a whole number of at least 0.")
+    def __post_init__(self):
+        self.first_order_steps = check_whole("Annealed", "first_order_steps", self.first_order_steps, 0)
         if not isinstance(self.then, AbstractCurvature):
             raise InputError("Annealed(then=...) must be a strategy such as ax.curvature.Exact().")
 
@@ -51,12 +51,17 @@ class Annealed(AbstractCurvature):
         return self.then.stochastic
 
     def product(self, local, v, key=None):
-        zeros = lambda v: jax.tree.map(jnp.zeros_like, (local.w, local.rest))  # noqa: E731
+        def second_order(v):
+            return self.then.product(local, v, key)[1]
+
+        def first_order(v):
+            return optax.tree.zeros_like((local.w, local.rest))
+
         late = jnp.asarray(self.step) >= self.first_order_steps
-        return None, jax.lax.cond(late, lambda v: self.then.product(local, v, key)[1], zeros, v)
+        return None, jax.lax.cond(late, second_order, first_order, v)
 
     def cost(self, gradient):
-        """That of the strategy afterwards."""
+        """The cost of the strategy afterwards."""
         return self.then.cost(gradient)
 
     def at(self, step):

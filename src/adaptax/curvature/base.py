@@ -1,4 +1,4 @@
-"""The one interface of all curvature strategies."""
+"""The interface that all curvature strategies implement."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,19 +7,19 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Key, PyTree
 
-from adaptax.cost import Cost
+from adaptax._cost import Cost
 from adaptax.gradients import AbstractGradient, AutoDiff
 
 
-class Local(eqx.Module):
+class LocalLoss(eqx.Module):
     r"""The loss at one inner step, on that step's fixed samples.
 
     Arguments:
         loss: `loss(w, rest) -> scalar`.
         w: the adapting parameters.
-        rest: what does not adapt; its rows of the Hessian are formed along with those of w.
+        rest: the variables that do not adapt; their rows of the Hessian are formed along with those of w.
         gradients: how gradients are formed (default: by differentiation).
-        key: of the gradients' directions: all gradients at this step use the same.
+        key: for gradient strategies that draw directions; all gradients at this step use the same ones.
     """
 
     loss: Callable[[PyTree, PyTree], Array]
@@ -49,7 +49,7 @@ class AbstractCurvature(eqx.Module):
     gives_gradient: eqx.AbstractVar[bool]
 
     def product(
-        self, local: Local, v: PyTree, key: Key[Array, ""] | None = None
+        self, local: LocalLoss, v: PyTree, key: Key[Array, ""] | None = None
     ) -> tuple[tuple[PyTree, PyTree] | None, tuple[PyTree, PyTree]]:
         r"""The gradient at w (or None) and $\hat H v$, each by (w, rest).
 
@@ -61,7 +61,7 @@ class AbstractCurvature(eqx.Module):
         raise NotImplementedError("abstract")
 
     def cost(self, gradient: Cost) -> Cost:
-        """What one product takes, if one gradient takes `gradient`."""
+        """The oracle calls of one product, if one gradient takes `gradient`."""
         raise NotImplementedError("abstract")
 
     def at(self, step: Any) -> "AbstractCurvature":

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import jax
 
-from adaptax.cost import Cost
+from adaptax._cost import Cost
 from adaptax.curvature.base import AbstractCurvature
 
 
@@ -16,7 +16,7 @@ class Exact(AbstractCurvature):
 
     Example:
         >>> import adaptax as ax, jax.numpy as jnp
-        >>> local = ax.curvature.Local(lambda w, rest: jnp.sum(w**4) / 12, jnp.array([1.0, 2.0]))
+        >>> local = ax.curvature.LocalLoss(lambda w, rest: jnp.sum(w**4) / 12, jnp.array([1.0, 2.0]))
         >>> gradient, (product, _) = ax.curvature.Exact().product(local, jnp.array([1.0, 1.0]))
         >>> product
         Array([1., 4.], dtype=float32)

@@ -5,10 +5,11 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 
 from adaptax import _tree
+from adaptax._smoothing import check_smoothing, radius
 from adaptax.curvature.base import AbstractCurvature
-from adaptax.smoothing import check_smoothing, radius
 
 
 class FiniteDifference(AbstractCurvature):
@@ -27,7 +28,7 @@ class FiniteDifference(AbstractCurvature):
 
     Example:
         >>> import adaptax as ax, jax.numpy as jnp
-        >>> local = ax.curvature.Local(lambda w, rest: jnp.sum(w**4) / 12, jnp.array([1.0, 2.0]))
+        >>> local = ax.curvature.LocalLoss(lambda w, rest: jnp.sum(w**4) / 12, jnp.array([1.0, 2.0]))
         >>> _, (product, _) = ax.curvature.FiniteDifference(delta=0.01).product(local, jnp.array([1.0, 1.0]))
         >>> bool(jnp.allclose(product, jnp.array([1.0, 4.0]), rtol=1e-2))
         True
@@ -48,7 +49,7 @@ class FiniteDifference(AbstractCurvature):
         if self.delta is None:
             delta = delta * sum(leaf.size for leaf in jax.tree.leaves(local.w)) ** 0.25
         unit = _tree.scale(jnp.where(length > 0, 1 / jnp.where(length > 0, length, 1), 0), v)
-        difference = _tree.subtract(
+        difference = optax.tree.sub(
             local.gradient(_tree.shift(local.w, delta, unit)), local.gradient(_tree.shift(local.w, -delta, unit))
         )
         return None, _tree.scale(length / (2 * delta), difference)

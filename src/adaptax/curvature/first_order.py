@@ -2,8 +2,9 @@
 
 from typing import ClassVar
 
-from adaptax._tree import zeros_like
-from adaptax.cost import Cost
+import optax
+
+from adaptax._cost import Cost
 from adaptax.curvature.base import AbstractCurvature
 
 
@@ -14,7 +15,7 @@ class FirstOrder(AbstractCurvature):
 
     Example:
         >>> import adaptax as ax, jax.numpy as jnp
-        >>> local = ax.curvature.Local(lambda w, rest: jnp.sum(w**4) / 12, jnp.array([1.0]))
+        >>> local = ax.curvature.LocalLoss(lambda w, rest: jnp.sum(w**4) / 12, jnp.array([1.0]))
         >>> ax.curvature.FirstOrder().product(local, jnp.array([1.0]))[1][0]
         Array([0.], dtype=float32)
 
@@ -25,7 +26,7 @@ class FirstOrder(AbstractCurvature):
     gives_gradient: ClassVar[bool] = False
 
     def product(self, local, v, key=None):
-        return None, zeros_like((local.w, local.rest))
+        return None, optax.tree.zeros_like((local.w, local.rest))
 
     def cost(self, gradient):
         return Cost()

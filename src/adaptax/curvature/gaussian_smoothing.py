@@ -3,10 +3,11 @@
 from typing import Any, ClassVar
 
 import equinox as eqx
+import optax
 
 from adaptax import _tree
+from adaptax._smoothing import average, check_smoothing, radius
 from adaptax.curvature.base import AbstractCurvature
-from adaptax.smoothing import average, check_smoothing, radius
 
 
 class GaussianSmoothing(AbstractCurvature):
@@ -27,7 +28,7 @@ class GaussianSmoothing(AbstractCurvature):
 
     Example:
         >>> import adaptax as ax, jax, jax.numpy as jnp
-        >>> local = ax.curvature.Local(lambda w, rest: jnp.sum(w**2), jnp.array([1.0, 2.0]))
+        >>> local = ax.curvature.LocalLoss(lambda w, rest: jnp.sum(w**2), jnp.array([1.0, 2.0]))
         >>> strategy = ax.curvature.GaussianSmoothing(samples=10_000)
         >>> _, (product, _) = strategy.product(local, jnp.array([1.0, 1.0]), jax.random.key(0))
         >>> bool(jnp.allclose(product, 2.0, atol=0.2))
@@ -56,7 +57,7 @@ class GaussianSmoothing(AbstractCurvature):
             ahead = local.gradient(_tree.shift(local.w, delta, u))
             behind = local.gradient(_tree.shift(local.w, -delta, u)) if self.antithetic else centre
             width = 2 * delta if self.antithetic else delta
-            return _tree.scale(_tree.dot(u, v) / width, _tree.subtract(ahead, behind))
+            return _tree.scale(_tree.dot(u, v) / width, optax.tree.sub(ahead, behind))
 
         return centre, average(term, local.w, self.samples, key)
 

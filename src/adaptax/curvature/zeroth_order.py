@@ -3,11 +3,12 @@
 from typing import Any, ClassVar
 
 import equinox as eqx
+import optax
 
 from adaptax import _tree
-from adaptax.cost import Cost
+from adaptax._cost import Cost
+from adaptax._smoothing import average, check_smoothing, radius
 from adaptax.curvature.base import AbstractCurvature
-from adaptax.smoothing import average, check_smoothing, radius
 
 
 class ZerothOrder(AbstractCurvature):
@@ -28,7 +29,7 @@ class ZerothOrder(AbstractCurvature):
 
     Example:
         >>> import adaptax as ax, jax, jax.numpy as jnp
-        >>> local = ax.curvature.Local(lambda w, rest: jnp.sum(w**2), jnp.array([1.0, 2.0]))
+        >>> local = ax.curvature.LocalLoss(lambda w, rest: jnp.sum(w**2), jnp.array([1.0, 2.0]))
         >>> strategy = ax.curvature.ZerothOrder(samples=10_000)
         >>> _, (product, _) = strategy.product(local, jnp.array([1.0, 1.0]), jax.random.key(0))
         >>> bool(jnp.allclose(product, 2.0, atol=0.4))
@@ -51,14 +52,14 @@ class ZerothOrder(AbstractCurvature):
         x = (local.w, local.rest)
         delta = radius(self.delta, x, 1 / 4)
         centre = local.loss(*x)
-        direction = (v, _tree.zeros_like(local.rest))
+        direction = (v, optax.tree.zeros_like(local.rest))
 
         def term(u):
             ahead, behind = local.loss(*_tree.shift(x, delta, u)), local.loss(*_tree.shift(x, -delta, u))
             # Two small differences, each exact in floating point where the values are close, instead of a large sum.
             bend = ((ahead - centre) + (behind - centre)) / (2 * delta**2)
             outer = _tree.scale(_tree.dot(u[0], v), u)
-            return _tree.scale(bend, _tree.subtract(outer, direction) if self.stein else outer)
+            return _tree.scale(bend, optax.tree.sub(outer, direction) if self.stein else outer)
 
         return None, average(term, x, self.samples, key)
 

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import jax
 
-from adaptax.cost import Cost
+from adaptax._cost import Cost
 from adaptax.gradients.base import AbstractGradient
 
 

@@ -1,11 +1,11 @@
-"""The one interface of all gradient strategies."""
+"""The interface that all gradient strategies implement."""
 
 from collections.abc import Callable
 
 import equinox as eqx
 from jaxtyping import Array, Key, PyTree
 
-from adaptax.cost import Cost
+from adaptax._cost import Cost
 
 
 class AbstractGradient(eqx.Module):
@@ -29,5 +29,5 @@ class AbstractGradient(eqx.Module):
         raise NotImplementedError("abstract")
 
     def cost(self) -> Cost:
-        """What one value and gradient take."""
+        """The oracle calls of one value and gradient."""
         raise NotImplementedError("abstract")

@@ -5,9 +5,9 @@ from typing import Any, ClassVar
 import equinox as eqx
 
 from adaptax import _tree
-from adaptax.cost import Cost
+from adaptax._cost import Cost
+from adaptax._smoothing import average, check_smoothing, radius
 from adaptax.gradients.base import AbstractGradient
-from adaptax.smoothing import average, check_smoothing, radius
 
 
 class Smoothed(AbstractGradient):

@@ -1,4 +1,4 @@
-r"""Whether parameters are stationary: an estimate of $\|\nabla\mathcal L(w)\|$ from independent tasks, and bounds."""
+r"""A certificate of stationarity: an estimate of $\|\nabla\mathcal L(w)\|$ from independent tasks, with bounds."""
 
 import math
 from dataclasses import dataclass
@@ -10,42 +10,41 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from adaptax import _tree
-from adaptax.batching import check_in_flight, in_flight_for, map_tasks
-from adaptax.cost import Cost
+from adaptax._batching import check_in_flight, in_flight_for, map_tasks
+from adaptax._checks import check_real, check_whole
+from adaptax._cost import Cost
+from adaptax._keys import CERTIFICATE, RULE_TASKS, draw_tasks, first, fold, numbered, require_keys
 from adaptax.errors import InputError
-from adaptax.measure.points import ravel
+from adaptax.inner_path import check_problem
+from adaptax.measure.path_curvature import ravel
 from adaptax.measure.squared_norm import SquaredNorm, squared_norm
-from adaptax.method import AbstractMethod
-from adaptax.objective import check_problem, first, fold, require_keys
+from adaptax.methods.base import AbstractMethod
 from adaptax.problem import AbstractProblem
+from adaptax.stepsize.measurement import resolve
 from adaptax.stepsize.rules import AbstractRule
 
-# Certifying tasks are not those of training with the same seed, whose meta-steps fold small numbers into its key.
-TASKS = 2**32 - 4
-# Of a rule's own tasks, beyond any index of a task.
-_RULE = 2**32 - 1
 # Bytes of meta-gradients held at a time; beyond, they are formed again.
 _BUDGET = 1 << 28
 
 
 @dataclass(frozen=True)
 class Certificate:
-    r"""What M independent tasks say about $\|\nabla\mathcal L(w)\|$ at one w.
+    r"""An estimate of $\|\nabla\mathcal L(w)\|$ at one w from M independent tasks, with bounds.
 
     Arguments:
         squared_norm: U, the unbiased estimate of $\|\nabla\mathcal L\|^2$ (it may be negative).
-        standard_error: of U.
+        standard_error: the standard error of U.
         upper: the one-sided upper bound on the norm $\|\nabla\mathcal L\|$, `bias` included.
         low, high: the two-sided interval of the norm, widened by `bias` at both ends.
-        confidence: of the bound, and of the interval.
+        confidence: the confidence of the bound, and of the interval.
         tasks: M.
-        bias: what was added.
+        bias: the bound on the method's bias that was added.
         epsilon: the accuracy asked for, or None.
         stationary: whether `upper` is at most epsilon; None if none was asked for.
         more_tasks: about how many more tasks would show it, if the norm is as estimated; None if none are needed, or
             if they would not.
         verdict: the same in words.
-        cost: oracle calls spent, those of a step-size rule left out.
+        cost: oracle calls spent, without those of a step-size rule.
     """
 
     squared_norm: float
@@ -113,17 +112,12 @@ def stationarity(
     """
     if not isinstance(method, AbstractMethod):
         raise InputError(f"method must be a method such as ax.MetaGradient(inner), not {type(method).__name__}.")
-    for name, value, least in (("tasks", tasks, 8), ("seed", seed, 0)):
-        if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
-            raise InputError(f"{name}={value!r} must be a whole number of at least {least}.")
-    if epsilon is not None and not 0 < epsilon < math.inf:
-        raise InputError(f"epsilon={epsilon!r} must be positive and finite, or None.")
-    if not 0 <= bias < math.inf:
-        raise InputError(f"bias={bias!r} must be a finite number of at least 0.")
-    if not 0.5 < confidence < 1:
-        raise InputError(f"confidence={confidence!r} must lie between 0.5 and 1.")
-    count, size = int(tasks), check_in_flight(in_flight)
-    key = jax.random.fold_in(jax.random.key(seed), TASKS)
+    count, seed = check_whole("stationarity", "tasks", tasks, 8), check_whole("stationarity", "seed", seed, 0)
+    epsilon = None if epsilon is None else check_real("stationarity", "epsilon", epsilon, above=0)
+    bias = check_real("stationarity", "bias", bias, least=0)
+    confidence = check_real("stationarity", "confidence", confidence, above=0.5, below=1)
+    size = check_in_flight(in_flight)
+    key = jax.random.fold_in(jax.random.key(seed), CERTIFICATE)
     method.check(problem, key)
     method = _resolved(method, problem, params, key)
     gram, formed = _gram(method, problem, params, key, count, size)
@@ -142,7 +136,7 @@ def stationarity(
 
 
 def tasks_needed(found: SquaredNorm, epsilon: float, count: int) -> int | None:
-    r"""How many more tasks bring the upper bound below $\epsilon^2$, if the truth is as estimated; None if none do.
+    r"""How many more tasks bring the upper bound below $\epsilon^2$ if the truth is as estimated; None if no number does.
 
     $\mathrm{Var}\,U = \frac4M\mu^\top\Sigma\mu + \frac2{M(M-1)}\mathrm{tr}\Sigma^2$, scaled to what the bound adds to U at
     the present M.
@@ -188,38 +182,36 @@ def _verdict(found, upper: float, bias: float, epsilon: float | None, more: int 
     return f"not shown: the bound is {upper:.2g}"
 
 
-def _task(problem, key, index):
-    """A task and its key."""
-    own = fold(key, index)
-    return problem.sample_task(fold(own, 0)), fold(own, 1)
-
-
 @eqx.filter_jit
 def _resolved(method, problem, params, key) -> AbstractMethod:
     rule = method.inner.stepsize
     if not isinstance(rule, AbstractRule):
         return method
-    tasks, keys = jax.vmap(lambda i: _task(problem, fold(key, _RULE), i))(jnp.arange(rule.tasks))
-    return method.with_inner(method.inner.resolve(problem, params, tasks, keys, samples=method.samples))
+    tasks, keys = draw_tasks(problem, numbered(fold(key, RULE_TASKS), jnp.arange(rule.tasks)))
+    return method.with_inner(resolve(method.inner, problem, params, tasks, keys, samples=method.samples))
 
 
 @eqx.filter_jit
 def _gradients(method, problem, params, key, indices, in_flight) -> Array:
     """The meta-gradients of tasks by their indices, one a row."""
-    tasks, keys = jax.vmap(lambda i: _task(problem, key, i))(indices)
+    tasks, keys = draw_tasks(problem, numbered(key, indices))
     require_keys(problem, keys)
-    initial = method.inner.initial(params)
-    check_problem(problem, initial, first(tasks), method.samples, target=True)
+    initial, task = method.inner.initial(params), first(tasks)
+    check_problem(problem, initial, task, method.samples, target=True)
+    size = in_flight_for(problem, initial, task, len(indices), method.samples, in_flight)
 
     def one(pair):
         return ravel(eqx.filter(method.one_task(problem, params, *pair)[1], _tree.is_floating))
 
-    return map_tasks(one, (tasks, keys), in_flight_for(problem, initial, tasks, keys, method.samples, in_flight))
+    return map_tasks(one, (tasks, keys), size)
 
 
 def _gram(method, problem, params, key, count: int, in_flight: int | None) -> tuple[np.ndarray, int]:
     """The Gram matrix of all meta-gradients, and how many of them were formed."""
-    rows = lambda start, stop: _gradients(method, problem, params, key, jnp.arange(start, stop), in_flight)  # noqa: E731
+
+    def rows(start, stop):
+        return _gradients(method, problem, params, key, jnp.arange(start, stop), in_flight)
+
     whole = eqx.filter_eval_shape(rows, 0, 1)
     held = int(np.clip(_BUDGET // max(whole.shape[1] * whole.dtype.itemsize, 1), 2, None))
     # Two blocks are held at a time unless one is all.

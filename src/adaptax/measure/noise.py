@@ -1,4 +1,4 @@
-"""The noise of single samples: of gradients, and of Hessians in their worst direction."""
+"""The noise of single samples: the variance of gradients, and of Hessians in their worst direction."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,22 +7,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
-from adaptax.batching import map_tasks
-from adaptax.inner import Inner
+from adaptax._batching import map_tasks
+from adaptax._keys import CHOOSE, DRAW, fold
+from adaptax.inner_path import TaskPath
 from adaptax.measure.lanczos import extremes
-from adaptax.measure.points import CHOOSE, DRAW, ravel, unraveller
-from adaptax.objective import fold, plain
-from adaptax.problem import AbstractProblem
+from adaptax.measure.path_curvature import ravel, unraveller
 
 
-def loss_of_sample(problem: AbstractProblem, params: PyTree, inner: Inner, task: PyTree) -> Callable:
-    """`loss(w, key)`: the loss at the vector w of adapting parameters, on one sample."""
-    split = inner.split(params)
-    rebuild, unravel = plain(problem, task, split.static), unraveller(split.adapting)
+def loss_of_sample(path: TaskPath) -> Callable:
+    """`loss(w, key)`: the inner loss at the vector w of adapting parameters, on the one sample that the key draws."""
+    unravel = unraveller(path.split.adapting)
 
     def loss(w, key):
-        _, task, params = rebuild(unravel(w), split.frozen)
-        return problem.loss(params, problem.step_batch(task, params, key, 1))
+        params = path.params(unravel(w))
+        return path.problem.loss(params, path.problem.step_batch(path.task, params, key, 1))
 
     return loss
 
@@ -38,11 +36,16 @@ def at_point(
     """
     w = ravel(adapting)
     keys: Any = jax.vmap(lambda k: fold(key, DRAW, k))(jnp.arange(draws))
-    over = lambda one, *inputs: map_tasks(lambda x: one(*x), inputs, at_once)  # noqa: E731
+
+    def over(one, *inputs):
+        return map_tasks(lambda x: one(*x), inputs, at_once)
+
+    def product(k, v):
+        return jax.jvp(lambda w: jax.grad(loss)(w, k), (w,), (v,))[1]
+
     mean = jnp.mean(over(lambda k: jax.grad(loss)(w, k), keys), axis=0)
     gradient = jnp.sum(over(lambda k: jnp.sum((jax.grad(loss)(w, k) - mean) ** 2), keys)) / (draws - 1)
 
-    product = lambda k, v: jax.jvp(lambda w: jax.grad(loss)(w, k), (w,), (v,))[1]  # noqa: E731
     half = draws // 2
 
     def centred(keys, u):
@@ -50,7 +53,7 @@ def at_point(
         return each - jnp.mean(each, axis=0)
 
     def second_moment(u):
-        # The mean Hessian drops out of the outer product, for what it is applied to sums to zero.
+        # The mean Hessian drops out of the outer product, since the vectors that it is applied to sum to zero.
         return jnp.sum(over(product, keys[:half], centred(keys[:half], u)), axis=0) / (half - 1)
 
     choose: Any = fold(key, CHOOSE)

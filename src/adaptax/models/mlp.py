@@ -1,4 +1,4 @@
-"""Fully connected network on a batch of row vectors."""
+"""The fully connected network, applied to a batch of row vectors."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from adaptax._checks import check_whole
 from adaptax.errors import InputError
 
 
@@ -21,7 +22,7 @@ class Linear(eqx.Module):
 
 
 class MLP(eqx.Module):
-    """Fully connected network; built by `mlp`. The only leaves are the weights and biases of `layers`."""
+    """A fully connected network, built by `mlp`. Its only leaves are the weights and biases of `layers`."""
 
     layers: tuple[Linear, ...]
     activation: Callable = eqx.field(static=True)
@@ -35,7 +36,7 @@ class MLP(eqx.Module):
 
 
 def linear(inputs: int, outputs: int, *, key: PRNGKeyArray, scale: float = 2.0, dtype=None) -> Linear:
-    """A `Linear` layer with weights N(0, scale / inputs) and zero bias (scale 2: He et al. 2015, made for relu)."""
+    """A `Linear` layer with weights N(0, scale / inputs) and zero bias (scale 2 is that of He et al. 2015, for relu)."""
     weight = jax.random.normal(key, (inputs, outputs), dtype) * (scale / inputs) ** 0.5
     return Linear(weight, jnp.zeros((outputs,), weight.dtype))
 
@@ -43,21 +44,21 @@ def linear(inputs: int, outputs: int, *, key: PRNGKeyArray, scale: float = 2.0, 
 def mlp(sizes: Sequence[int], *, key: PRNGKeyArray, activation: Callable = jax.nn.relu, dtype=None, init: str = "he") -> MLP:
     r"""Fully connected network $x_{i+1} = \phi(x_i W_i + b_i)$, without $\phi$ after the last layer.
 
-    The result is the parameters and the model in one: a pytree whose only leaves are the weights and biases, and a
-    function of a batch of row vectors.
+    The result is both the parameters and the model: a pytree whose only leaves are the weights and biases, which is called as
+    a function of a batch of row vectors.
 
     Arguments:
         sizes: the widths of input, hidden layers and output, at least two; (1, 40, 40, 1) has two hidden layers. Weight i
             has shape (sizes[i], sizes[i + 1]); biases begin at 0.
-        key: decides the weights.
+        key: random key of the initial weights.
         activation: $\phi$, applied to arrays of shape (n, width) (default `jax.nn.relu`).
         dtype: number type of the parameters (default: JAX's, float32 unless double precision is enabled).
-        init: entries of weight i come from N(0, 2 / inputs) ("he", default), or from N(0, 2 / (inputs + outputs)) ("glorot"),
-            which keeps the outputs of a policy small.
+        init: distribution of the weights: N(0, 2 / inputs) ("he", default), or N(0, 2 / (inputs + outputs)) ("glorot"), which
+            keeps the outputs of a policy small.
 
     Returns: an `MLP`: `model(x)` takes x of shape (n, sizes[0]) to shape (n, sizes[-1]).
 
-    Errors: `InputError` if there are fewer than two sizes, one is not a positive whole number, `activation` is not a
+    Errors: `InputError` if there are fewer than two sizes, a size is not a whole number of at least 1, `activation` is not a
         function, `dtype` is no floating-point type, or `init` is unknown; from `model(x)` if x has another shape.
 
     Example:
@@ -71,24 +72,17 @@ def mlp(sizes: Sequence[int], *, key: PRNGKeyArray, activation: Callable = jax.n
     Source: the network of Finn, Abbeel, Levine (2017), ICML, for sinusoids; initial weights: He et al. (2015), ICCV;
     Glorot and Bengio (2010), AISTATS.
     """
-    sizes = _sizes(sizes)
+    if not isinstance(sizes, Iterable) or len(sizes := tuple(sizes)) < 2:
+        raise InputError(f"mlp(sizes={sizes!r}) must be two or more whole numbers: give widths such as (1, 40, 1).")
+    sizes = tuple(check_whole("mlp", f"sizes[{i}]", size) for i, size in enumerate(sizes))
     if not callable(activation):
         raise InputError(f"mlp(activation={activation!r}) must be a function of an array: give one such as jax.nn.tanh.")
     if not jnp.issubdtype(jnp.zeros((), dtype).dtype, jnp.floating):
         raise InputError(f"mlp(dtype={jnp.dtype(dtype).name}) must be a floating-point type: give one such as jnp.float32.")
     if init not in ("he", "glorot"):
         raise InputError(f'mlp(init={init!r}) must be "he" or "glorot": change init=.')
-    keys = jax.random.split(key, len(sizes) - 1)
-    scale = lambda a, b: 2.0 if init == "he" else 2 * a / (a + b)  # noqa: E731
-    pairs = zip(sizes[:-1], sizes[1:], keys, strict=True)
-    layers = [linear(a, b, key=k, dtype=dtype, scale=scale(a, b)) for a, b, k in pairs]
+    keys, layers = jax.random.split(key, len(sizes) - 1), []
+    for inputs, outputs, layer_key in zip(sizes[:-1], sizes[1:], keys, strict=True):
+        scale = 2.0 if init == "he" else 2 * inputs / (inputs + outputs)
+        layers.append(linear(inputs, outputs, key=layer_key, dtype=dtype, scale=scale))
     return MLP(tuple(layers), activation)
-
-
-def _sizes(sizes: Sequence[int]) -> tuple[int, ...]:
-    """The widths of the layers, checked."""
-    entries = tuple(sizes) if isinstance(sizes, Iterable) else ()
-    whole = all(hasattr(size, "__index__") and not isinstance(size, bool) and size >= 1 for size in entries)
-    if len(entries) < 2 or not whole:
-        raise InputError(f"mlp(sizes={sizes!r}) must be two or more positive whole numbers: give widths such as (1, 40, 1).")
-    return tuple(int(size) for size in entries)

@@ -8,26 +8,27 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from adaptax.errors import InputError
-from adaptax.models.convolution import ConvNet, Given, Unit, check_norm, check_sizes, each, unit
+from adaptax.models.convolution import ConvNet, Unit, check_norm, check_sizes, given_by_part, unit
+from adaptax.models.kernels import max_pool
 from adaptax.models.mlp import Linear
-from adaptax.models.pooling import max_pool
+from adaptax.models.protocol import Given
 
 _SLOPE = 0.1
 
 
 class Residual(eqx.Module):
-    """Three 3x3 units beside a 1x1 unit, leaky relu and 2x2 max pool."""
+    """Three 3x3 units beside a 1x1 unit, then a leaky relu and a 2x2 max pool."""
 
     units: tuple[Unit, Unit, Unit]
     shortcut: Unit
 
     def __call__(self, x: Float[Array, "n h w inputs"], given: Given = None) -> Float[Array, "n h2 w2 outputs"]:
-        (first, second, third), (a, b, c, d) = self.units, each(given, 4)
+        (first, second, third), (a, b, c, d) = self.units, given_by_part(given, 4)
         y = third(_leaky(second(_leaky(first(x, a)), b)), c) + self.shortcut(x, d)
         return _leaky(max_pool(y))
 
     def moments(self, x: Float[Array, "n h w inputs"]) -> tuple[Any, ...]:
-        """The statistics that these images have in the four units."""
+        """The statistics of these images in the four units."""
         first, second, third = self.units
         y = _leaky(first(x))
         z = _leaky(second(y))
@@ -35,7 +36,7 @@ class Residual(eqx.Module):
 
 
 class ResNet12(ConvNet):
-    """Four residual blocks, the mean over pixels, and a linear head; built by `resnet12`."""
+    """Four residual blocks, the mean over pixels, and a linear head, built by `resnet12`."""
 
     def row(self, x):
         return x.mean((1, 2))
@@ -48,21 +49,24 @@ def resnet12(
     r"""Four residual blocks of three convolutions each, the mean over pixels, and a linear head.
 
     With $u_k(x) = \mathrm{norm}(x * W_k)$ and $\sigma$ the leaky relu of slope 0.1, a block is
-    $x \mapsto \sigma\big(\max_{2\times2}(u_3(\sigma(u_2(\sigma(u_1(x))))) + u_0(x))\big)$, $W_0$ of size 1x1, the others 3x3.
-    The blocks are $c$, $5c/2$, $5c$ and $10c$ wide: 64, 160, 320 and 640 as published. There is no dropout.
+    $x \mapsto \sigma\big(\max_{2\times2}(u_3(\sigma(u_2(\sigma(u_1(x))))) + u_0(x))\big)$, where
+    $W_0$ has size 1x1 and the other filters 3x3. The blocks are $c$, $5c/2$, $5c$ and $10c$ wide: 64, 160, 320 and 640 as
+    published. There is no dropout.
 
     Arguments:
-        ways: classes, the length of the output.
-        key: of the initial weights (He's normal distribution; head: Glorot's uniform; scales 1, shifts and biases 0).
-        channels: c, an even number (default 64).
-        image: height, width and channels of the images; height and width at least 16, since each block halves them.
-        norm: "batch" (default), "group" or "layer", with the consequences of `conv4`.
-        dtype: of the parameters (default: JAX's default).
+        ways: number of classes, the length of the output.
+        key: random key of the initial weights (He's normal distribution, in the head Glorot's uniform one; scales are 1,
+            shifts and biases 0).
+        channels: $c$, an even number (default 64).
+        image: height, width and channels of the images (default 84, 84, 3); height and width are at least 16, since each
+            block halves them.
+        norm: "batch" (default), "group" or "layer", as explained at `conv4`.
+        dtype: number type of the parameters (default: JAX's default).
 
     Returns: a module; `model(images)` takes (n, height, width, channels) and gives logits (n, ways).
 
-    Errors: `InputError` if a size is not a whole number of at least 1, channels is odd, the images are too small, there is no
-    such `norm`, or it is "group" and a block's width is no multiple of 8.
+    Errors: `InputError` if a size is not a whole number of at least 1, `channels` is odd, the images are too small, `norm` is
+    unknown, or it is "group" and a block's width is no multiple of 8; from `model(images)` if the images have another shape.
 
     Example:
         >>> import adaptax as ax, jax, jax.numpy as jnp
@@ -76,9 +80,9 @@ def resnet12(
     Source: Lee, Maji, Ravichandran, Soatto (2019), Meta-learning with differentiable convex optimization, CVPR; Oreshkin et
     al. (2018), TADAM, NeurIPS.
     """
-    check_sizes("resnet12", ways, channels, image)
+    ways, channels, image = check_sizes("resnet12", ways, channels, image)
     if channels % 2:
-        raise InputError(f"resnet12(channels={channels}) needs an even number of channels, since a block has 5/2 as many.")
+        raise InputError(f"resnet12(channels={channels}) must be even, since the second block is 5/2 times as wide: change it.")
     widths = [image[2], channels, channels * 5 // 2, channels * 5, channels * 10]
     for width in widths[1:]:
         check_norm("resnet12", norm, width)
@@ -89,7 +93,7 @@ def resnet12(
         units = unit(a, 3, i, o, norm, he, dtype), unit(b, 3, o, o, norm, he, dtype), unit(c, 3, o, o, norm, he, dtype)
         blocks.append(Residual(units, unit(d, 1, i, o, norm, he, dtype)))
     head = Linear(glorot(keys[4, 0], (widths[-1], ways), dtype), jnp.zeros(ways, dtype))
-    return ResNet12(tuple(blocks), head, (image[0], image[1], image[2]))
+    return ResNet12(tuple(blocks), head, image)
 
 
 def _leaky(x):

@@ -1,43 +1,43 @@
-"""One class vector for all classes, to start from: a classifier that does not depend on how classes are numbered."""
-
-from typing import Any
+"""A classifier's head that starts equal for all classes, so that it does not depend on how classes are numbered."""
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from adaptax._checks import check_whole
 from adaptax.errors import InputError
-from adaptax.models.mlp import Linear
+from adaptax.models.protocol import Head, head_of, with_head
 
 
 class SharedHead(eqx.Module):
-    """`start` of an inner loop, made by `shared_head`."""
+    """The function that `shared_head` returns: a network with one output to one with an equal output for each class."""
 
     ways: int = eqx.field(static=True)
 
     def __call__(self, model: PyTree) -> PyTree:
-        head = _head(model)
-        if head is None or head.bias.shape != (1,):
-            raise InputError(
-                "shared_head spreads the one output of a network over all classes: make it conv4(1, ...) or mlp((..., 1))."
-            )
-        return _with_head(model, Linear(jnp.repeat(head.weight, self.ways, axis=1), jnp.repeat(head.bias, self.ways)))
+        weight, bias = head_of(model, "shared_head")
+        if weight.shape[1] != 1:
+            text = f"shared_head spreads the one output of a network over all classes, but this one has {weight.shape[1]}"
+            raise InputError(f"{text}: make it with one, as conv4(1, ...) or mlp((..., 1)).")
+        repeated = None if bias is None else jnp.repeat(bias, self.ways)
+        return with_head(model, Head(jnp.repeat(weight, self.ways, axis=1), repeated))
 
 
 def shared_head(ways: int) -> SharedHead:
-    r"""A start for the inner loop at which all classes have the same class vector: $w_0 = (\theta, h, h, \dots, h)$.
+    r"""A start of the inner loop at which all classes have the same class vector: $w_0 = (\theta, h, h, \dots, h)$.
 
-    The outer problem's parameters are a network with one output; every task begins with that output's weights and bias
-    repeated for each class, and the inner steps tell them apart. A meta-trained classifier with a vector for each class
+    The outer problem's parameters are a network with one output. Every task begins with that output's weights and bias
+    repeated for each class, and the inner steps make them differ. A meta-trained classifier with a vector for each class
     depends on how the classes of a task happen to be numbered; this one does not. The meta-gradient by h is the sum over
     classes.
 
     Arguments:
         ways: the number of classes, at least 2.
 
-    Returns: a function for `ax.Inner(start=...)`, for networks whose last layer is `head` or the last of `layers`.
+    Returns: a function for `ax.Inner(start=...)`, which takes a network with a head as `ax.models.Head` describes it.
 
-    Errors: `InputError` if ways is not a whole number of at least 2; when used, if the network has not one output.
+    Errors: `InputError` if ways is not a whole number of at least 2; when used, if the network has no such head, or its
+        head has several outputs.
 
     Example:
         >>> import adaptax as ax, jax
@@ -48,19 +48,17 @@ def shared_head(ways: int) -> SharedHead:
 
     Source: Ye, Chao (2022), How to train your MAML to excel in few-shot classification (UNICORN-MAML), arXiv 2106.16245.
     """
-    if isinstance(ways, bool) or not isinstance(ways, int) or ways < 2:
-        raise InputError(f"shared_head(ways={ways!r}) must be a whole number of at least 2.")
-    return SharedHead(ways)
+    return SharedHead(check_whole("shared_head", "ways", ways, least=2))
 
 
 def fresh_head(model: PyTree, outputs: int = 1) -> PyTree:
-    """The network with a last layer of zeros, to be fine-tuned to classes that it was not trained on.
+    """The network with a head of zeros, to be fine-tuned to classes that it was not trained on.
 
     Arguments:
-        model: a network whose last layer is `head` or the last of `layers`.
-        outputs: of the new layer (default 1, which `shared_head` spreads over the classes of a task).
+        model: a network with a head as `ax.models.Head` describes it.
+        outputs: number of outputs of the new head (default 1, which `shared_head` spreads over the classes of a task).
 
-    Errors: `InputError` if there is no such layer.
+    Errors: `InputError` if the network has no such head, or `outputs` is not a whole number of at least 1.
 
     Example:
         >>> import adaptax as ax, jax
@@ -70,18 +68,7 @@ def fresh_head(model: PyTree, outputs: int = 1) -> PyTree:
 
     Source: Chen et al. (2019), A closer look at few-shot classification, ICLR.
     """
-    head = _head(model)
-    if head is None:
-        raise InputError("fresh_head takes a network whose last layer is its head, such as adaptax.models.conv4.")
-    inputs, dtype = head.weight.shape[0], head.weight.dtype
-    return _with_head(model, Linear(jnp.zeros((inputs, outputs), dtype), jnp.zeros(outputs, dtype)))
-
-
-def _head(model: PyTree) -> Linear | None:
-    layers = getattr(model, "layers", None)
-    head: Any = getattr(model, "head", layers[-1] if isinstance(layers, tuple) else None)
-    return head if isinstance(head, Linear) else None
-
-
-def _with_head(model: PyTree, head: Linear) -> PyTree:
-    return eqx.tree_at(lambda model: model.head if hasattr(model, "head") else model.layers[-1], model, head)
+    outputs = check_whole("fresh_head", "outputs", outputs)
+    weight, bias = head_of(model, "fresh_head")
+    zeros = jnp.zeros((weight.shape[0], outputs), weight.dtype)
+    return with_head(model, Head(zeros, None if bias is None else jnp.zeros(outputs, bias.dtype)))

@@ -1,1 +1,1 @@
-"""Tables and pictures of results that are there already; nothing here trains."""
+"""Tables and pictures of results that exist already; nothing here trains."""

@@ -1,15 +1,15 @@
 """Errors of Hessian-vector products over the number of directions and over the radius, from the rows of a CSV."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from adaptax.report.figures import COLOURS, DASHES, grid, legend, save
+from adaptax.report.rows import Rows, distinct, pick
 
-Rows = Sequence[Mapping[str, Any]]
 _MARKERS = "osD^vPX"
+_NUMBERS = ("samples", "value", "error", "predicted")
 
 
 def draw_directions(folder: Path, name: str, rows: Rows, floors: Mapping[str, float]) -> None:
@@ -20,13 +20,13 @@ def draw_directions(folder: Path, name: str, rows: Rows, floors: Mapping[str, fl
         rows: of the part "directions" and the measure "rms".
         floors: by loss, the error that the uncorrected zeroth-order form tends to.
     """
-    losses, estimators = _distinct(rows, "loss"), _distinct(rows, "estimator")
+    losses, estimators = distinct(rows, "loss"), distinct(rows, "estimator")
     figure, axes = grid(1, len(losses), width=4.6, height=3.6)
     largest = max(row["samples"] for row in rows)
     for ax, loss in zip(axes[0], losses, strict=True):
         low, high = [1.0], [1.0]
         for i, estimator in enumerate(estimators):
-            run = [row for row in rows if row["loss"] == loss and row["estimator"] == estimator]
+            run = pick(rows, loss=loss, estimator=estimator)
             q, value, error, predicted = (np.array([row[k] for row in run], float) for k in _NUMBERS)
             style = {"color": COLOURS[i], "linestyle": DASHES[i]}
             if len(run) == 1:
@@ -52,9 +52,6 @@ def draw_directions(folder: Path, name: str, rows: Rows, floors: Mapping[str, fl
     save(figure, folder, name)
 
 
-_NUMBERS = ("samples", "value", "error", "predicted")
-
-
 def draw_radii(folder: Path, name: str, rows: Rows) -> None:
     r"""What the radius $\delta$ does to a product, apart from the noise of its directions.
 
@@ -62,11 +59,11 @@ def draw_radii(folder: Path, name: str, rows: Rows) -> None:
         folder, name: where NAME.png and NAME.svg go.
         rows: of the part "radius" and the measure "width error".
     """
-    losses, estimators = _distinct(rows, "loss"), _distinct(rows, "estimator")
+    losses, estimators = distinct(rows, "loss"), distinct(rows, "estimator")
     figure, axes = grid(1, len(losses), width=3.7, height=3.3, sharey=True)
     for ax, loss in zip(axes[0], losses, strict=True):
         for i, estimator in enumerate(estimators):
-            run = [row for row in rows if row["loss"] == loss and row["estimator"] == estimator]
+            run = pick(rows, loss=loss, estimator=estimator)
             delta, value = (np.array([row[k] for row in run], float) for k in ("delta", "value"))
             colour = COLOURS[i + 1]
             ax.plot(
@@ -85,7 +82,3 @@ def draw_radii(folder: Path, name: str, rows: Rows) -> None:
     axes[0, 0].set_ylabel("error that δ makes, relative to Hv", fontsize=9)
     legend(figure, axes[0, 1 if len(losses) > 1 else 0], 3)
     save(figure, folder, name)
-
-
-def _distinct(rows: Rows, column: str) -> list[Any]:
-    return list(dict.fromkeys(row[column] for row in rows))

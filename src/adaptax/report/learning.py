@@ -1,34 +1,22 @@
 """Learning curves with bands, from the rows of an experiment's CSV."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from adaptax.report.figures import COLOURS, DASHES, grid, legend, save
+from adaptax.report.rows import Rows, by_seed, distinct, pick
 
-Rows = Sequence[Mapping[str, Any]]
 # Column of the CSV, and what the axis is called.
 AXES = (("meta_step", "meta-steps"), ("calls", "oracle calls"), ("in_losses", "oracle calls, in evaluations of the loss"))
-
-
-# Larger losses are as good as infinite.
+# Losses above this are not drawn.
 _SHOWN = 1e6
 
 
 def _median(losses: np.ndarray) -> np.ndarray:
+    """The median over seeds, with losses that are not finite as the largest; NaN where it is not finite itself."""
     middle = np.median(np.where(np.isfinite(losses), losses, np.inf), axis=1)
     return np.where(np.isfinite(middle), middle, np.nan)
-
-
-def by_seed(rows: Rows, axis: str = "meta_step") -> tuple[np.ndarray, np.ndarray]:
-    """From the rows of one run with every seed: the axis, and the losses with shape (points, seeds)."""
-    at = sorted({row["meta_step"] for row in rows})
-    seeds = sorted({row["seed"] for row in rows})
-    cell = {(row["meta_step"], row["seed"]): row for row in rows}
-    values = np.array([[cell[step, seed]["value"] for seed in seeds] for step in at], float)
-    return np.array([cell[step, seeds[0]][axis] for step in at], float), values
 
 
 def draw_learning(folder: Path, name: str, rows: Rows, steps: int) -> None:
@@ -41,13 +29,13 @@ def draw_learning(folder: Path, name: str, rows: Rows, steps: int) -> None:
     """
     from matplotlib.ticker import NullFormatter
 
-    settings = list(dict.fromkeys((row["alpha"], row["outer_stepsize"]) for row in rows))
-    methods = list(dict.fromkeys(row["method"] for row in rows))
+    settings = distinct(rows, "alpha", "outer_stepsize")
+    methods = distinct(rows, "method")
     figure, axes = grid(len(settings), len(AXES), height=2.7, sharey="row")
     for row, (line, (alpha, outer)) in enumerate(zip(axes, settings, strict=True)):
         for ax, (axis, label) in zip(line, AXES, strict=True):
             for i, method in enumerate(methods):
-                run = [r for r in rows if (r["method"], r["alpha"], r["outer_stepsize"]) == (method, alpha, outer)]
+                run = pick(rows, method=method, alpha=alpha, outer_stepsize=outer)
                 x, losses = by_seed(run, axis)
                 shown = slice(0, None) if axis == "meta_step" else slice(1, None)
                 losses = losses[shown]

@@ -1,14 +1,12 @@
 """Figures of the navigation experiment, from the rows of its CSV."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from adaptax.report.figures import COLOURS, DASHES, grid, legend, save
-
-Rows = Sequence[Mapping[str, Any]]
+from adaptax.report.rows import Rows, distinct, pick
 
 
 def draw_returns(folder: Path, name: str, rows: Rows, axis: str, label: str) -> None:
@@ -19,11 +17,11 @@ def draw_returns(folder: Path, name: str, rows: Rows, axis: str, label: str) -> 
         rows: of the part "training", all of one setting.
         axis, label: the column of the CSV on the axis below, and what it is called.
     """
-    methods = list(dict.fromkeys(row["method"] for row in rows))
+    methods = distinct(rows, "method")
     figure, axes = grid(1, 2, width=4.2, height=3.0, sharey=True)
     for adapted, ax in enumerate(axes[0]):
         for i, method in enumerate(methods):
-            run = [row for row in rows if (row["method"], row["adapted"]) == (method, adapted)]
+            run = pick(rows, method=method, adapted=adapted)
             at = sorted({row["meta_step"] for row in run})
             x = [next(row[axis] for row in run if row["meta_step"] == step) for step in at]
             values = [[row["value"] for row in run if row["meta_step"] == step] for step in at]
@@ -46,12 +44,12 @@ def draw_returns(folder: Path, name: str, rows: Rows, axis: str, label: str) -> 
 
 def draw_paths(folder: Path, name: str, rows: Rows, goals: Sequence[tuple[float, float]]) -> None:
     """Trajectories before and after one step, one line of axes for each method, one column for each goal."""
-    methods = list(dict.fromkeys(row["method"] for row in rows))
+    methods = distinct(rows, "method")
     figure, axes = grid(len(methods), len(goals), width=2.2, height=2.2, sharex=True, sharey=True)
     for line, method in zip(axes, methods, strict=True):
         for goal, (ax, place) in enumerate(zip(line, goals, strict=True)):
             for adapted, (colour, label) in enumerate(((COLOURS[1], "before adaptation"), (COLOURS[5], "after one step"))):
-                run = [row for row in rows if (row["method"], row["goal"], row["adapted"]) == (method, goal, adapted)]
+                run = pick(rows, method=method, goal=goal, adapted=adapted)
                 for i in sorted({row["trajectories"] for row in run}):
                     points = sorted((row["time"], row["x"], row["y"]) for row in run if row["trajectories"] == i)
                     _, x, y = zip(*points, strict=True)

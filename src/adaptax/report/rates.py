@@ -1,39 +1,26 @@
-"""Figures of the rates' experiment, from the rows of its CSV."""
+"""Figures of the rates experiment, from the rows of its CSV."""
 
 import math
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from adaptax.report.figures import COLOURS, DASHES, grid, legend, save
+from adaptax.report.rows import Rows, by_seed, distinct, pick
 
-Rows = Sequence[Mapping[str, Any]]
 _OUTCOMES = {"converged": "#009e73", "stalled": "#e69f00", "diverged": "#d55e00"}
 
 
-def pick(rows: Rows, **wanted: Any) -> list[Mapping[str, Any]]:
-    """The rows with these entries."""
-    return [row for row in rows if all(row.get(k) == v for k, v in wanted.items())]
-
-
-def bands(rows: Rows, column: str = "value") -> tuple[np.ndarray, np.ndarray]:
-    """The x of the rows, and their entries with shape (x, seeds)."""
-    x = sorted({row["x"] for row in rows})
-    return np.array(x, float), np.array([[row[column] for row in rows if row["x"] == at] for at in x], float)
-
-
 def draw_noise_free(folder: Path, name: str, rows: Rows) -> None:
-    """Mean of phi and least square over k < K, beside the bounds."""
-    problems = list(dict.fromkeys((row["problem"], row["case"]) for row in rows))
+    """The mean of φ(‖∇L‖) and the least ‖∇L‖² over k < K, beside their bounds."""
+    problems = distinct(rows, "problem", "case")
     figure, axes = grid(2, len(problems), width=3.0, height=2.5, sharex=True)
     titles = {"mean phi": "mean of φ(‖∇L‖)", "least square": "least ‖∇L‖²"}
     for column, (problem, case) in enumerate(problems):
         for line, (measure, title) in enumerate(titles.items()):
             ax, run = axes[line, column], pick(rows, problem=problem, case=case, measure=measure)
             for i, (entry, label) in enumerate((("value", "measured"), ("bound", "bound"))):
-                x, values = bands(run, entry)
+                x, values = by_seed(run, "x", entry)
                 values = np.maximum(values, 1e-32)
                 ax.plot(x, np.median(values, axis=1), color=COLOURS[i], linestyle=DASHES[i], linewidth=1.6, label=label)
                 ax.fill_between(x, values.min(axis=1), values.max(axis=1), color=COLOURS[i], alpha=0.15, linewidth=0)
@@ -50,13 +37,13 @@ def draw_noise_free(folder: Path, name: str, rows: Rows) -> None:
 
 
 def draw_floors(folder: Path, name: str, rows: Rows) -> None:
-    """The floor against each size."""
-    problems = list(dict.fromkeys(row["problem"] for row in rows))
-    lines = list(dict.fromkeys((row["case"], row["measure"]) for row in rows))
+    """The floor of ‖∇L‖² against the sizes of batches; grey lines have the slope −1."""
+    problems = distinct(rows, "problem")
+    lines = distinct(rows, "case", "measure")
     figure, axes = grid(1, len(problems), width=4.0, height=2.9)
     for ax, problem in zip(axes[0], problems, strict=True):
         for i, (case, size) in enumerate(lines):
-            x, values = bands(pick(rows, problem=problem, case=case, measure=size))
+            x, values = by_seed(pick(rows, problem=problem, case=case, measure=size), "x")
             ax.plot(x, values.mean(axis=1), color=COLOURS[i], linestyle=DASHES[i], marker=".", label=f"{case}, against {size}")
             ax.fill_between(x, values.min(axis=1), values.max(axis=1), color=COLOURS[i], alpha=0.15, linewidth=0)
             ax.plot(x, values.mean() / np.mean(1 / x) / x, color="#b0b0b0", linewidth=0.8, zorder=0)
@@ -71,9 +58,9 @@ def draw_floors(folder: Path, name: str, rows: Rows) -> None:
 
 def draw_costs(folder: Path, name: str, rows: Rows) -> None:
     """Oracle calls until the accuracy is reached, against N; a line ends where not all seeds reach it."""
-    panels = list(dict.fromkeys((row["case"], row["outer"]) for row in rows))
+    panels = distinct(rows, "case", "outer")
     figure, axes = grid(1, len(panels), width=3.1, height=2.9, sharey=True)
-    labels = list(dict.fromkeys((row["rule"], row.get("samples")) for row in rows))
+    labels = distinct(rows, "rule", "samples")
     for ax, (case, outer) in zip(axes[0], panels, strict=True):
         for i, (rule, samples) in enumerate(labels):
             run = pick(rows, case=case, outer=outer, rule=rule, samples=samples)
@@ -93,17 +80,24 @@ def draw_costs(folder: Path, name: str, rows: Rows) -> None:
 
 
 def _cost(rows: Rows) -> float:
+    """The mean over seeds; NaN, which is not drawn, where a seed did not reach the accuracy."""
     return math.nan if any(row["measure"] != "reached" for row in rows) else float(np.mean([row["value"] for row in rows]))
 
 
-def draw_moments(folder: Path, name: str, rows: Rows) -> None:
-    """Bias against N and S, and second moment against N, beside the bounds."""
+def draw_moments(folder: Path, name: str, rows: Rows, steps: int, S: float, D: float) -> None:
+    """Bias against N and S, and second moment against N, beside the bounds.
+
+    Arguments:
+        folder, name: where NAME.png and NAME.svg go.
+        rows: of the part "moments".
+        steps, S, D: the numbers of steps and samples that are held where another one varies.
+    """
     figure, axes = grid(1, 3, width=3.2, height=2.6)
-    bias, second = pick(rows, measure="bias"), pick(rows, measure="second moment")
+    bias, second = pick(rows, measure="bias", D=D), pick(rows, measure="second moment", D=D)
     panels = (
-        ("bias, S = 4", "N", "steps", [r for r in bias if (r["S"], r["D"]) == (4, 4)]),
-        ("bias, N = 8", "S", "S", sorted((r for r in bias if r["steps"] == 8 and r["D"] == 4), key=lambda r: r["S"])),
-        ("second moment, S = 4", "N", "steps", [r for r in second if (r["S"], r["D"]) == (4, 4)]),
+        (f"bias, S = {S:g}", "N", "steps", pick(bias, S=S)),
+        (f"bias, N = {steps}", "S", "S", sorted(pick(bias, steps=steps), key=lambda row: row["S"])),
+        (f"second moment, S = {S:g}", "N", "steps", pick(second, S=S)),
     )
     for ax, (title, label, column, run) in zip(axes[0], panels, strict=True):
         x = [row[column] for row in run]
@@ -121,7 +115,7 @@ def draw_moments(folder: Path, name: str, rows: Rows) -> None:
 
 def draw_maps(folder: Path, name: str, rows: Rows) -> None:
     """Where training converges, stalls and diverges, and the largest alpha of the theorem."""
-    panels = list(dict.fromkeys((row["problem"], row["outer"]) for row in rows))
+    panels = distinct(rows, "problem", "outer")
     figure, axes = grid(1, len(panels), width=3.4, height=2.9, sharey=False)
     for ax, (problem, outer) in zip(axes[0], panels, strict=True):
         run = pick(rows, problem=problem, outer=outer)

@@ -1,11 +1,11 @@
-"""Results as plain text, of the same width on every terminal."""
+"""Results as tables: plain text for a terminal, and Markdown."""
 
 from collections.abc import Sequence
 from typing import Any
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = ()) -> str:
-    """Columns two spaces apart, aligned to the right but for those in `left`, a line under the header.
+    """A table with a line under its header; columns lie two spaces apart, and those not in `left` are aligned to the right.
 
     Example:
         >>> print(table(["steps", "loss"], [["0", "1.25"], ["10", "0.5"]]))
@@ -16,12 +16,15 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[i
     """
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = [header, ["-" * width for width in widths], *rows]
-    pad = lambda i, cell: cell.ljust(widths[i]) if i in left else cell.rjust(widths[i])  # noqa: E731
+
+    def pad(i: int, cell: str) -> str:
+        return cell.ljust(widths[i]) if i in left else cell.rjust(widths[i])
+
     return "\n".join("  ".join(pad(i, cell) for i, cell in enumerate(line)).rstrip() for line in lines)
 
 
 def interval(scores: dict[str, Any], i: int) -> str:
-    """Mean and 95 % interval of one entry."""
+    """The mean and the 95 % interval of entry i of the scores "mean", "low" and "high", or "not finite"."""
     mean, low, high = (scores[name][i] for name in ("mean", "low", "high"))
     if None in (mean, low, high):
         return "not finite"
@@ -29,7 +32,7 @@ def interval(scores: dict[str, Any], i: int) -> str:
 
 
 def evaluation(result: dict[str, Any]) -> str:
-    """The table of one evaluation, as `adaptax evaluate` prints it.
+    """One evaluation, as `adaptax evaluate` prints it.
 
     Arguments:
         result: what `evaluation.json` holds.
@@ -49,29 +52,32 @@ def evaluation(result: dict[str, Any]) -> str:
 
 
 def measured(result: dict[str, Any]) -> str:
-    """Measured constants and the certificate, as `adaptax measure` prints them.
+    """Measured constants and the certificate of stationarity, as `adaptax measure` prints them.
 
     Arguments:
         result: what `adaptax measure --format json` prints.
     """
-    number = lambda x: "not finite" if x is None else f"{x:.4g}"  # noqa: E731
-    rows = [[name, number(value), number(error)] for name, (value, error) in result["constants"].items()]
-    norm = f"{number(result['upper'])} at {100 * result['confidence']:g} %"
+    rows = [[name, _number(value), _number(error)] for name, (value, error) in result["constants"].items()]
+    norm = f"{_number(result['upper'])} at {100 * result['confidence']:g} %"
     lines = [
         f"{result['task']} after {result['step']} meta-steps with N = {result['inner_steps']}",
         f"constants on {result['constants_tasks']} tasks (seed {result['seed']})",
         "",
         table(["constant", "value", "standard error"], rows),
         "",
-        f"alpha = {number(result['alpha'])}, q = (1 + alpha L)^(2N) = {number(result['q'])}; the theorems need q < 2",
+        f"alpha = {_number(result['alpha'])}, q = (1 + alpha L)^(2N) = {_number(result['q'])}; the theorems need q < 2",
         f"norm of the meta-gradient on {result['tasks']} tasks: at most {norm}, "
-        f"between {number(result['low'])} and {number(result['high'])}",
+        f"between {_number(result['low'])} and {_number(result['high'])}",
         f"verdict: {result['verdict']}",
         f"limits: {'; '.join(result['limits'])}",
     ]
     if result["points_skipped"]:
         lines.insert(2, f"{result['points_skipped']} Hessians were not finite and were passed over")
     return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4g}"
 
 
 def comparison(result: dict[str, Any]) -> str:
@@ -88,7 +94,7 @@ def comparison(result: dict[str, Any]) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The same as a table in Markdown.
+    """A table in Markdown.
 
     Example:
         >>> print(markdown(["steps", "loss"], [["0", "1.25"]]))

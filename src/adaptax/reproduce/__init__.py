@@ -1,1 +1,1 @@
-"""The reference experiments of docs/theory.md, section 10: computed, written as CSV, drawn, and put into words."""
+"""The reference experiments of docs/theory.md, section 10: each writes a CSV, figures and a page."""

@@ -5,31 +5,39 @@ from pathlib import Path
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array
 
 import adaptax as ax
 from adaptax.reproduce import predictions as predict
-from adaptax.reproduce.files import Row, Say, write_rows
-from adaptax.reproduce.methods import EXACT, FIRST_ORDER, GGS, NAMES, STEIN, UNCORRECTED, strategies
-from adaptax.reproduce.training import COLUMNS, Experiment, Setting, check_sizes, initial_key, train_all
-from adaptax.reproduce.training_page import publish
-
-# The step sizes of the paper, then larger ones, at which the methods differ.
-SETTINGS = (Setting(1e-2, 3e-3), Setting(5e-2, 3e-3), Setting(1e-1, 3e-3))
-_ABOUT = (
-    "The loss is ¼‖ww^T − yy^T‖² for w in 20 dimensions; a task is a support vector y and a target vector y' "
-    "([theory](../../theory.md), section 10.1). Three inner steps, 10 tasks a meta-step, gradient descent outside."
+from adaptax.reproduce.csv_rows import Row, Say, write_rows
+from adaptax.reproduce.meta_training import (
+    COLUMNS,
+    GRADIENT_DESCENT,
+    Experiment,
+    StepSizes,
+    check_sizes,
+    initial_key,
+    train_all,
 )
-DIM, ERROR_TASKS, _PARTS = 20, 400, 25
+from adaptax.reproduce.meta_training_page import publish
+from adaptax.reproduce.strategies import EXACT, FIRST_ORDER, GGS, NAMES, STEIN, UNCORRECTED, strategies
+
+# The step sizes of the paper, then larger inner ones.
+SETTINGS = (StepSizes(1e-2, 3e-3, published=True), StepSizes(5e-2, 3e-3), StepSizes(1e-1, 3e-3))
+DIM, ERROR_TASKS = 20, 400
+# How many parts a curve along training has.
+_PARTS = 25
 
 
 def experiment(steps: int) -> Experiment:
-    """What is trained: w in 20 dimensions, 10 tasks a meta-step, gradient descent outside."""
+    """The factorisation with gradient descent outside, as it is trained for so many meta-steps."""
     return Experiment(
+        title="Rank-one matrix factorisation",
+        about=f"The loss is ¼‖ww^T − yy^T‖² for w in {DIM} dimensions; a task is a support vector y and a target vector y' "
+        "([theory](../../theory.md), section 10.1).",
         problem=ax.tasks.factorisation(DIM),
         initial=lambda key: ax.tasks.factorisation_init(key, DIM),
-        optimizer=optax.sgd,
+        optimizer=GRADIENT_DESCENT,
         settings=SETTINGS,
         tasks_per_step=10,
         every=max(1, steps // _PARTS),
@@ -41,12 +49,12 @@ def matrix(out: Path, seeds: int = 5, steps: int = 2000, say: Say = print, *, er
 
     Arguments:
         out: the folder for matrix.csv, the figures and README.md; made if it is not there.
-        seeds: how many seeds; initial parameters and tasks of a seed are the same for all methods.
+        seeds: the number of seeds; a seed's initial parameters and tasks are the same for all methods.
         steps: meta-steps.
-        say: told how far it is (default: printed).
+        say: called with a sentence about the progress (default: it is printed).
         error_tasks: tasks whose meta-gradients are compared with exact ones at the initial parameters of each seed.
 
-    Errors: `InputError` for fewer than two seeds or fewer than one meta-step.
+    Errors: `InputError` for fewer than 2 seeds, more than 1000, or fewer than one meta-step.
 
     Example:
         >>> from pathlib import Path
@@ -54,7 +62,7 @@ def matrix(out: Path, seeds: int = 5, steps: int = 2000, say: Say = print, *, er
 
     Source: the matrix factorisation of Ji, Yang, Liang (2020), arXiv 2002.07836v1; docs/theory.md, section 10.
     """
-    check_sizes(seeds, steps)
+    seeds, steps = check_sizes(seeds, steps)
     out.mkdir(parents=True, exist_ok=True)
     what = experiment(steps)
     rows = [row for setting in SETTINGS for seed in range(seeds) for row in gradient_errors(what, setting, seed, error_tasks)]
@@ -65,11 +73,11 @@ def matrix(out: Path, seeds: int = 5, steps: int = 2000, say: Say = print, *, er
 
 
 def describe(out: Path, what: Experiment) -> None:
-    """The figures and README.md, from matrix.csv."""
-    publish(out, "matrix", what, "Rank-one matrix factorisation", _ABOUT)
+    """Draw the figures and write README.md from matrix.csv."""
+    publish(out, "matrix", what)
 
 
-def gradient_errors(what: Experiment, setting: Setting, seed: int, tasks: int) -> list[Row]:
+def gradient_errors(what: Experiment, setting: StepSizes, seed: int, tasks: int) -> list[Row]:
     r"""Medians over tasks of $\|\hat G_i - \nabla\mathcal L_i\| / \|\nabla\mathcal L_i\|$ at $w_0$, by method.
 
     $w_0$ is drawn as in training and scaled to $\|w_0\|^2 = 2d/(d+1)$, its mean. "predicted" is the root mean square of the
@@ -91,7 +99,7 @@ def gradient_errors(what: Experiment, setting: Setting, seed: int, tasks: int) -
 
 @eqx.filter_jit
 def _errors(what: Experiment, alpha: Array, w: Array, tasks: ax.Task, keys: Array) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Median relative errors by method, and what is predicted of them."""
+    """Median relative errors by method, and the predicted ones where there is a prediction."""
     known = strategies(what.samples, what.delta)
 
     def gradients(name):
@@ -106,11 +114,15 @@ def _errors(what: Experiment, alpha: Array, w: Array, tasks: ax.Task, keys: Arra
 
 
 def _predicted(what: Experiment, alpha: Array, w: Array, task: ax.Task) -> dict[str, Array]:
+    """The predicted errors of one task's meta-gradient, by method."""
     loss, steps, q = what.problem.loss, what.inner_steps, what.samples
     h = jax.hessian(loss)(w, task.support)
     v = jax.grad(loss)(ax.adapt(what.problem, w, task, ax.Inner(steps, alpha)).params, task.target)
-    noise = lambda variance: steps * variance / q  # noqa: E731
     bias = steps * jnp.linalg.norm(predict.uncorrected_bias(h, v))
+
+    def noise(variance):
+        return steps * variance / q
+
     return {
         FIRST_ORDER: alpha * steps * jnp.linalg.norm(h @ v),
         GGS: alpha * jnp.sqrt(noise(predict.ggs_variance(h, v))),

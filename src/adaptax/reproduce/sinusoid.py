@@ -3,29 +3,30 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-import optax
-
 import adaptax as ax
-from adaptax.reproduce.files import Say, write_rows
-from adaptax.reproduce.training import COLUMNS, Experiment, Setting, check_sizes, train_all
-from adaptax.reproduce.training_page import publish
+from adaptax.reproduce.csv_rows import Say, write_rows
+from adaptax.reproduce.meta_training import ADAM, COLUMNS, Experiment, StepSizes, check_sizes, train_all
+from adaptax.reproduce.meta_training_page import publish
+from adaptax.reproduce.page_text import network
 
-# The step size of the paper, at which the methods barely differ, and larger ones.
-ALPHAS, OUTER = (1e-4, 1e-3, 1e-2), 1e-4
-_ABOUT = (
-    "A task is a sinusoid of random amplitude and phase, seen at 10 points and judged at 10 others "
-    "([theory](../../theory.md), section 10.2). A ReLU network adapts by three inner steps; 25 tasks a meta-step, Adam outside."
-)
+# The step sizes of the paper, then larger inner ones.
+SETTINGS = (StepSizes(1e-4, 1e-4, published=True), StepSizes(1e-3, 1e-4), StepSizes(1e-2, 1e-4))
+SHOTS, QUERIES = 10, 10
+# How many parts a curve along training has.
 _PARTS = 30
 
 
 def experiment(steps: int, hidden: Iterable[int] = (40, 40)) -> Experiment:
-    """What is trained: the network 1-40-40-1 on 10 + 10 points, 25 tasks a meta-step, Adam outside."""
+    """The sinusoids with a ReLU network and Adam outside, as it is trained for so many meta-steps."""
+    sizes = (1, *hidden, 1)
     return Experiment(
-        problem=ax.tasks.sinusoid(),
-        initial=lambda key: ax.models.mlp((1, *hidden, 1), key=key),
-        optimizer=optax.adam,
-        settings=tuple(Setting(alpha, OUTER) for alpha in ALPHAS),
+        title="Regression of sinusoids",
+        about=f"A task is a sinusoid of random amplitude and phase, seen at {SHOTS} points and judged at {QUERIES} others "
+        f"([theory](../../theory.md), section 10.2). The network is {network(sizes)} with ReLUs.",
+        problem=ax.tasks.sinusoid(SHOTS, QUERIES),
+        initial=lambda key: ax.models.mlp(sizes, key=key),
+        optimizer=ADAM,
+        settings=SETTINGS,
         tasks_per_step=25,
         every=max(1, steps // _PARTS),
     )
@@ -36,12 +37,12 @@ def sinusoid(out: Path, seeds: int = 5, steps: int = 3000, say: Say = print, *, 
 
     Arguments:
         out: the folder for sinusoid.csv, the figures and README.md; made if it is not there.
-        seeds: how many seeds; initial network and tasks of a seed are the same for all methods.
+        seeds: the number of seeds; a seed's initial network and tasks are the same for all methods.
         steps: meta-steps.
-        say: told how far it is (default: printed).
+        say: called with a sentence about the progress (default: it is printed).
         hidden: widths of the hidden layers.
 
-    Errors: `InputError` for fewer than two seeds or fewer than one meta-step.
+    Errors: `InputError` for fewer than 2 seeds, more than 1000, or fewer than one meta-step.
 
     Example:
         >>> from pathlib import Path
@@ -49,7 +50,7 @@ def sinusoid(out: Path, seeds: int = 5, steps: int = 3000, say: Say = print, *, 
 
     Source: Finn, Abbeel, Levine (2017), ICML; the settings of arXiv 2002.07836v1; docs/theory.md, section 10.
     """
-    check_sizes(seeds, steps)
+    seeds, steps = check_sizes(seeds, steps)
     out.mkdir(parents=True, exist_ok=True)
     what = experiment(steps, hidden)
     rows = train_all(what, seeds, steps, say)
@@ -58,5 +59,5 @@ def sinusoid(out: Path, seeds: int = 5, steps: int = 3000, say: Say = print, *, 
 
 
 def describe(out: Path, what: Experiment) -> None:
-    """The figures and README.md, from sinusoid.csv."""
-    publish(out, "sinusoid", what, "Regression of sinusoids", _ABOUT)
+    """Draw the figures and write README.md from sinusoid.csv."""
+    publish(out, "sinusoid", what)

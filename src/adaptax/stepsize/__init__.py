@@ -1,22 +1,17 @@
-"""Step sizes: inner ones (numbers, schedules, rules from measured curvature, learned ones), and outer ones."""
+"""Step sizes of the inner loop: numbers, schedules, rules from measured curvature, and learned ones."""
 
-from adaptax.stepsize.learned import Learned, Meta
-from adaptax.stepsize.outer import AdaptiveOuter
-from adaptax.stepsize.proximal import Proximal
-from adaptax.stepsize.rates import Rates, Schedule
-from adaptax.stepsize.rules import AbstractRule, Edge, Estimate, Guaranteed
-from adaptax.stepsize.trust import TrustRegion
+from typing import Any
 
-__all__ = [
-    "AbstractRule",
-    "AdaptiveOuter",
-    "Edge",
-    "Estimate",
-    "Guaranteed",
-    "Learned",
-    "Meta",
-    "Proximal",
-    "Rates",
-    "Schedule",
-    "TrustRegion",
-]
+import lazy_loader
+
+# Lazy, since the inner loop needs the rules, and `resolve` needs the inner loop.
+_lazy, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> Any:
+    # Outer steps lie in adaptax.outer; programs that name them here still run.
+    if name in ("AdaptiveOuter", "Proximal", "TrustRegion"):
+        from adaptax import outer
+
+        return getattr(outer, name)
+    return _lazy(name)

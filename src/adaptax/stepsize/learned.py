@@ -76,8 +76,11 @@ class Learned(eqx.Module):
         if not (eqx.is_array(self.init) and self.init.ndim == 0):
             return self.init
         lead = (max(steps, 1),) if self.per_step else ()
-        fill = lambda shape: jnp.full(lead + shape, self.init)  # noqa: E731
+
+        def fill(shape):
+            return jnp.full(lead + shape, self.init)
+
         if self.per == "scalar":
             return fill(())
-        shape = (lambda leaf: ()) if self.per == "leaf" else jnp.shape
-        return jax.tree.map(lambda leaf: fill(shape(leaf)) if is_floating(leaf) else None, params)
+        by_leaf = self.per == "leaf"
+        return jax.tree.map(lambda leaf: fill(() if by_leaf else jnp.shape(leaf)) if is_floating(leaf) else None, params)

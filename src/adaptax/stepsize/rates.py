@@ -1,4 +1,4 @@
-"""Step sizes as the recursion uses them: a prefix tree of arrays, one set for all steps or one for each."""
+"""Step sizes as the recursion uses them: a prefix tree of arrays, either one for all steps or one for each step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -35,8 +35,7 @@ class Rates(eqx.Module):
         """One entry for each of `steps` steps, or None where all steps share one."""
         if not self.per_step:
             return None
-        held = lambda leaf: jnp.take(leaf, jnp.minimum(jnp.arange(steps), leaf.shape[0] - 1), axis=0)  # noqa: E731
-        return jax.tree.map(held, self.tree)
+        return jax.tree.map(lambda leaf: leaf[jnp.minimum(jnp.arange(steps), leaf.shape[0] - 1)], self.tree)
 
     def mean(self) -> Array:
         """The mean over steps and entries, for reports."""

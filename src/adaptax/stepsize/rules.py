@@ -1,12 +1,11 @@
 """Step sizes from measured curvature: Edge and Guaranteed."""
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
-from adaptax.errors import InputError
+from adaptax._checks import check_real, check_true_or_false, check_whole
+from adaptax._tree import select
 
 
 class Estimate(eqx.Module):
@@ -36,16 +35,14 @@ class AbstractRule(eqx.Module):
     decay: eqx.AbstractVar[float]
     differences: eqx.AbstractVar[bool]
 
-    def __check_init__(self):
-        gamma = self.gamma
-        number = hasattr(gamma, "__float__")
-        if not isinstance(gamma, Tracer) and not (number and 0 < gamma < float("inf")):
-            raise InputError(f"{type(self).__name__}(gamma={gamma!r}) must be positive and finite.")
-        for name in ("tasks", "every", "iterations"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise InputError(f"{type(self).__name__}({name}={getattr(self, name)!r}) must be a whole number of at least 1.")
-        if not (hasattr(self.decay, "__float__") and 0 <= self.decay <= 1):
-            raise InputError(f"{type(self).__name__}(decay={self.decay!r}) must lie between 0 and 1.")
+    def __post_init__(self):
+        where = type(self).__name__
+        check_real(where, "gamma", self.gamma, above=0)
+        self.tasks, self.every, self.iterations = (
+            check_whole(where, name, getattr(self, name)) for name in ("tasks", "every", "iterations")
+        )
+        self.decay = check_real(where, "decay", self.decay, least=0, most=1)
+        self.differences = check_true_or_false(where, "differences", self.differences)
 
     def alpha(self, curvature: Array, steps: int) -> Array:
         """The step size for this curvature and N = `steps`."""
@@ -55,8 +52,7 @@ class AbstractRule(eqx.Module):
         """Rise at once, fall slowly; a measurement that is not finite changes nothing."""
         good = jnp.isfinite(measured)
         curvature = jnp.maximum(jnp.where(good, measured, 0), self.decay * estimate.curvature)
-        keep = lambda new, old: jnp.where(good, new, old)  # noqa: E731
-        return Estimate(jnp.where(good, curvature, estimate.curvature), jax.tree.map(keep, direction, estimate.direction))
+        return select(good, Estimate(curvature, direction), estimate)
 
 
 def _inverse(curvature: Array) -> Array:

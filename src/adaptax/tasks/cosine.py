@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from adaptax._checks import check_real, check_whole
 from adaptax.errors import InputError
 from adaptax.problem import FiniteSum, Pool, Resampling, Task
 from adaptax.theory import Constants
@@ -18,10 +19,10 @@ Terms = tuple[Float[Array, " dim"], Float[Array, " dim"]]
 class Cosine(eqx.Module):
     r"""A finite pool of tasks $l_i(w) = \tfrac12 w^\top A w + c\sum_k\cos(w_k + \varphi_{ik}) + o_i^\top w$.
 
-    All tasks share $A$ and $c$, else sigma and b were infinite. In the finite-sum problem the support and the target
+    All tasks share $A$ and $c$; otherwise sigma and b would be infinite. In the finite-sum problem the support and the target
     loss differ in phases and offsets. In the resampling problem $l_i$ is the target loss, and a sample adds
     $\xi^\top w + \zeta\sum_k\cos w_k$, $\xi \sim N(0, s_x^2 I)$, $\zeta \sim N(0, s_z^2)$. Tasks are drawn uniformly
-    from the pool, so that a mean over `tasks` is the expectation. Built by `cosine`, or from one's own arrays.
+    from the pool, so that a mean over `tasks` is the expectation. A pool is built by `cosine`, or from your own arrays.
 
     Arguments:
         matrix: $A$, symmetric, shape (dim, dim); the losses are bounded below if it is positive definite.
@@ -29,7 +30,8 @@ class Cosine(eqx.Module):
         support_phases, support_offsets, target_phases, target_offsets: arrays of shape (tasks, dim).
         noise: $(s_x, s_z)$, standard deviations.
 
-    Errors: `InputError` if A is not symmetric, the shapes do not agree, or an entry is not finite.
+    Errors: `InputError` if A is not symmetric, the shapes do not agree, an entry is not finite, or the amplitude or the noise
+        is negative.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -55,7 +57,7 @@ class Cosine(eqx.Module):
     def __check_init__(self):
         for value in jax.tree.leaves(self):
             if not np.all(np.isfinite(value)):
-                raise InputError("Every number of a cosine problem must be finite: mend the arrays.")
+                raise InputError("Every number of a cosine problem must be finite: change the arrays.")
         if np.shape(self.noise) != (2,):
             raise InputError("The noise of a cosine problem is a pair of standard deviations: give (s_x, s_z).")
         if self.amplitude < 0 or min(self.noise) < 0:
@@ -69,8 +71,8 @@ class Cosine(eqx.Module):
     @property
     def tasks(self) -> Task:
         """The whole pool, stacked: support and target are pairs (phases, offsets) of arrays of shape (tasks, dim)."""
-        arrays = lambda terms: tuple(jnp.asarray(a, float) for a in terms)  # noqa: E731
-        return Task(arrays(self._support), arrays(self._target))
+        support, target = (tuple(jnp.asarray(part, float) for part in terms) for terms in (self._support, self._target))
+        return Task(support, target)
 
     @property
     def finite_sum(self) -> FiniteSum:
@@ -84,13 +86,13 @@ class Cosine(eqx.Module):
 
     @property
     def constants(self) -> Constants:
-        """The exact constants, to about twelve digits: suprema over all w, attained or approached as closely as one likes.
+        """The exact constants, to about twelve digits: suprema over all w, and no smaller number would do.
 
-        The gap is not among them, for it depends on w_0: the meta-loss there less `lower_bound` is at least the gap.
+        The gap is not among them, since it depends on w_0: the meta-loss at w_0 minus `lower_bound` is at least the gap.
         """
         dim, (s_x, s_z), c = len(self.matrix), self.noise, float(self.amplitude)
         support, target = (_components(*terms, c) for terms in (self._support, self._target))
-        # All tasks share A, so the differences of gradients are trigonometric in each coordinate alone.
+        # All tasks share A, so a difference of gradients has for each coordinate a trigonometric function of that coordinate.
         spread, _ = maxima(_second_moments(target - target.mean(0)))
         gap, _ = maxima(_second_moments(support - target))
         return Constants(
@@ -150,7 +152,7 @@ def cosine(
         offset: standard deviation of the offsets (default 0.5).
         difference: how far support and target differ; 0 makes them equal (default 0.3).
         noise: $(s_x, s_z)$ of the resampling problem (defaults 0.1).
-        seed: of the pool (default 0).
+        seed: seed of the pool (default 0).
 
     Returns: a `Cosine` with `finite_sum`, `resampling`, `tasks`, `constants` and `lower_bound`.
 
@@ -166,13 +168,14 @@ def cosine(
 
     Source: docs/theory.md, section 9.
     """
-    for name, value in (("dim", dim), ("tasks", tasks)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"cosine({name}={value!r}) must be a whole number of at least 1: change {name}=.")
-    if not 0 < smallest <= largest < math.inf:
-        raise InputError("cosine needs 0 < smallest <= largest, both finite: change smallest= or largest=.")
-    if not (offset >= 0 and difference >= 0):
-        raise InputError("cosine needs offset= and difference= of at least 0: change the sign.")
+    dim, tasks = check_whole("cosine", "dim", dim), check_whole("cosine", "tasks", tasks)
+    smallest = check_real("cosine", "smallest", smallest, above=0)
+    largest = check_real("cosine", "largest", largest, least=smallest)
+    offset, difference = (
+        check_real("cosine", "offset", offset, least=0),
+        check_real("cosine", "difference", difference, least=0),
+    )
+    amplitude = check_real("cosine", "amplitude", amplitude, least=0)
     rng = np.random.default_rng(seed)
     basis, _ = np.linalg.qr(rng.standard_normal((dim, dim)))
     half = basis * np.sqrt(np.linspace(largest, smallest, dim))
@@ -193,7 +196,7 @@ class CosineLoss(eqx.Module):
     def __call__(self, w: Float[Array, " dim"], batch: tuple[Array, ...]) -> Float[Array, ""]:
         phases, offsets, *noise = batch
         if jnp.shape(w) != phases.shape:
-            raise InputError(f"The cosine problem takes parameters of shape {phases.shape}, not {jnp.shape(w)}.")
+            raise InputError(f"The cosine problem takes parameters of shape {phases.shape}, not {jnp.shape(w)}: reshape them.")
         loss = 0.5 * w @ self.matrix @ w + self.amplitude * jnp.cos(w + phases).sum() + offsets @ w
         if noise:
             xi, zeta = (a.mean(0) for a in noise)
@@ -215,7 +218,7 @@ class DrawNoise(eqx.Module):
 
 
 def _components(phases: np.ndarray, offsets: np.ndarray, amplitude: float) -> np.ndarray:
-    """The (tasks, dim, 3) components of the gradients, less A w, on 1, sin w_k, cos w_k."""
+    """The components of the gradients minus A w on 1, sin w_k and cos w_k, of shape (tasks, dim, 3)."""
     phases = np.asarray(phases, float)
     return np.stack([np.asarray(offsets, float), -amplitude * np.cos(phases), -amplitude * np.sin(phases)], -1)
 
@@ -227,9 +230,9 @@ def _second_moments(components: np.ndarray) -> np.ndarray:
 def maxima(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     r"""The maxima over x of $u(x)^\top M u(x)$, $u = (1, \sin x, \cos x)$, for each of the matrices M, and where.
 
-    They are trigonometric polynomials of degree 2, $\sum_{|n| \le 2} f_n e^{inx}$: the derivative is a quartic in
-    $z = e^{ix}$, whose roots on the unit circle are found as eigenvalues of its companion matrix. An error e of a root
-    changes the maximum by O(e²).
+    The functions are trigonometric polynomials of degree 2, $\sum_{|n| \le 2} f_n e^{inx}$. The derivative is a quartic in
+    $z = e^{ix}$, whose roots on the unit circle are found as eigenvalues of its companion matrix. An error e of a root changes
+    the maximum by O(e²).
     """
     values, places = np.empty(len(moments)), np.empty(len(moments))
     for k, m in enumerate(moments):

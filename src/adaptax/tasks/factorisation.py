@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from adaptax._checks import check_real, check_whole
 from adaptax.errors import InputError
 from adaptax.problem import FiniteSum, Task
 
@@ -14,8 +15,8 @@ from adaptax.problem import FiniteSum, Task
 def factorisation(dim: int = 20, sigma: float = 0.1) -> FiniteSum:
     r"""Rank-one factorisation: $l_i(w) = \tfrac14\|ww^\top - yy^\top\|_F^2$, $w \in R^d$.
 
-    Support and target are one vector each, $y$ and $y'$, independent draws from $N(0, \sigma_i^2 I)$ with
-    $\sigma_i \sim U(0, \sigma)$. The loss has no global Lipschitz constant of its gradient.
+    Support and target are one vector each, $y$ and $y'$, which are independent draws from $N(0, \sigma_i^2 I)$ with
+    $\sigma_i \sim U(0, \sigma)$. The loss's gradient is not globally Lipschitz continuous.
 
     Arguments:
         dim: $d$, the length of w and y (default 20).
@@ -23,7 +24,8 @@ def factorisation(dim: int = 20, sigma: float = 0.1) -> FiniteSum:
 
     Returns: a `FiniteSum` problem. Parameters, `task.support` and `task.target` are arrays of shape (dim,).
 
-    Errors: `InputError` if dim is not a positive integer, sigma not a positive number, or w has another shape than y.
+    Errors: `InputError` if dim is not a whole number of at least 1, sigma is not positive and finite, or w has another shape
+        than y.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -39,10 +41,9 @@ def factorisation(dim: int = 20, sigma: float = 0.1) -> FiniteSum:
 
     Source: the matrix factorisation of Ji, Yang, Liang (2020), arXiv 2002.07836v1; docs/theory.md, section 10.
     """
-    _check_dim("factorisation", dim)
-    if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not 0 < sigma < math.inf:
-        raise InputError(f"factorisation(sigma={sigma!r}) must be a positive number: change sigma=.")
-    return FiniteSum(rank_one_error, SampleVectors(dim, float(sigma)))
+    dim = check_whole("factorisation", "dim", dim)
+    sigma = check_real("factorisation", "sigma", sigma, above=0)
+    return FiniteSum(rank_one_error, SampleVectors(dim, sigma))
 
 
 def factorisation_init(key: Key[Array, ""], dim: int = 20) -> Float[Array, " dim"]:
@@ -54,7 +55,7 @@ def factorisation_init(key: Key[Array, ""], dim: int = 20) -> Float[Array, " dim
 
     Returns: an array of shape (dim,).
 
-    Errors: `InputError` if dim is not a positive integer.
+    Errors: `InputError` if dim is not a whole number of at least 1.
 
     Example:
         >>> import jax
@@ -64,7 +65,7 @@ def factorisation_init(key: Key[Array, ""], dim: int = 20) -> Float[Array, " dim
 
     Source: the matrix factorisation of Ji, Yang, Liang (2020), arXiv 2002.07836v1; docs/theory.md, section 10.
     """
-    _check_dim("factorisation_init", dim)
+    dim = check_whole("factorisation_init", "dim", dim)
     return math.sqrt(2 / (dim + 1)) * jax.random.normal(key, (dim,))
 
 
@@ -84,16 +85,11 @@ class SampleVectors(eqx.Module):
 def rank_one_error(w: Float[Array, " dim"], y: Float[Array, " dim"]) -> Float[Array, ""]:
     r"""$\tfrac14\|ww^\top - yy^\top\|_F^2$ in O(d) operations.
 
-    With $s = w + y$ and $d = w - y$ the matrix is $\tfrac12(sd^\top + ds^\top)$, so that its squared norm is
-    $\tfrac12(\|s\|^2\|d\|^2 + (s^\top d)^2)$: two squares, where
+    With $s = w + y$ and $d = w - y$ the matrix is $\tfrac12(sd^\top + ds^\top)$, and its squared norm is
+    $\tfrac12(\|s\|^2\|d\|^2 + (s^\top d)^2)$. This is a sum of two squares; the expanded form
     $\|w\|^4 - 2(w^\top y)^2 + \|y\|^4$ would lose all digits near the minima $w = \pm y$.
     """
     if jnp.shape(w) != y.shape:
-        raise InputError(f"The factorisation takes an array of shape {y.shape} as parameters, not {jnp.shape(w)}.")
+        raise InputError(f"The factorisation takes an array of shape {y.shape} as parameters, not {jnp.shape(w)}: reshape it.")
     s, d = w + y, w - y
     return (jnp.vdot(s, s) * jnp.vdot(d, d) + jnp.vdot(s, d) ** 2) / 8
-
-
-def _check_dim(function: str, dim: int) -> None:
-    if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
-        raise InputError(f"{function}(dim={dim!r}) must be a whole number of at least 1: change dim=.")

@@ -1,4 +1,4 @@
-"""Regression of sinusoids, as a finite-sum and as a resampling problem."""
+"""Sinusoid regression, as a finite-sum and as a resampling problem."""
 
 import math
 from collections.abc import Callable
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from adaptax._checks import check_real, check_whole
 from adaptax.errors import InputError
 from adaptax.problem import FiniteSum, Resampling, Task
 
@@ -32,7 +33,7 @@ def sinusoid(shots: int = 10, queries: int = 10) -> FiniteSum:
     Returns: a `FiniteSum` problem. `task.support` is a pair (x, y) of arrays of shape (shots, 1), and `task.target` one
         of shape (queries, 1). Parameters are a function from (n, 1) to (n, 1), for instance `ax.models.mlp`.
 
-    Errors: `InputError` if a number of points is not a positive integer, or if `params(x)` has not the shape of y.
+    Errors: `InputError` if a number of points is not a whole number of at least 1, or if `params(x)` has not the shape of y.
 
     Example:
         >>> import jax
@@ -46,9 +47,7 @@ def sinusoid(shots: int = 10, queries: int = 10) -> FiniteSum:
 
     Source: Finn, Abbeel, Levine (2017), ICML.
     """
-    for name, value in (("shots", shots), ("queries", queries)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"sinusoid({name}={value!r}) must be a whole number of at least 1: change {name}=.")
+    shots, queries = check_whole("sinusoid", "shots", shots), check_whole("sinusoid", "queries", queries)
     return FiniteSum(mean_squared_error, SampleSinusoid(shots, queries))
 
 
@@ -56,8 +55,8 @@ def sinusoid_resampling(noise: float = 0.3) -> Resampling:
     r"""Sinusoid regression, resampling: each draw has new inputs and new label noise.
 
     A task is a pair $(A, \varphi)$, drawn as in `sinusoid`; a sample is $x \sim U[-5, 5]$,
-    $y = A\sin(x - \varphi) + \varepsilon$, $\varepsilon \sim N(0, \text{noise}^2)$, in the inner steps and in the
-    target alike. Hence the least possible value of the expected loss is noise².
+    $y = A\sin(x - \varphi) + \varepsilon$, $\varepsilon \sim N(0, \text{noise}^2)$, in the inner steps and in the target
+    alike. The least possible value of the expected loss is therefore noise².
 
     Arguments:
         noise: standard deviation of the label noise, at least 0 (default 0.3).
@@ -77,9 +76,8 @@ def sinusoid_resampling(noise: float = 0.3) -> Resampling:
 
     Source: the resampling case of Ji, Yang, Liang (2022), JMLR 23, on the tasks of `sinusoid`.
     """
-    if isinstance(noise, bool) or not isinstance(noise, int | float) or not 0 <= noise < math.inf:
-        raise InputError(f"sinusoid_resampling(noise={noise!r}) must be a number of at least 0: change noise=.")
-    return Resampling(mean_squared_error, sample_wave, DrawSinusoid(float(noise)))
+    noise = check_real("sinusoid_resampling", "noise", noise, least=0)
+    return Resampling(mean_squared_error, sample_wave, DrawSinusoid(noise))
 
 
 class SampleSinusoid(eqx.Module):
@@ -116,15 +114,16 @@ def mean_squared_error(params: Callable, batch: Batch) -> Float[Array, ""]:
     """The mean squared error of `params(x)` on a batch (x, y)."""
     x, y = batch
     if not callable(params):
-        raise InputError("The sinusoid takes a model as parameters, called as params(x): use adaptax.models.mlp.")
+        raise InputError("The sinusoid takes a model as parameters, which is called as params(x): use adaptax.models.mlp.")
     prediction = params(x)
-    # (n,) and (n, 1) would broadcast to n x n residuals without a word.
+    # Shapes (n,) and (n, 1) would silently broadcast to n x n residuals.
     if prediction.shape != y.shape:
         raise InputError(f"The model returns shape {prediction.shape} where y has {y.shape}: give it one output.")
     return jnp.mean((prediction - y) ** 2)
 
 
 def _points(wave: Wave, key: Key[Array, ""], n: int) -> Batch:
+    """n points of a wave, with inputs drawn uniformly."""
     amplitude, phase = wave
     x = jax.random.uniform(key, (n, 1), jnp.result_type(amplitude), *INPUTS)
     return x, amplitude * jnp.sin(x - phase)

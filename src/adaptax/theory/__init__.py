@@ -1,4 +1,4 @@
-"""The convergence theory as functions: every bound with every term, and the planner that inverts them. Imports no JAX."""
+"""The convergence theory as functions: every bound with every term, and the planner that inverts them. It imports no JAX."""
 
 from adaptax.theory.constants import Constants, Expansion, guaranteed_alpha, largest_alpha, largest_steps
 from adaptax.theory.convergence import (

@@ -1,30 +1,30 @@
-"""What the bounds are made of: the constants of a family of tasks, and the expansion of an inner path."""
+"""The ingredients of all bounds: the constants of a family of tasks, and the expansion of an inner path."""
 
 import math
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+from adaptax._checks import check_real, check_whole
 from adaptax.errors import InputError
-
-_LEAST = {"rho": 0, "sigma": 0, "sigma_g": 0, "sigma_H": 0, "b": 0}
 
 
 @dataclass(frozen=True)
 class Constants:
-    r"""The constants of the assumptions, suprema over all parameters w (units in brackets).
+    r"""The constants of the theorems' assumptions: suprema over all parameters w (units in brackets).
 
     Arguments:
         L: Lipschitz constant of the gradients $\nabla l_i$, support and target losses alike [loss / w²], positive.
         rho: Lipschitz constant of the Hessians [loss / w³].
         sigma: $\sup_w(E_i\|\nabla l_i - \nabla l\|^2)^{1/2}$; finite-sum: of the target losses [loss / w].
-        sigma_g: $\sup_w(E\|\nabla l_i(w;\tau) - \nabla l_i(w)\|^2)^{1/2}$, one sample, all coordinates [loss / w]; it concerns
-            the resampling case alone.
-        sigma_H: $\sup_{w,\|u\|=1}(E\|(\nabla^2 l_i(w;\tau) - \nabla^2 l_i(w))u\|^2)^{1/2}$ [loss / w²]; likewise.
-        b: $\sup_w(E_i\|\nabla l_{S_i} - \nabla l_{T_i}\|^2)^{1/2}$ [loss / w]; it concerns the finite-sum case alone.
-        gap: $\Delta = \mathcal L(w_0) - \inf\mathcal L$ [loss] (default: not known; the convergence theorems need it).
+        sigma_g: $\sup_w(E\|\nabla l_i(w;\tau) - \nabla l_i(w)\|^2)^{1/2}$, one sample, all coordinates [loss / w]; it is used
+            in the resampling case alone.
+        sigma_H: $\sup_{w,\|u\|=1}(E\|(\nabla^2 l_i(w;\tau) - \nabla^2 l_i(w))u\|^2)^{1/2}$ [loss / w²]; it is
+            used in the resampling case alone.
+        b: $\sup_w(E_i\|\nabla l_{S_i} - \nabla l_{T_i}\|^2)^{1/2}$ [loss / w]; it is used in the finite-sum case alone.
+        gap: $\Delta = \mathcal L(w_0) - \inf\mathcal L$ [loss] (default None: not known; the convergence theorems need it).
 
-    What is measured along a run (`ax.measure.constants`) is a lower estimate of these.
+    Constants measured along a run (`ax.measure.constants`) are lower estimates of these.
 
     Errors: `InputError` for a number that is negative or not finite, and for L = 0.
 
@@ -45,17 +45,16 @@ class Constants:
     gap: float | None = None
 
     def __post_init__(self):
-        check_number("Constants", "L", self.L, above=0)
-        for name, least in _LEAST.items():
-            check_number("Constants", name, getattr(self, name), least=least)
-        if self.gap is not None:
-            check_number("Constants", "gap", self.gap, least=0)
+        object.__setattr__(self, "L", check_real("Constants", "L", self.L, above=0))
+        for name in ("rho", "sigma", "sigma_g", "sigma_H", "b", "gap"):
+            if (value := getattr(self, name)) is not None or name != "gap":
+                object.__setattr__(self, name, check_real("Constants", name, value, least=0))
 
 
 def excess(rate: Any, steps: int) -> Any:
-    r"""$(1 + x)^n - 1$ for $x \ge 0$ without cancellation, for numbers, arrays, and arrays that are being traced.
+    r"""$(1 + x)^n - 1$ for $x \ge 0$ without cancellation, for numbers and arrays, traced ones too.
 
-    By repeated squaring: with $e_n = (1+x)^n - 1$, $e_{m+n} = e_m + e_n + e_m e_n$ is a sum of positive terms.
+    It is computed by repeated squaring: with $e_n = (1+x)^n - 1$, $e_{m+n} = e_m + e_n + e_m e_n$ is a sum of positive terms.
 
     Arguments:
         rate: x.
@@ -77,14 +76,14 @@ def excess(rate: Any, steps: int) -> Any:
 class Expansion:
     r"""How far an inner path of N steps can expand: $r = 1+\alpha L$, $p = r^N$, $q = r^{2N}$ (pure numbers).
 
-    $\alpha$ and L may be arrays, also traced ones; then nothing is checked.
+    $\alpha$ and L may be arrays, traced ones too; arrays are not checked.
 
     Arguments:
         alpha: inner step size $\alpha$ [w² / loss].
         L: Lipschitz constant of the gradients.
         steps: N, at least 0.
 
-    Errors: `InputError` if N is no whole number of at least 0, or $\alpha$ is not positive and finite.
+    Errors: `InputError` if N is not a whole number of at least 0, or $\alpha$ or L is not positive and finite.
 
     Example:
         >>> from adaptax import theory
@@ -100,14 +99,14 @@ class Expansion:
     steps: int
 
     def __post_init__(self):
-        check_whole("Expansion", "steps", self.steps, 0)
+        object.__setattr__(self, "steps", check_whole("Expansion", "steps", self.steps, least=0))
         for name in ("alpha", "L"):
             if isinstance(value := getattr(self, name), Real):
-                check_number("Expansion", name, value, above=0)
+                check_real("Expansion", name, value, above=0)
 
     @property
     def r(self) -> Any:
-        """1 + alpha L: of one step."""
+        """1 + alpha L: how far one step can expand."""
         return 1 + self.alpha * self.L
 
     @property
@@ -122,17 +121,17 @@ class Expansion:
 
     @property
     def p(self) -> Any:
-        """(1 + alpha L)^N: of the path."""
+        """(1 + alpha L)^N: how far the path can expand."""
         return 1 + self.p_excess
 
     @property
     def q(self) -> Any:
-        """(1 + alpha L)^(2N): of the path and of the way back."""
+        """(1 + alpha L)^(2N): how far the path and the reverse recursion together can expand."""
         return 1 + self.q_excess
 
     @property
     def before(self) -> Any:
-        """(1 + alpha L)^(N - 1); for N = 0, where it multiplies zero, 1."""
+        """(1 + alpha L)^(N - 1); 1 for N = 0, where it is multiplied by zero."""
         return 1 + excess(self.alpha * self.L, max(self.steps - 1, 0))
 
     @property
@@ -141,7 +140,7 @@ class Expansion:
         return 1 - self.q_excess
 
     def contracted(self) -> "Expansion":
-        """Itself, if q < 2; else a refusal that says how small alpha must be."""
+        """This expansion if q < 2, else `InputError` that says how small alpha must be."""
         if self.margin <= 0:
             least = largest_alpha(self.L, self.steps)
             raise InputError(
@@ -157,7 +156,9 @@ def guaranteed_alpha(L: float, steps: int, gamma: float = 1 / 8) -> float:
     Arguments:
         L: Lipschitz constant of the gradients.
         steps: N, at least 1.
-        gamma: at most $\frac12\ln2 \approx 0.34657$ for q < 2 at every N (default 1/8: $q \le e^{1/4}$).
+        gamma: $\gamma$, at most $\frac12\ln2 \approx 0.34657$ for q < 2 at every N (default 1/8: $q \le e^{1/4}$).
+
+    Errors: `InputError` if N is not a whole number of at least 1, or L or gamma is not positive and finite.
 
     Example:
         >>> from adaptax import theory
@@ -166,14 +167,18 @@ def guaranteed_alpha(L: float, steps: int, gamma: float = 1 / 8) -> float:
 
     Source: docs/theory.md, section 5; cf. Ji, Yang, Liang (2022).
     """
-    check_whole("guaranteed_alpha", "steps", steps, 1)
-    check_number("guaranteed_alpha", "L", L, above=0)
-    check_number("guaranteed_alpha", "gamma", gamma, above=0)
+    steps = check_whole("guaranteed_alpha", "steps", steps)
+    L = check_real("guaranteed_alpha", "L", L, above=0)
+    gamma = check_real("guaranteed_alpha", "gamma", gamma, above=0)
     return gamma / (steps * L)
 
 
 def largest_alpha(L: float, steps: int) -> float:
     r"""$(2^{1/(2N)} - 1)/L$: q < 2 if and only if $\alpha$ is smaller; infinite for N = 0.
+
+    Arguments:
+        L: Lipschitz constant of the gradients.
+        steps: N.
 
     Example:
         >>> from adaptax import theory
@@ -188,6 +193,10 @@ def largest_alpha(L: float, steps: int) -> float:
 def largest_steps(alpha: float, L: float) -> int:
     r"""The largest N with $q = (1+\alpha L)^{2N} < 2$ at a fixed $\alpha$: beyond it no bound holds.
 
+    Arguments:
+        alpha: inner step size.
+        L: Lipschitz constant of the gradients.
+
     Example:
         >>> from adaptax import theory
         >>> theory.largest_steps(alpha=0.1, L=1.0)
@@ -197,17 +206,3 @@ def largest_steps(alpha: float, L: float) -> int:
     """
     ratio = math.log(2) / (2 * math.log1p(alpha * L))
     return math.ceil(ratio) - 1
-
-
-def check_number(where: str, name: str, value: Any, *, least: float | None = None, above: float | None = None) -> None:
-    """Refuse what is no finite number, or is too small."""
-    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or (least is not None and value < least) or (above is not None and value <= above):
-        bound = f"of at least {least}" if least is not None else f"above {above}"
-        raise InputError(f"{where}({name}={value!r}) must be a finite number {bound}: change {name}=.")
-
-
-def check_whole(where: str, name: str, value: Any, least: int) -> None:
-    """Refuse what is no whole number, or is too small."""
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
-        raise InputError(f"{where}({name}={value!r}) must be a whole number of at least {least}: change {name}=.")

@@ -8,9 +8,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from adaptax._checks import check_real
 from adaptax.errors import InputError
 from adaptax.theory import sampling
-from adaptax.theory.constants import Constants, Expansion, check_number
+from adaptax.theory.constants import Constants, Expansion
 from adaptax.theory.smoothness import smoothness_floor, smoothness_slope, task_noise
 
 Sizes = Mapping[str, float]
@@ -18,11 +19,11 @@ Sizes = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Bound:
-    r"""What a convergence theorem says of one run.
+    r"""The conclusion of a convergence theorem for one run.
 
     Arguments:
-        a, c: of $\varphi(y) = y^2/(a + cy)$ [loss / w²] and [1 / w].
-        kappa: the part of the descent that noise leaves; positive.
+        a, c: constants of $\varphi(y) = y^2/(a + cy)$ [loss / w²] and [1 / w].
+        kappa: $\kappa$, the share of the descent that noise leaves; positive.
         start: $C_\beta\Delta/(\kappa K)$, the part of R that meta-steps remove [loss].
         noise: the part of R that larger batches remove [loss].
 
@@ -88,19 +89,19 @@ def smoothness_variance(
 def certified_gradient(path: Expansion, c: Constants, mean_norm: float, tasks: int, confidence: float = 0.95) -> float:
     r"""$\|\nabla\mathcal L\| \le (\|\bar g\| + t\sigma_b)/(1 - (q-1)t)$ with probability at least $1-\eta$.
 
-    Here $t = 1/((2-q)\sqrt{\eta M})$. Finite-sum, for any distribution of tasks, from the true sigma and b
-    (`ax.measure.stationarity` needs neither).
+    Here $t = 1/((2-q)\sqrt{\eta M})$. The bound holds in the finite-sum case for any distribution of tasks. It needs the true
+    sigma and b; `ax.measure.stationarity` needs neither.
 
     Arguments:
         path: the expansion; q < 2.
         c: sigma and b.
-        mean_norm: $\|\bar g\|$, of the mean of M meta-gradients of tasks that had no part in the choice of w.
+        mean_norm: $\|\bar g\|$, the norm of the mean of M meta-gradients, of tasks that had no part in the choice of w.
         tasks: M.
         confidence: $1-\eta$ (default 0.95).
 
-    Returns: the bound [loss / w]; infinite where M is too small to say anything.
+    Returns: the bound [loss / w]; infinite where M is too small for a finite one.
 
-    Errors: `InputError` if q is not below 2, or the confidence lies outside (0, 1).
+    Errors: `InputError` if q is not below 2, or the confidence does not lie between 0 and 1.
 
     Example:
         >>> from adaptax import theory
@@ -110,8 +111,7 @@ def certified_gradient(path: Expansion, c: Constants, mean_norm: float, tasks: i
 
     Source: docs/theory.md, section 8.
     """
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence={confidence!r} must lie between 0 and 1.")
+    confidence = check_real("certified_gradient", "confidence", confidence, above=0, below=1)
     t = 1 / (path.contracted().margin * math.sqrt((1 - confidence) * tasks))
     left = 1 - path.q_excess * t
     return (mean_norm + t * task_noise(path, c)) / left if left > 0 else math.inf
@@ -127,15 +127,15 @@ def step_second_moment(x: float) -> float:
 
 @dataclass(frozen=True)
 class Ledger:
-    r"""A theorem's terms before they are judged: $\kappa = $ top $-\sum$ losses, $R = ($start $+$ noise$)/\kappa$.
+    r"""The terms that a theorem's bound is formed of: $\kappa = $ top $-\sum$ losses, $R = ($start $+$ noise$)/\kappa$.
 
     Every term is a posynomial of the sizes and of $C_\beta$: a sum of products of their powers with positive factors.
 
     Arguments:
-        top: what kappa would be without noise.
-        losses: what finite sizes take from kappa, by the size (or C_beta) that lowers it.
-        start, noise: the parts of R, times kappa.
-        a, c: of phi.
+        top: kappa without noise.
+        losses: the amounts that finite sizes take from kappa, by the name of the size (or C_beta) that lowers each.
+        start, noise: the two parts of R, times kappa.
+        a, c: constants of phi.
         m2: second moment of the outer step.
     """
 
@@ -148,7 +148,7 @@ class Ledger:
     m2: float
 
     def bound(self, C_beta: float, sizes: Sizes) -> Bound:
-        """The bound, or a refusal that says what to raise."""
+        """The bound. If kappa is not positive there is none: `InputError` says which size to raise."""
         kappa = self.top - sum(self.losses.values())
         if kappa <= 0:
             worst = max(self.losses, key=lambda name: self.losses[name])
@@ -159,14 +159,14 @@ class Ledger:
         return Bound(self.a, self.c, kappa, self.start / kappa, self.noise / kappa)
 
     def share(self, epsilon: float) -> float:
-        """Which part of what epsilon allows is used up: at most 1 if and only if kappa > 0 and R is small enough."""
+        """The used share of the error that epsilon allows: at most 1 if and only if kappa > 0 and R is small enough."""
         return (sum(self.losses.values()) + (self.start + self.noise) / largest_R(self.a, self.c, epsilon)) / self.top
 
 
 def finite_sum_ledger(
     path: Expansion, c: Constants, C_beta: float, sizes: Sizes, *, theta: float | None = None, epsilon: float | None = None
 ) -> Ledger:
-    """The terms of `finite_sum`; theta is the one given, or the best one for R or (with epsilon) for the share of it."""
+    """The terms of `finite_sum`. If no theta is given, it is the one that makes R least, or with epsilon the share of it."""
     slope, floor = smoothness_slope(path, c.rho), smoothness_floor(path, c.rho, c.b)
     tasks, noise = sizes["tasks_per_step"], task_noise(path, c)
     a, c_phi = floor + slope * noise / path.margin, slope / path.margin
@@ -223,13 +223,16 @@ def finite_sum(
         alpha, steps: inner step size and N, with q < 2.
         iterations: K.
         tasks_per_step: B.
-        smoothness_tasks: B', tasks that $\hat L_k$ is measured on, independent of those of the meta-step.
-        C_beta: of $\beta_k = 1/(C_\beta\hat L_k)$ (default 2).
+        smoothness_tasks: B', the number of tasks that $\hat L_k$ is measured on, independent of those of the meta-step.
+        C_beta: constant of the outer step $\beta_k = 1/(C_\beta\hat L_k)$ (default 2).
         theta: any positive number (default: the one that makes R least).
+
+    The numbers K, B and B' are at least 1, and may be infinite.
 
     Returns: a `Bound`.
 
-    Errors: `InputError` where the theorem says nothing: q at least 2, $\kappa$ not positive (with what to raise), gap unknown.
+    Errors: `InputError` where the theorem does not apply: q is at least 2, $\kappa$ is not positive (the message says what to
+        raise), or gap is not known.
 
     Example:
         >>> from adaptax import theory
@@ -244,7 +247,7 @@ def finite_sum(
     sizes = {"iterations": iterations, "tasks_per_step": tasks_per_step, "smoothness_tasks": smoothness_tasks}
     _check(c, C_beta, sizes)
     if theta is not None:
-        check_number("finite_sum", "theta", theta, above=0)
+        theta = check_real("finite_sum", "theta", theta, above=0)
     return finite_sum_ledger(path, c, C_beta, sizes, theta=theta).bound(C_beta, sizes)
 
 
@@ -262,7 +265,7 @@ def resampling(
     smoothness_samples: float,
     C_beta: float = 2.0,
 ) -> Bound:
-    r"""The convergence theorem of the resampling case (algorithm 1, independent samples for steps, curvature and target).
+    r"""The convergence theorem of the resampling case (algorithm 1, with independent samples for steps, curvature and target).
 
     $a = qL + \frac{C_L\sigma}{2-q} + \frac{C_L\sigma_g}{\sqrt{D_L}}$, $c = \frac{C_L}{2-q}$,
     $\kappa = \frac12 - \frac{(1+x)c_2^2}{S(2-q)^2} - \frac{2m_2qh^N}{C_\beta B(2-q)^2}$,
@@ -275,13 +278,15 @@ def resampling(
         iterations: K.
         tasks_per_step: B.
         step_samples, curvature_samples, target_samples: S, D, T.
-        smoothness_tasks, smoothness_samples: B' and $D_L$ of $\hat L_k$.
-        C_beta: at least $m_2 = 1 + 3x$ (default 2).
+        smoothness_tasks, smoothness_samples: B' and $D_L$, the numbers of tasks and of samples that $\hat L_k$ is measured on.
+        C_beta: constant of the outer step $\beta_k = 1/(C_\beta\hat L_k)$, at least $m_2 = 1 + 3x$ (default 2).
+
+    All numbers of tasks, samples and iterations are at least 1, and may be infinite.
 
     Returns: a `Bound`.
 
-    Errors: `InputError` where the theorem says nothing: q at least 2, $\kappa$ not positive or $C_\beta < m_2$ (with what to
-        raise), gap unknown.
+    Errors: `InputError` where the theorem does not apply: q is at least 2, $\kappa$ is not positive or $C_\beta < m_2$ (the
+        message says what to raise), or gap is not known.
 
     Example:
         >>> from adaptax import theory
@@ -337,7 +342,7 @@ def _best_theta(room: float, expansion: float, total: float, spread: float) -> f
     if spread == 0:
         return 0.0
     if room <= 0:
-        # No theta makes kappa positive: any will do to be refused.
+        # No theta makes kappa positive, so every one leads to the same refusal.
         return 1.0
     if expansion == 0:
         return math.inf
@@ -348,7 +353,7 @@ def _best_theta(room: float, expansion: float, total: float, spread: float) -> f
 def _check(c: Constants, C_beta: float, sizes: Sizes) -> None:
     if c.gap is None:
         raise InputError("The gap between the first and the least meta-loss is not known: give Constants(gap=...).")
-    check_number("the bound", "C_beta", C_beta, above=0)
+    check_real("", "C_beta", C_beta, above=0)
     for name, value in sizes.items():
-        if not value >= 1:
-            raise InputError(f"{name}={value!r} must be a number of at least 1: raise it.")
+        if value != math.inf:
+            check_real("", name, value, least=1)

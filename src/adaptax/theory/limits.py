@@ -1,9 +1,10 @@
-"""What the constants become as N grows."""
+"""The limits of the theorems' constants as the number of inner steps grows."""
 
 import math
 from dataclasses import dataclass
 
-from adaptax.theory.constants import Constants, check_number
+from adaptax._checks import check_real
+from adaptax.theory.constants import Constants
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,15 @@ class Limits:
 def limits(c: Constants, gamma: float = 1 / 8) -> Limits:
     r"""The limits of the theorems' constants as $N \to \infty$ under $\alpha = \gamma/(NL)$: all finite.
 
-    So the meta-steps and batch sizes that suffice for an accuracy do not grow with N (those of samples in a step fall as
-    1/N), and cost grows at most linearly in N. With $\alpha$ fixed, $q = (1+\alpha L)^{2N}$ grows exponentially, and beyond
-    `largest_steps(alpha, L)` nothing is known.
+    The numbers of meta-steps, tasks and samples that suffice for an accuracy therefore do not grow with N (the samples of an
+    inner step fall as 1/N), and the cost grows at most linearly in N. With $\alpha$ fixed, $q = (1+\alpha L)^{2N}$ grows
+    exponentially, and beyond `largest_steps(alpha, L)` no bound holds.
 
     Arguments:
         c: the constants.
         gamma: $\gamma$ (default 1/8).
+
+    Errors: `InputError` if gamma is not positive and finite.
 
     Example:
         >>> from adaptax import theory
@@ -45,7 +48,7 @@ def limits(c: Constants, gamma: float = 1 / 8) -> Limits:
 
     Source: docs/theory.md, section 5.
     """
-    check_number("limits", "gamma", gamma, above=0)
+    gamma = check_real("limits", "gamma", gamma, above=0)
     p, q = math.exp(gamma), math.exp(2 * gamma)
     root = math.sqrt(math.expm1(2 * gamma))
     deviation = math.sqrt(gamma / 2) * root / c.L

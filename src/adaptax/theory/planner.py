@@ -1,37 +1,38 @@
-r"""The theorems inverted: how many meta-steps, tasks and samples suffice for a given accuracy, with the fewest oracle calls."""
+r"""The planner: the numbers of meta-steps, tasks and samples that suffice for an accuracy with the fewest oracle calls."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
+from adaptax._checks import check_real, check_whole
 from adaptax.errors import InputError
-from adaptax.theory.constants import Constants, Expansion, check_number, check_whole, guaranteed_alpha
+from adaptax.theory.constants import Constants, Expansion, guaranteed_alpha
 from adaptax.theory.convergence import Bound, finite_sum, resampling
 from adaptax.theory.search import CASES, Search
 
 _MEANING = {
     "alpha": ("α", "inner step size, γ/(NL)"),
-    "C_beta": ("C_β", "of the outer step β = 1/(C_β L̂)"),
+    "C_beta": ("C_β", "constant of the outer step β = 1/(C_β L̂)"),
     "iterations": ("K", "meta-steps"),
-    "tasks_per_step": ("B", "tasks of a meta-step"),
-    "step_samples": ("S", "samples of an inner step"),
-    "curvature_samples": ("D", "samples of a Hessian factor"),
-    "target_samples": ("T", "samples of the last gradient"),
+    "tasks_per_step": ("B", "tasks for a meta-step"),
+    "step_samples": ("S", "samples for an inner step"),
+    "curvature_samples": ("D", "samples for a Hessian factor"),
+    "target_samples": ("T", "samples for the last gradient"),
     "smoothness_tasks": ("B'", "tasks that L̂ is measured on, apart from those of the meta-step"),
-    "smoothness_samples": ("D_L", "samples of each gradient in L̂"),
-    "gradients": ("", "gradients in all"),
-    "hessian_vector_products": ("", "Hessian-vector products in all"),
+    "smoothness_samples": ("D_L", "samples for each gradient in L̂"),
+    "gradients": ("", "number of gradients"),
+    "hessian_vector_products": ("", "number of Hessian-vector products"),
 }
-_CASE_OF_GRADIENTS = {"finite-sum": "of a whole support or target set", "resampling": "of one sample"}
+_CASE_OF_GRADIENTS = {"finite-sum": "each of a whole support or target set", "resampling": "each of one sample"}
 
 
 @dataclass(frozen=True)
 class Plan:
     """Sizes that suffice, by the convergence theorem, for E||∇L(w_ζ)|| ≤ epsilon; made by `plan`.
 
-    Worst-case counts: they say how cost scales, not what a run will need. Sizes of samples are None in the finite-sum
-    case, where gradients are those of whole sets.
+    The counts are worst-case ones: they say how the cost scales, not how much a run will need. Numbers of samples are None in
+    the finite-sum case, where every gradient is that of a whole set.
     """
 
     constants: Constants
@@ -55,11 +56,11 @@ class Plan:
 
     @property
     def oracle_calls(self) -> int:
-        """Gradients and Hessian-vector products together; at least `relaxed`, what sizes that need not be whole would take."""
+        """Gradients and Hessian-vector products together; at least `relaxed`, their number if sizes need not be whole."""
         return self.gradients + self.hessian_vector_products
 
     def bound(self) -> Bound:
-        """What the theorem says of a run of these sizes."""
+        """The theorem's bound for a run of these sizes."""
         sizes = {name: getattr(self, name) for name in ("iterations", *CASES[self.case])}
         theorem = finite_sum if self.case == "finite-sum" else resampling
         return theorem(self.constants, self.alpha, self.steps, C_beta=self.C_beta, **sizes)
@@ -75,36 +76,36 @@ class Plan:
         return rows
 
     def explain(self) -> str:
-        """Why these numbers: the constants of the path, what each part of the bound uses up, and what it is not."""
+        """The reasons for these numbers: the path's constants, the share of each part of the bound, and its limits."""
         bound, path = self.bound(), Expansion(self.alpha, self.constants.L, self.steps)
         allowed = self.epsilon**2 / (bound.a + bound.c * self.epsilon)
         lines = [
             f"Case: {self.case}; N = {self.steps} inner steps; target: E||∇L(w)|| ≤ {self.epsilon:g} at a random iterate.",
-            f"α = γ/(NL) = {self.alpha:.4g} with γ = {self.gamma:g}: q = (1 + αL)^(2N) = {path.q:.4g}, and 2 is too much.",
+            f"α = γ/(NL) = {self.alpha:.4g} with γ = {self.gamma:g}: q = (1 + αL)^(2N) = {path.q:.4g}, and must be below 2.",
             f"β = 1/(C_β L̂) with C_β = {self.C_beta:.4g}; the mean of L̂ is at most {bound.a:.4g} + {bound.c:.4g} ||∇L||.",
-            f"κ = {bound.kappa:.4g} of the descent is left by noise.",
+            f"κ = {bound.kappa:.4g}: the share of the descent that noise leaves.",
             f"R = {bound.R:.4g} of the {allowed:.4g} that ε allows: {bound.start / bound.R:.0%} from the distance at the start "
             f"(less with more meta-steps), {bound.noise / bound.R:.0%} from sampling (less with larger batches)."
             if bound.R > 0
             else "R = 0: there is nothing left to do.",
             f"So E||∇L(w)|| ≤ {bound.gradient:.4g} after {self.iterations:,} meta-steps: {self.oracle_calls:,} oracle calls, "
-            f"{self.oracle_calls / max(self.relaxed, 1):.3f} times what sizes that need not be whole would take.",
-            "This is a worst case over all losses with these constants: it says how cost scales, not what a run will need. "
-            "Constants that were measured are lower estimates, and networks with ReLU have no finite rho: there it is a "
-            "diagnostic, not a guarantee. Edge, Adam and other outer optimisers are outside the theorem.",
+            f"{self.oracle_calls / max(self.relaxed, 1):.3f} times their number if sizes need not be whole.",
+            "This is a worst case over all losses with these constants: it says how the cost scales, not how much a run needs. "
+            "Measured constants are lower estimates, and networks with ReLU have no finite rho: for them the plan is a "
+            "diagnostic, not a guarantee. The theorem covers neither the rule Edge nor optimisers such as Adam.",
         ]
         return "\n".join(lines)
 
     def exponents(self, over: str = "epsilon", halvings: int = 6) -> dict[str, float]:
-        r"""How the plan scales: slopes of log-log fits to its own output.
+        r"""How the plan scales: slopes of log-log fits to plans for other $\varepsilon$ or N.
 
         Arguments:
-            over: "epsilon": exponents of $1/\varepsilon$, halving it; "steps": exponents of N, doubling it.
-            halvings: how many times (default 6).
+            over: "epsilon" (default): exponents of $1/\varepsilon$, by halving it; "steps": exponents of N, by doubling it.
+            halvings: how many times it is halved or doubled (default 6).
 
-        Returns: by field, the fitted exponent; of the larger half of the points, where the leading terms rule.
+        Returns: the fitted exponents by field, from the larger half of the points, where the leading terms dominate.
 
-        Errors: `InputError` for another name.
+        Errors: `InputError` for another name, or if `halvings` is not a whole number of at least 2.
 
         Example:
             >>> from adaptax import theory
@@ -114,6 +115,7 @@ class Plan:
         """
         if over not in ("epsilon", "steps"):
             raise InputError(f'exponents(over={over!r}) must be "epsilon" or "steps".')
+        halvings = check_whole("exponents", "halvings", halvings, least=2)
         plans = []
         for k in range(halvings + 1):
             epsilon, steps = (self.epsilon / 2**k, self.steps) if over == "epsilon" else (self.epsilon, self.steps * 2**k)
@@ -138,17 +140,18 @@ def plan(
 ) -> Plan:
     r"""The cheapest sizes for which the theorem promises $E\|\nabla\mathcal L(w_\zeta)\| \le \varepsilon$.
 
-    Least is the number of gradients and Hessian-vector products together: finite-sum $K(B(2N+1) + B')$, resampling
-    $K(B(NS + T + ND) + B'D_L)$. In the logarithms of the sizes this is a convex problem (a geometric programme), so that
-    the minimum found before rounding, `relaxed`, is the global one; sizes are then made whole.
+    The cost is the number of gradients and Hessian-vector products together: $K(B(2N+1) + B')$ in the finite-sum case,
+    $K(B(NS + T + ND) + B'D_L)$ in the resampling case. In the logarithms of the sizes the problem is convex (a geometric
+    programme), so that the minimum found over real numbers, `relaxed`, is the global one. The sizes are then rounded to whole
+    numbers.
 
     Arguments:
         constants: L, rho, sigma, gap, and what the case needs (sigma_g, sigma_H or b).
         epsilon: $\varepsilon$, positive [loss / w].
         steps: N, at least 1.
-        case: "finite-sum" or "resampling".
-        gamma: of $\alpha = \gamma/(NL)$; at most $\frac12\ln2$ for every N (default 1/8).
-        C_beta: of $\beta_k = 1/(C_\beta\hat L_k)$ (default 2); None: chosen with the sizes.
+        case: "finite-sum" (default) or "resampling".
+        gamma: $\gamma$ of $\alpha = \gamma/(NL)$; at most $\frac12\ln2$ for every N (default 1/8).
+        C_beta: constant of the outer step $\beta_k = 1/(C_\beta\hat L_k)$ (default 2); None chooses it with the sizes.
 
     Returns: a `Plan`: `alpha`, `C_beta`, sizes, oracle counts, `explain()`, `exponents()`, `bound()`.
 
@@ -165,13 +168,14 @@ def plan(
     """
     if case not in CASES:
         raise InputError(f'plan(case={case!r}) must be "finite-sum" or "resampling".')
-    check_number("plan", "epsilon", epsilon, above=1e-100)
-    check_whole("plan", "steps", steps, 1)
+    epsilon = check_real("plan", "epsilon", epsilon, above=1e-100)
+    steps = check_whole("plan", "steps", steps)
+    gamma = check_real("plan", "gamma", gamma, above=0)
     if constants.gap is None:
         raise InputError("The gap between the first and the least meta-loss is not known: give Constants(gap=...).")
     least = 0.5 if case == "finite-sum" else 1.0
     if C_beta is not None:
-        check_number("plan", "C_beta", C_beta, above=0)
+        C_beta = float(check_real("plan", "C_beta", C_beta, above=0))
         if C_beta <= least:
             raise InputError(f"C_beta is {C_beta:g}, with which no size suffices: raise C_beta above {least:g}.")
     alpha = guaranteed_alpha(constants.L, steps, gamma)
@@ -181,8 +185,8 @@ def plan(
     sizes = {name: int(size) for name, size in problem.whole(sizes).items()}
     gradients, products = problem.calls(sizes)
     names = {name: sizes.get(name) for name in ("iterations", *CASES["resampling"])}
-    known: Any = {"gamma": float(gamma), "alpha": alpha, "C_beta": float(chosen), "relaxed": relaxed}
+    known: Any = {"gamma": gamma, "alpha": alpha, "C_beta": float(chosen), "relaxed": relaxed}
     return Plan(
-        constants, float(epsilon), int(steps), case, gradients=gradients, hessian_vector_products=products,
+        constants, epsilon, steps, case, gradients=gradients, hessian_vector_products=products,
         free_C_beta=C_beta is None, **names, **known,
     )  # fmt: skip

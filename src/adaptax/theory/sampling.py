@@ -1,6 +1,6 @@
-r"""What sampling does to an inner path and to its meta-gradient, in the resampling case.
+r"""Errors that sampling makes in an inner path and in its meta-gradient, in the resampling case.
 
-Sample sizes: S for each step, D for each Hessian factor, T for the last gradient.
+The sample sizes are S for each step, D for each Hessian factor and T for the last gradient.
 """
 
 import math
@@ -12,9 +12,9 @@ from adaptax.theory.constants import Constants, Expansion
 
 
 def path_deviation(path: Expansion, j: Any) -> Any:
-    r"""$m_j = \left(\alpha(r^{2j} - 1)/(L(2 + \alpha L))\right)^{1/2}$ [w² / loss]: error of $w_j$ for unit noise.
+    r"""$m_j = \left(\alpha(r^{2j} - 1)/(L(2 + \alpha L))\right)^{1/2}$ [w² / loss]: the error of $w_j$ for unit noise.
 
-    j may be an array.
+    j may be an array of whole numbers.
 
     Source: docs/theory.md, section 6.
     """
@@ -91,7 +91,7 @@ def mean_bias(path: Expansion, c: Constants, meta_gradient: float, step_samples:
 
 
 def factor_growth(path: Expansion, c: Constants, curvature_samples: float) -> float:
-    r"""$h = r^2 + \alpha^2\sigma_H^2/D$ (a pure number): growth of $E\|v\|^2$ by one sampled factor.
+    r"""$h = r^2 + \alpha^2\sigma_H^2/D$ (a pure number): how much one sampled factor can grow $E\|v\|^2$.
 
     Source: docs/theory.md, section 6 (3).
     """

@@ -1,4 +1,4 @@
-"""The least number of oracle calls with which a theorem keeps its promise: over real sizes, then over whole ones."""
+"""The planner's search for the sizes with the fewest oracle calls: among real numbers, then among whole ones."""
 
 import math
 from collections.abc import Mapping
@@ -11,20 +11,20 @@ from adaptax.errors import InputError
 from adaptax.theory.constants import Constants, Expansion
 from adaptax.theory.convergence import Ledger, finite_sum_ledger, resampling_ledger
 
-# The sizes that a case chooses, beside the number of meta-steps.
+# The sizes to choose in each case, beside the number of meta-steps.
 CASES: dict[str, tuple[str, ...]] = {
     "finite-sum": ("tasks_per_step", "smoothness_tasks"),
     "resampling": (
         "tasks_per_step", "smoothness_tasks", "step_samples", "curvature_samples", "target_samples", "smoothness_samples",
     ),
 }  # fmt: skip
-# Above this, a size of one more or less changes nothing worth looking for.
+# Sizes above this are not varied by one: the number of calls would hardly change.
 _COARSE = 1000
 
 
 @dataclass(frozen=True)
 class Search:
-    """What is minimised, and under which condition."""
+    """The planner's problem: the fewest oracle calls for which a theorem gives the accuracy epsilon."""
 
     c: Constants
     path: Expansion
@@ -33,18 +33,19 @@ class Search:
     C_beta: float | None
 
     def ledger(self, sizes: dict[str, float], C_beta: float) -> Ledger:
+        """The theorem's terms for these sizes."""
         if self.case == "finite-sum":
             return finite_sum_ledger(self.path, self.c, C_beta, sizes, epsilon=self.epsilon)
         return resampling_ledger(self.path, self.c, C_beta, sizes)
 
     def calls(self, sizes: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Gradients and Hessian-vector products."""
+        """The numbers of gradients and of Hessian-vector products."""
         n, k, b = self.path.steps, sizes["iterations"], sizes["tasks_per_step"]
         s, d, t, d_l = (sizes.get(f"{name}_samples", 1) for name in ("step", "curvature", "target", "smoothness"))
         return k * (b * (n * s + t) + sizes["smoothness_tasks"] * d_l), k * b * n * d
 
     def iterations(self, sizes: dict[str, float], C_beta: float) -> float:
-        """The least K (not made whole) for these sizes; infinite if there is none."""
+        """The least K for these sizes, not rounded; infinite if no K suffices."""
         ledger = self.ledger(sizes | {"iterations": math.inf}, C_beta)
         left = 1 - ledger.share(self.epsilon)
         if left <= 0 or (self.case == "resampling" and ledger.m2 > C_beta):
@@ -53,7 +54,7 @@ class Search:
         return max(first / left, 1.0)
 
     def relaxed(self) -> tuple[float, float, dict[str, float]]:
-        """The least number of calls, C_beta and the sizes, none of which need be whole."""
+        """Minimise over real numbers: the number of calls, C_beta and the sizes."""
         from scipy.optimize import minimize
 
         names = ("iterations", *CASES[self.case])
@@ -82,14 +83,14 @@ class Search:
         found = minimize(cost, z, method="SLSQP", bounds=bounds, constraints=condition, options={"maxiter": 500, "ftol": 1e-12})
         sizes, C_beta = unpack(np.maximum(found.x, [low for low, _ in bounds]))
         if math.isinf(k := self.iterations(sizes, C_beta)):
-            # The search may stop a rounding error outside.
+            # The search may stop where the condition fails by a rounding error.
             sizes = {name: 1.001 * value for name, value in sizes.items()}
             C_beta, k = (C_beta if self.C_beta else 1.001 * C_beta), self.iterations(sizes, C_beta)
         relaxed = min(sum(self.calls(sizes | {"iterations": k})), math.exp(found.fun))
         return relaxed, C_beta, {name: sizes[name] for name in CASES[self.case]}
 
     def whole(self, sizes: dict[str, float]) -> dict[str, float]:
-        """Sizes made whole, and the least K for them: one at a time, while that makes fewer calls."""
+        """Round sizes up, then change one at a time by one while that makes fewer calls; K is the least for them."""
 
         def total(sizes):
             k = self.iterations(sizes, self.C_beta or 0.0)

@@ -1,6 +1,6 @@
-r"""How the meta-objective bends, and what the meta-gradient says of the gradients before adaptation.
+r"""The smoothness of the meta-objective, and bounds on the gradients before adaptation by the meta-gradient.
 
-All of it holds for every w; b = 0 in the resampling case. Functions of `path` alone are pure numbers.
+All bounds hold for every w; b = 0 in the resampling case. Functions of `path` alone return pure numbers.
 """
 
 import math
@@ -12,7 +12,7 @@ from adaptax.theory.constants import Constants, Expansion
 def iterate_distance(path: Expansion, j: int) -> Any:
     r"""$\|\tilde w_j(w) - \tilde w_j(u)\| \le r^j\|w - u\|$: returns $r^j$.
 
-    It bounds $\|\nabla l_i(\tilde w_j)\|/\|\nabla l_i(w)\|$ too.
+    The same number bounds $\|\nabla l_i(\tilde w_j)\|/\|\nabla l_i(w)\|$.
 
     Example:
         >>> from adaptax import theory
@@ -53,13 +53,13 @@ def target_gradient(path: Expansion, gradient: float, b_i: float) -> float:
 def smoothness_slope(path: Expansion, rho: Any) -> Any:
     r"""$C_L = \frac\rho L r^{2N-1}(p-1)$ [1 / w]: how fast the smoothness of $\mathcal L$ grows with the mean gradient norm.
 
-    Source: docs/theory.md, section 4 (the paper's $C_L$).
+    Source: docs/theory.md, section 4; $C_L$ of Ji, Yang, Liang (2022).
     """
     return rho / path.L * path.before * path.p * path.p_excess
 
 
 def smoothness_floor(path: Expansion, rho: Any, b: Any = 0.0) -> Any:
-    r"""$G = qL + C_b b$, $C_b = \frac\rho L r^{N-1}(p-1)^2$ [loss / w²]: what is left of the smoothness where gradients vanish.
+    r"""$G = qL + C_b b$, $C_b = \frac\rho L r^{N-1}(p-1)^2$ [loss / w²]: the smoothness where gradients vanish.
 
     Arguments:
         path: the expansion.
@@ -80,7 +80,7 @@ def smoothness(path: Expansion, rho: Any, mean_gradient: Any, b: Any = 0.0) -> A
         mean_gradient: $E_i\|\nabla l_i(w)\|$ at unadapted parameters; finite-sum: of the target losses.
         b: the support-target gap, 0 in the resampling case.
 
-    Returns: $L_w$, which is not bounded over w: that is why the outer step must adapt.
+    Returns: $L_w$. It is not bounded over w, which is why the outer step must adapt.
 
     Example:
         >>> from adaptax import theory
@@ -129,7 +129,7 @@ def mean_gradient(path: Expansion, c: Constants, meta_gradient: float) -> float:
 def gradient_norm(path: Expansion, c: Constants, meta_gradient: float) -> float:
     r"""$E_i\|\nabla l_i(w)\| \le (\|\nabla\mathcal L(w)\| + \sigma_b)/(2-q)$ [loss / w].
 
-    Arguments and errors: as of `mean_gradient`.
+    Arguments and errors: as for `mean_gradient`.
 
     Source: docs/theory.md, section 5.
     """
@@ -140,7 +140,7 @@ def gradient_norm(path: Expansion, c: Constants, meta_gradient: float) -> float:
 def task_spread(path: Expansion, c: Constants, meta_gradient: float) -> float:
     r"""$(E_i\|\nabla\mathcal L_i - \nabla\mathcal L\|^2)^{1/2} \le ((q-1)\|\nabla\mathcal L\| + \sigma_b)/(2-q)$ [loss / w].
 
-    Arguments and errors: as `mean_gradient`.
+    Arguments and errors: as for `mean_gradient`.
 
     Source: docs/theory.md, section 5.
     """
@@ -155,7 +155,8 @@ def flow_distance(path: Expansion, gradient: float) -> float:
         path: the expansion; $\gamma = \alpha NL$.
         gradient: $\|\nabla l_i(w)\|$.
 
-    Returns: how far N steps can be from gradient flow over the same time: O(1/N) under $\alpha = \gamma/(NL)$.
+    Returns: a bound on the distance between N steps and gradient flow over the same time, which is O(1/N) under
+        $\alpha = \gamma/(NL)$.
 
     Source: docs/theory.md, section 5.
     """

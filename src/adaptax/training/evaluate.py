@@ -7,17 +7,18 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array, PyTree
 
-from adaptax.batching import check_batch, in_flight_for, map_tasks
+from adaptax import _devices as dev
+from adaptax._batching import check_batch, check_in_flight, in_flight_for, map_tasks
+from adaptax._checks import check_whole
+from adaptax._keys import any_key, first, numbered, own_key, task_key
 from adaptax.errors import InputError, forget_failures, raise_failure
 from adaptax.inner import Inner
-from adaptax.objective import STEP, TARGET, check_problem, first, fold, plain, step_loss
-from adaptax.problem import AbstractProblem, Samples
-from adaptax.recursion import stepper
+from adaptax.inner_path import TaskPath, check_problem
+from adaptax.problem import AbstractProblem, Samples, check_is_problem
+from adaptax.stepsize.measurement import resolve
 from adaptax.stepsize.rules import AbstractRule
-from adaptax.training import devices as dev
-from adaptax.training.step import check_count
 
 _NORMAL_95 = 1.959963984540054
 
@@ -59,10 +60,11 @@ def evaluate(
             repeated.
         steps: numbers of inner steps (default 0..20).
         tasks: how many tasks (default 1,000), or a batch of tasks.
-        seed: of the tasks.
+        seed: decides the tasks.
         samples: sample sizes of a resampling problem; target samples are drawn anew at each w_j.
-        in_flight: how many tasks are held at a time (default: decided from the shapes).
-        devices: to spread the tasks over (default: all local devices).
+        in_flight: how many tasks each device holds in memory at a time (default: decided from the shapes). Tasks are drawn
+            group by group, so that the memory does not grow with their number.
+        devices: the devices to spread the tasks over (default: all local devices).
 
     Returns: `Curve(steps, mean, low, high)`.
 
@@ -79,21 +81,16 @@ def evaluate(
 
     Source: docs/theory.md, section 1.
     """
-    if not isinstance(problem, AbstractProblem):
-        raise InputError(f"The problem must be ax.FiniteSum or ax.Resampling, not {type(problem).__name__}.")
+    check_is_problem(problem)
     if not isinstance(inner, Inner):
         raise InputError(f"inner must be ax.Inner(steps, stepsize), such as state.inner, not {type(inner).__name__}.")
     wanted = np.unique(np.asarray(list(steps) if isinstance(steps, Iterable) else steps))
     if not isinstance(steps, Iterable) or wanted.size == 0 or wanted.dtype.kind not in "iu" or wanted[0] < 0:
         raise InputError("steps= must be whole numbers of inner steps of at least 0, such as range(0, 21).")
-    batch = None
-    if isinstance(tasks, int | np.integer):
-        check_count(tasks, "tasks", 2)
-        count = int(tasks)
-    else:
-        batch, count = tasks, check_batch(tasks, None)
-        check_count(count, "The number of tasks, tasks", 2)
-    check_count(seed, "seed", 0)
+    number = isinstance(tasks, int | np.integer)
+    batch, count = (None, tasks) if number else (tasks, check_batch(tasks, None))
+    count, seed = check_whole("evaluate", "tasks", count, 2), check_whole("evaluate", "seed", seed, 0)
+    in_flight = check_in_flight(in_flight)
     mesh = dev.mesh_of(devices, count)
     problem, params, inner, batch, key = dev.replicate(mesh, (problem, params, inner, batch, jax.random.key(seed)))
     forget_failures()
@@ -108,40 +105,38 @@ def evaluate(
 @eqx.filter_jit
 def _evaluate(problem, params, inner, batch, key, count, steps, samples, in_flight, mesh):
     size = dev.share(mesh, count)
-    indices = jnp.arange(size * (1 if mesh is None else mesh.size))
-    keys = jax.vmap(lambda index: jax.random.fold_in(key, jnp.minimum(index, count - 1)))(indices)
-    if batch is None:
-        tasks = jax.vmap(lambda k: problem.sample_task(jax.random.fold_in(k, 0)))(keys)
-    else:
-        tasks = jax.tree.map(lambda leaf: jnp.asarray(leaf)[jnp.minimum(indices, count - 1)], batch)
-    keys = jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys)
-    check_problem(problem, inner.initial(params), first(tasks), samples, target=True)
+    indices = jnp.minimum(jnp.arange(size * (1 if mesh is None else mesh.size)), count - 1)
+    keys = numbered(key, indices)
+    given = None if batch is None else jax.tree.map(lambda leaf: jnp.asarray(leaf)[indices], batch)
+
+    def task_of(given, key):
+        return problem.sample_task(task_key(key)) if given is None else given
+
+    one_task = eqx.filter_eval_shape(task_of, None if given is None else first(given), any_key())
+    initial = inner.initial(params)
+    check_problem(problem, initial, one_task, samples, target=True)
     if isinstance(inner.stepsize, AbstractRule):
-        few = jax.tree.map(lambda leaf: leaf[: min(inner.stepsize.tasks, count)], (tasks, keys))
-        inner = inner.resolve(problem, params, *few, samples=samples)
+        few = jax.tree.map(lambda leaf: leaf[: min(inner.stepsize.tasks, count)], (given, keys))
+        inner = resolve(inner, problem, params, jax.vmap(task_of)(*few), jax.vmap(own_key)(few[1]), samples=samples)
 
     def local(shared, split):
         problem, params, inner = shared
-        one = lambda pair: _scores(problem, params, inner, pair[0], pair[1], steps, samples)  # noqa: E731
-        return (), map_tasks(one, split, in_flight_for(problem, inner.initial(params), split[0], split[1], samples, in_flight))
 
-    scores = dev.spread(mesh, local, (problem, params, inner), (tasks, keys))[1]
+        def one(inputs):
+            given, key = inputs
+            # The task is drawn here, inside its group, so that no more tasks are held than are in flight.
+            task = problem.sample_task(task_key(key)) if given is None else given
+            return _scores(TaskPath(problem, inner, params, task, own_key(key), samples, steps=steps[-1]), steps)
+
+        return (), map_tasks(one, split, in_flight_for(problem, initial, one_task, size, samples, in_flight))
+
+    scores = dev.spread(mesh, local, (problem, params, inner), (given, keys))[1]
     return jax.tree.map(lambda leaf: leaf[:count], scores)
 
 
-def _scores(
-    problem: AbstractProblem, params: PyTree, inner: Inner, task: PyTree, key: Key[Array, ""], steps: tuple[int, ...],
-    samples: Samples,
-) -> dict[str, Array]:  # fmt: skip
+def _scores(path: TaskPath, steps: tuple[int, ...]) -> dict[str, Array]:
     """All metrics of one task after each number of steps."""
-    params, rates = inner.unpack(params, steps=steps[-1])
-    split = inner.split(params)
-    rebuild = plain(problem, task, split.static)
-    loss = step_loss(rebuild, key, STEP, samples.step)
-    stacked = rates.stacked(max(steps[-1], 1))
-
-    descent = inner.descent(loss, key)
-    one = stepper(descent, split.adapting, split.frozen, rates)
+    stacked, one = path.rates.stacked(max(steps[-1], 1)), path.stepper()
 
     def descend(j, carry):
         return one(carry, {"j": j, "rate": None if stacked is None else jax.tree.map(lambda leaf: leaf[j], stacked)})[0]
@@ -149,9 +144,7 @@ def _scores(
     def visit(carry, n):
         inside, taken = carry
         inside = jax.lax.fori_loop(taken, n, descend, inside)
-        _, _, adapted = rebuild(inside[0], split.frozen)
-        fresh = fold(key, TARGET, n)
-        return (inside, n), problem.scores(adapted, problem.target_batch(task, adapted, fresh, samples.target), n)
+        w = inside[0]
+        return (inside, n), path.problem.scores(path.params(w), path.target_batch(w, n), n)
 
-    start = (split.adapting, descent.update.init(split.adapting))
-    return jax.lax.scan(visit, (start, jnp.array(0)), jnp.array(steps))[1]
+    return jax.lax.scan(visit, (path.start, jnp.array(0)), jnp.array(steps))[1]

@@ -1,4 +1,4 @@
-"""The host loop around compiled runs of meta-steps: records, checkpoints, evaluates, stops when nothing is finite."""
+"""The host loop around compiled runs of meta-steps: it records, measures, saves, and stops when nothing is finite."""
 
 import dataclasses
 import functools
@@ -14,21 +14,24 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from adaptax.batching import check_batch
+from adaptax import _devices as dev
+from adaptax._batching import check_batch
+from adaptax._checks import check_whole
 from adaptax.errors import HostFailure, InputError, forget_failures, raise_failure
-from adaptax.method import AbstractMethod
+from adaptax.methods.base import AbstractMethod
 from adaptax.problem import AbstractProblem
-from adaptax.training import devices as dev
-from adaptax.training.best import Best
+from adaptax.training.callbacks import BestState, Certificate, Evaluation, check_callbacks, check_measurement, columns_of
+from adaptax.training.history import History
 from adaptax.training.memory import Memory
+from adaptax.training.resuming import check_resumable, describe_run
 from adaptax.training.run import Run
-from adaptax.training.step import RECORDED, State, Step, check_count, make_step, run_chunk
-from adaptax.training.watch import Watch
+from adaptax.training.stability import StabilityMonitor
+from adaptax.training.step import RECORDED, State, Step, make_step, run_chunk
 
 # Meta-steps in one compiled run at most, and about how long one may take before the host looks at it.
 _CAPACITY = 512
 _SECONDS = 0.25
-# What separates the seed of what is measured during training from the training seed.
+# Separates the seed of the tasks that are measured on during training from the training seed.
 _SEED_OFFSET = 1_000_003
 _DIVERGED = (
     "{count} meta-steps in a row up to step {step} had a gradient that was not finite: use a smaller inner step size, "
@@ -58,6 +61,7 @@ def train(
     validation: AbstractProblem | None = None,
     monitor_every: int | None = None,
     certify: bool = False,
+    callbacks: Sequence[Any] = (),
     callback: Callable[[State, dict[str, np.ndarray]], Any] | None = None,
     max_skipped: int = 10,
     in_flight: int | None = None,
@@ -71,7 +75,7 @@ def train(
     the result does not depend on their number beyond the order of a sum. (On a CPU, JAX shows one device; to use all
     cores, call `jax.config.update("jax_num_cpu_devices", os.cpu_count())` before anything else.)
 
-    Arguments:
+    Main arguments:
         problem: the problem.
         params: parameters w_0 (`ax.Meta`, or plain ones, where step sizes are learned).
         method: the meta-gradient.
@@ -79,12 +83,20 @@ def train(
         steps: the number of meta-steps K, counted from the beginning of the run, also when it is resumed.
         tasks_per_step: B, tasks a meta-step.
         seed: decides the whole run.
+
+    Where tasks come from:
         tasks: task batches from the host, one for each meta-step, instead of `problem.sample_task`. When a run is
             resumed, the batches of the meta-steps already taken are drawn from it and dropped.
         state: a state to go on from, instead of `params` (which then only gives the structure).
+
+    What is kept:
         out: a run folder to write (default: nothing is written).
-        resume: go on from the last checkpoint in `out`, if there is one.
+        resume: go on from the last checkpoint in `out`, if there is one. The problem, the method and the optimiser must be
+            those of the run, as far as they can be compared (a warning names what cannot be); `steps` may be raised.
         checkpoint_every: meta-steps between checkpoints in `out` (default: one at the end).
+        config: a dict for `config.json` (default: a description of the arguments), compared when a run is resumed.
+
+    What is measured during training:
         evaluate_every: meta-steps between evaluations on 200 held-out tasks before and after N steps; their losses are
             in the history as `held_out` (NaN between evaluations) and in `evaluations.jsonl`.
         validation: the problem that gives these tasks (default: `problem`). Then the state of the best evaluation is kept,
@@ -96,21 +108,24 @@ def train(
             tasks whose inner loss rises along the path. A `StabilityWarning` names the remedy when $\alpha\hat\lambda > 2$,
             or q >= 2 under `ax.stepsize.Guaranteed`.
         certify: with monitor_every, also measure `gradient_upper` each time, the 95 % bound on $\|\nabla\mathcal L\|$ from 200
-            tasks that training has no part of (`ax.measure.stationarity`). It is that of each look by itself.
-        callback: `callback(state, record)` after every compiled run, with the arrays of that run's meta-steps.
+            tasks that training has no part of (`ax.measure.stationarity`). It is the bound of each look by itself.
+        callbacks: further measurements, each with a name, `due(step)` and `measure(state)`: see `ax.training.Callback`.
+        callback: `callback(state, record)`, called after every compiled run with the arrays of that run's meta-steps, to show
+            progress.
+
+    How it runs:
         max_skipped: stop after so many meta-steps in a row that were not finite.
         in_flight: how many tasks each device holds at a time (default: decided from the shapes).
         memory: `ax.Memory(rate)`: the optimiser gets remembered meta-gradients (default None: those of the batch alone).
-        devices: to spread tasks over (default: all local devices).
-        config: what `config.json` shall say (default: the arguments), compared when a run is resumed.
+        devices: the devices to spread tasks over (default: all local devices).
 
     Returns: the final `State` (with `validation` the best one), and a dict of NumPy arrays of length `steps` (less the step
-    count of a `state` given):
-    loss, grad_norm (of the batch's meta-gradient, also with memory), stepsize (NaN where not finite), skipped.
+    count of a `state` given): loss, grad_norm (of the batch's meta-gradient, also with memory), stepsize (NaN where not
+    finite), skipped, and the measurements.
 
     Errors: `InputError` for bad arguments, before anything is computed or written; `Diverged` when training stopped
     because nothing was finite, `HostFailure` when an environment on the host failed, with the state saved if there is a
-    folder.
+    folder; `CheckpointError` when a checkpoint cannot be read.
 
     Example:
         >>> import adaptax as ax, jax, jax.numpy as jnp, optax
@@ -123,18 +138,56 @@ def train(
 
     Source: docs/theory.md, sections 2, 3 and 6.
     """
-    for name, value, least in (("steps", steps, 1), ("max_skipped", max_skipped, 1), ("seed", seed, 0)):
-        check_count(value, name, least)
-    rare = {"checkpoint_every": checkpoint_every, "evaluate_every": evaluate_every, "monitor_every": monitor_every}
-    for name, value in rare.items():
-        if value is not None:
-            check_count(value, name)
-    if validation is not None and evaluate_every is None:
-        raise InputError("validation= needs evaluate_every= to say when the state is judged.")
-    if validation is not None and not isinstance(validation, AbstractProblem):
-        raise InputError(f"validation= must be ax.FiniteSum or ax.Resampling, not {type(validation).__name__}.")
-    if certify and monitor_every is None:
-        raise InputError("certify=True needs monitor_every= to say when the gradient's bound is measured.")
+    steps, seed = check_whole("", "steps", steps), check_whole("", "seed", seed, 0)
+    max_skipped = check_whole("", "max_skipped", max_skipped)
+    checkpoint_every = None if checkpoint_every is None else check_whole("", "checkpoint_every", checkpoint_every)
+    _check_arguments(state, out, resume, checkpoint_every, callback, tasks)
+    optimizer = _default_optimizer() if optimizer is None else optimizer
+    step = make_step(problem, method, optimizer, tasks_per_step, in_flight=in_flight, memory=memory)
+    step = dataclasses.replace(step, mesh=dev.mesh_of(devices, step.tasks_per_step))
+    run = None if out is None else Run(out)
+    own = _own_callbacks(step, run, seed + _SEED_OFFSET, evaluate_every, validation, monitor_every, certify)
+    watched = check_callbacks([*own, *check_callbacks(callbacks)])
+    found = False
+    if run is not None and config is None:
+        parts = {"problem": problem, "method": method, "optimizer": optimizer, "memory": memory}
+        config = describe_run(steps, step.tasks_per_step, seed, **parts)
+        found = check_resumable(run, config, resume)
+    elif run is not None:
+        found = run.check(config or {}, resume)
+
+    stream, ahead = None, None
+    if tasks is not None:
+        stream = iter(tasks)
+        ahead = _next(stream, step.tasks_per_step, 0)
+        stream = itertools.chain([ahead], stream)
+    start = step.init(params, seed, ahead) if state is None else state
+    first = int(start.step)
+    history = History(first, watched)
+    if run is not None and found:
+        run.raise_steps(steps)
+        restored = run.restore(start)
+        start = start if restored is None else restored
+        history.load(run, int(start.step), watched)
+        for entry in watched:
+            if hasattr(entry, "resume"):
+                entry.resume(run.series(entry.name))
+    elif run is not None:
+        # Compiled, and refused if it cannot be, before anything is written.
+        _try(step, dev.replicate(step.mesh, start), ahead)
+        run.create(config or {})
+    if stream is not None:
+        stream = itertools.islice(stream, int(start.step) - first, None)
+
+    state = dev.replicate(step.mesh, start)
+    state = _loop(step, state, steps, stream, run, history, checkpoint_every, watched, callback, max_skipped)
+    last = dev.collect(step.mesh, state)
+    best = next((entry for entry in own if isinstance(entry, BestState)), None)
+    return (last if best is None else best.choose(last)), history.arrays()
+
+
+def _check_arguments(state, out, resume, checkpoint_every, callback, tasks) -> None:
+    """Refuse arguments of the wrong type, and those that need others."""
     if out is None and (resume or checkpoint_every is not None):
         raise InputError("resume and checkpoint_every need a run folder: pass out=FOLDER.")
     if state is not None and not isinstance(state, State):
@@ -143,87 +196,35 @@ def train(
         raise InputError(f"callback must be a function of (state, record), not {type(callback).__name__}.")
     if tasks is not None and not isinstance(tasks, Iterable):
         raise InputError(f"tasks= must be an iterable of task batches, not {type(tasks).__name__}.")
-    run, found, described = None, False, config or {}
-    optimizer = _default_optimizer() if optimizer is None else optimizer
-    step = make_step(problem, method, optimizer, tasks_per_step, in_flight=in_flight, memory=memory)
-    step = _on(step, dev.mesh_of(devices, tasks_per_step))
-    if out is not None:
-        run = Run(out)
-        described = _describe(method, steps, tasks_per_step, seed, memory) if config is None else config
-        found = run.check(described, resume)
-    stream, ahead = None, None
-    if tasks is not None:
-        stream = iter(tasks)
-        ahead = _next(stream, tasks_per_step, 0)
-        stream = itertools.chain([ahead], stream)
-    start = step.init(params, seed, ahead) if state is None else state
-    first = int(start.step)
-    watch = Watch(step, evaluate_every, monitor_every, certify, seed + _SEED_OFFSET, validation)
-    record = _Record(first, watch.names())
-    if run is not None and found:
-        restored = run.restore(start)
-        start = start if restored is None else restored
-        record.load(run, int(start.step))
-    elif run is not None:
-        # Compiled, and refused if it cannot be, before anything is written.
-        _try(step, dev.replicate(step.mesh, start), ahead)
-        run.create(described)
-    if stream is not None:
-        stream = itertools.islice(stream, int(start.step) - first, None)
 
-    if validation is not None:
-        watch.best = Best(run, run.evaluations() if run is not None and found else ())
-    state = dev.replicate(step.mesh, start)
-    state = _loop(step, state, steps, stream, run, record, checkpoint_every, watch, callback, max_skipped)
-    last = dev.collect(step.mesh, state)
-    return (last if watch.best is None else dev.collect(step.mesh, watch.best.choose(last))), record.arrays()
+
+def _own_callbacks(step, run, seed, evaluate_every, validation, monitor_every, certify) -> list[Any]:
+    """The callbacks that `evaluate_every`, `validation`, `monitor_every` and `certify` stand for."""
+    if validation is not None and evaluate_every is None:
+        raise InputError("validation= needs evaluate_every= to say when the state is judged.")
+    if validation is not None and not isinstance(validation, AbstractProblem):
+        raise InputError(f"validation= must be ax.FiniteSum or ax.Resampling, not {type(validation).__name__}.")
+    if certify and monitor_every is None:
+        raise InputError("certify=True needs monitor_every= to say when the gradient's bound is measured.")
+    for name, value in (("evaluate_every", evaluate_every), ("monitor_every", monitor_every)):
+        if value is not None:
+            check_whole("", name, value)
+    own: list[Any] = []
+    if evaluate_every is not None and validation is None:
+        own.append(Evaluation(step, evaluate_every, step.problem, seed))
+    elif evaluate_every is not None:
+        own.append(BestState(step, evaluate_every, validation, seed, run))
+    if monitor_every is not None:
+        own.append(StabilityMonitor(step, monitor_every))
+    if certify:
+        own.append(Certificate(step, monitor_every, seed))
+    return own
 
 
 @functools.cache
 def _default_optimizer() -> optax.GradientTransformation:
     # One object, so that runs with the default share a compiled program.
     return optax.adam(1e-3)
-
-
-def _on(step: Step, mesh) -> Step:
-    return dataclasses.replace(step, mesh=mesh)
-
-
-class _Record:
-    """The history so far: columns, and by meta-step what is measured now and then."""
-
-    def __init__(self, first: int, rare: Iterable[str]):
-        self.first = first
-        self.columns: dict[str, list] = {name: [] for name in RECORDED}
-        self.rare: dict[str, dict[int, float | None]] = {name: {} for name in rare}
-
-    def load(self, run: Run, done: int) -> None:
-        self.columns = run.history()
-        # The run may have begun with a state, which need not be given again.
-        self.first = done - len(self.columns["loss"])
-        for entry in run.evaluations():
-            self.note(entry["step"], {"held_out": entry["loss"]})
-        for entry in run.stability():
-            self.note(entry["step"], {name: entry[name] for name in entry if name != "step"})
-
-    def note(self, step: int, values: dict[str, float | None]) -> None:
-        for name, value in values.items():
-            self.rare.setdefault(name, {})[step] = value
-
-    def add(self, chunk: dict[str, np.ndarray]) -> None:
-        for name in RECORDED:
-            self.columns[name].extend(chunk[name].tolist())
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """As arrays; what is not finite is NaN, as it is after a round trip through the folder."""
-        columns = {name: np.asarray(values, np.float64) for name, values in self.columns.items()}
-        history: dict[str, np.ndarray] = {n: np.where(np.isfinite(x), x, np.nan) for n, x in columns.items()}
-        history["skipped"] = columns["skipped"].astype(bool)
-        for name, values in self.rare.items():
-            history[name] = np.full(len(history["loss"]), np.nan)
-            for step, value in values.items():
-                history[name][step - 1 - self.first] = np.nan if value is None else value
-        return history
 
 
 def _try(step: Step, state: State, batch: PyTree) -> None:
@@ -234,7 +235,7 @@ def _try(step: Step, state: State, batch: PyTree) -> None:
         eqx.filter_eval_shape(step, state, batch)
 
 
-def _loop(step, state, steps, stream, run, record, checkpoint_every, watch, callback, max_skipped):
+def _loop(step, state, steps, stream, run, history, checkpoint_every, callbacks, callback, max_skipped):
     length, saved = 1, None if run is None else run.newest()
 
     def keep(state):
@@ -246,14 +247,11 @@ def _loop(step, state, steps, stream, run, record, checkpoint_every, watch, call
     while (done := int(state.step)) < steps:
         if int(state.skipped) >= max_skipped:
             raise Diverged(_DIVERGED.format(count=max_skipped, step=done))
-        stops = [done + length, steps]
-        stops += [
-            (done // every + 1) * every for every in (checkpoint_every, watch.evaluate_every, watch.monitor_every) if every
-        ]
+        stop = _next_stop(done, min(done + length, steps), checkpoint_every, callbacks)
         began = time.perf_counter()
         forget_failures()
         if stream is None:
-            new, chunk, taken = run_chunk(step, state, jnp.array(min(stops) - done), _CAPACITY, jnp.array(max_skipped))
+            new, chunk, taken = run_chunk(step, state, jnp.array(stop - done), _CAPACITY, jnp.array(max_skipped))
         else:
             new, chunk, taken = _host_step(step, state, stream)
         taken = int(taken)
@@ -267,12 +265,12 @@ def _loop(step, state, steps, stream, run, record, checkpoint_every, watch, call
         # Long enough to hide the host's work, short enough to be watched; results do not depend on it.
         if taken == length and time.perf_counter() - began < _SECONDS:
             length = min(2 * length, _CAPACITY)
-        record.add(chunk)
+        history.add(chunk)
         done += taken
         if run is not None:
             run.append(done - taken, chunk)
         try:
-            watch(state, done, run, record)
+            _measure(callbacks, state, done, run, history)
         except HostFailure:
             keep(state)
             raise
@@ -286,6 +284,25 @@ def _loop(step, state, steps, stream, run, record, checkpoint_every, watch, call
         if diverged:
             raise Diverged(_DIVERGED.format(count=max_skipped, step=done))
     return state
+
+
+def _next_stop(done: int, most: int, checkpoint_every: int | None, callbacks: list[Any]) -> int:
+    """The meta-step at which the host must look at the state: the first at which anything is due, at most `most`."""
+
+    def due(step: int) -> bool:
+        return (checkpoint_every is not None and step % checkpoint_every == 0) or any(c.due(step) for c in callbacks)
+
+    return next((step for step in range(done + 1, most) if due(step)), most)
+
+
+def _measure(callbacks: list[Any], state: State, done: int, run: Run | None, history: History) -> None:
+    """Take the measurements that are due after `done` meta-steps, note them, and append them to the run."""
+    for callback in callbacks:
+        if callback.due(done):
+            entry = check_measurement(callback, callback.measure(state))
+            history.note(done, columns_of(callback, entry))
+            if run is not None:
+                run.append_measurement(callback.name, {"step": done, **entry})
 
 
 def _host_step(step: Step, state: State, stream: Iterator[PyTree]):
@@ -302,23 +319,3 @@ def _next(stream: Iterator[PyTree], tasks_per_step: int, done: int) -> PyTree:
     if (count := check_batch(batch, None)) != tasks_per_step:
         raise InputError(f"tasks= gave a batch of {count} tasks: make it tasks_per_step={tasks_per_step} tasks.")
     return batch
-
-
-def _describe(method: AbstractMethod, steps: int, tasks_per_step: int, seed: int, memory: Memory | None) -> dict[str, Any]:
-    """The arguments of a run in a form that can be compared with a saved one."""
-    described = {"steps": int(steps), "tasks_per_step": int(tasks_per_step), "seed": int(seed), "method": _text(method)}
-    return described if memory is None else {**described, "memory": _text(memory)}
-
-
-def _text(value: Any) -> str:
-    """A method and all its options in words that do not change from one process to another."""
-    if isinstance(value, eqx.Module):
-        fields = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
-        return f"{type(value).__name__}({', '.join(f'{name}={_text(entry)}' for name, entry in fields)})"
-    if eqx.is_array(value):
-        return str(np.asarray(value).tolist())
-    if isinstance(value, tuple | list):
-        return f"({', '.join(map(_text, value))})"
-    if callable(value):
-        return getattr(value, "__qualname__", type(value).__name__)
-    return str(value)

@@ -1,4 +1,4 @@
-"""Memory of meta-gradients: what lets stochastic meta-training converge with a constant task batch and step size."""
+"""Memory of meta-gradients: with it, stochastic meta-training converges at a constant task batch and step size."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, PyTree
 
+from adaptax import _devices as dev
+from adaptax._checks import check_real
 from adaptax.errors import InputError
 from adaptax.problem import AbstractProblem, Pool
-from adaptax.training import devices as dev
 
 
 class Memory(eqx.Module):
@@ -58,12 +58,7 @@ class Memory(eqx.Module):
     rate: Array
 
     def __init__(self, rate: Any):
-        text = f"Memory(rate={rate!r}) must be a number above 0 and at most 1."
-        if (not isinstance(rate, Tracer | int | float) and not eqx.is_array(rate)) or isinstance(rate, bool):
-            raise InputError(text)
-        self.rate = jnp.asarray(rate, jnp.result_type(float))
-        if self.rate.ndim or not (isinstance(rate, Tracer) or 0 < float(self.rate) <= 1):
-            raise InputError(text)
+        self.rate = jnp.asarray(check_real("Memory", "rate", rate, above=0, most=1), jnp.result_type(float))
 
 
 class Table(eqx.Module):
@@ -71,7 +66,7 @@ class Table(eqx.Module):
 
     Arguments:
         rows: the parameters' floating-point leaves with a leading axis n, in at least single precision.
-        visited: which rows hold anything; the others are zero.
+        visited: which rows hold a gradient; the others are zero.
     """
 
     rows: PyTree
@@ -79,14 +74,18 @@ class Table(eqx.Module):
 
     @classmethod
     def empty(cls, floating: PyTree, count: int) -> "Table":
-        zeros = lambda p: jnp.zeros((count, *p.shape), jnp.promote_types(p.dtype, jnp.float32))  # noqa: E731
+        """A table of `count` rows that holds nothing yet."""
+
+        def zeros(leaf):
+            return jnp.zeros((count, *leaf.shape), jnp.promote_types(leaf.dtype, jnp.float32))
+
         return cls(jax.tree.map(zeros, floating), jnp.zeros(count, bool))
 
-    def look(self, rate: Array, indices: Int[Array, " B"], grads: PyTree) -> tuple[PyTree, PyTree]:
+    def preview(self, rate: Array, indices: Int[Array, " B"], grads: PyTree) -> tuple[PyTree, PyTree]:
         """The mean of the rows once these gradients have been noted, and the increments that note them.
 
-        Indices of n and more note nothing, whatever their gradients are. The table is only read, and later updated in
-        place (`add`), when the meta-step is known to count.
+        Indices of n and more note nothing, whatever their gradients are. The table is only read here; `add` updates it in
+        place once the meta-step is known to count.
         """
         count = len(self.visited)
         times = jnp.zeros(count).at[indices].add(1, mode="drop")
@@ -94,12 +93,17 @@ class Table(eqx.Module):
         weights = (jnp.where(self.visited, rate, 1) / jnp.maximum(times, 1))[indices]
 
         def increment(row, grad):
-            along = lambda x: x.reshape((-1,) + (1,) * (row.ndim - 1))  # noqa: E731
+            def along(x):
+                return x.reshape((-1,) + (1,) * (row.ndim - 1))
+
             change = along(weights).astype(row.dtype) * (grad.astype(row.dtype) - row[indices])
             return jnp.where(along(indices < count), change, 0)
 
         increments = jax.tree.map(increment, self.rows, grads)
-        mean = lambda row, more: (jnp.sum(row, 0) + jnp.sum(more, 0)) / jnp.sum(visited).astype(row.dtype)  # noqa: E731
+
+        def mean(row, more):
+            return (jnp.sum(row, 0) + jnp.sum(more, 0)) / jnp.sum(visited).astype(row.dtype)
+
         return jax.tree.map(mean, self.rows, increments), increments
 
     def add(self, indices: Int[Array, " B"], increments: PyTree) -> "Table":
@@ -111,7 +115,7 @@ class Table(eqx.Module):
 def recall(
     memory: Memory | None, table: Table | None, mesh: Mesh | None, grad: PyTree, drawn: Any, weights: Array, grads: PyTree
 ) -> tuple[PyTree, Callable[[Array], Table | None]]:
-    """What the optimiser is to follow, and `note(good) -> table`, which leaves the table as it is where not `good`.
+    """The direction for the optimiser, and `note(good) -> table`, which leaves the table as it is where not `good`.
 
     Arguments:
         grad: the mean meta-gradient of the batch, which is noted where there is a single row.
@@ -124,7 +128,7 @@ def recall(
         indices, grads = jnp.zeros(1, jnp.int32), jax.tree.map(lambda g: g[None], grad)
     else:
         indices, grads = dev.gather(mesh, (jnp.where(weights > 0, drawn, count), grads))
-    direction, increments = table.look(memory.rate, indices, grads)
+    direction, increments = table.preview(memory.rate, indices, grads)
     direction = jax.tree.map(lambda d, g: d.astype(g.dtype), direction, grad)
     return direction, lambda good: table.add(jnp.where(good, indices, count), increments)
 

@@ -9,23 +9,27 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
 
+from adaptax import _devices as dev
 from adaptax import _tree
+from adaptax._batching import check_in_flight
+from adaptax._checks import check_whole
+from adaptax._keys import numbered, own_key, task_key
 from adaptax.errors import InputError
 from adaptax.inner import Inner
-from adaptax.method import AbstractMethod, mean_like, weighted_sum
+from adaptax.methods.base import AbstractMethod, mean_like, weighted_sum
+from adaptax.outer.adapted_path import AdaptedPath
+from adaptax.outer.initial_gradients import InitialGradients
 from adaptax.problem import AbstractProblem
 from adaptax.stepsize.learned import Learned, Meta
+from adaptax.stepsize.measurement import first_estimate, refresh
 from adaptax.stepsize.rules import AbstractRule, Estimate
-from adaptax.training import devices as dev
-from adaptax.training.adapted import AdaptedTasks
 from adaptax.training.memory import Memory, Table, recall, rows_of, source
-from adaptax.training.unadapted import UnadaptedGradients
 
 RECORDED = ("loss", "grad_norm", "stepsize", "skipped")
 
 
 class State(eqx.Module):
-    """All that a meta-training run carries; saved and restored as a whole.
+    """The state of a meta-training run; saved and restored as a whole.
 
     Arguments:
         step: how many meta-steps have been taken.
@@ -35,7 +39,7 @@ class State(eqx.Module):
         estimate: a rule's curvature estimate, else None.
         key: made from the seed; never changes.
         skipped: how many meta-steps in a row had a gradient that was not finite.
-        memory: what `ax.Memory` remembers, else None.
+        memory: the meta-gradients that `ax.Memory` remembers, else None.
     """
 
     step: Array
@@ -66,7 +70,7 @@ class Step(eqx.Module):
             params: parameters w_0; with learned step sizes they are wrapped into `ax.Meta` unless they are already.
             seed: decides all sampling of the run.
             tasks: a batch to measure a step-size rule's first estimate on (default: the first tasks of the run).
-                With it, `ax.Memory` remembers one gradient, as it must where tasks come from the host.
+                With it, `ax.Memory` remembers a single gradient, the only way where tasks come from the host.
         """
         inner, rule = self.method.inner, self.method.inner.stepsize
         if isinstance(rule, Learned) and not isinstance(params, Meta):
@@ -93,15 +97,15 @@ class Step(eqx.Module):
         """
         return _one_step(self, state, tasks)
 
-    # What follows runs inside the compiled program, on each device's share of the tasks.
+    # The methods below run inside the compiled program, on each device's share of the tasks.
 
     def keys(self, key: Key[Array, ""], step: Array, indices: Array) -> Key[Array, " B"]:
         """The tasks' keys: they depend on the seed, the meta-step and the task's index alone."""
-        at_step = jax.random.fold_in(key, step)
-        return jax.vmap(lambda index: jax.random.fold_in(at_step, index))(indices)
+        return numbered(jax.random.fold_in(key, step), indices)
 
     def sample(self, keys: Key[Array, " B"]) -> PyTree:
-        return jax.vmap(lambda key: self.problem.sample_task(jax.random.fold_in(key, 0)))(keys)
+        """The tasks that these keys draw."""
+        return jax.vmap(lambda key: self.problem.sample_task(task_key(key)))(keys)
 
     def rule_tasks(self, key: Key[Array, ""], step: Array, tasks: PyTree) -> tuple[PyTree, Key[Array, " B"]]:
         """The tasks that the curvature is measured on: the first of the step's batch."""
@@ -110,7 +114,7 @@ class Step(eqx.Module):
             tasks = jax.tree.map(lambda leaf: leaf[: rule.tasks], tasks)
         count = rule.tasks if tasks is None else jax.tree.leaves(tasks)[0].shape[0]
         keys = self.keys(key, step, jnp.arange(count))
-        return (self.sample(keys) if tasks is None else tasks), jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys)
+        return (self.sample(keys) if tasks is None else tasks), jax.vmap(own_key)(keys)
 
     def advance(self, state: State, local: PyTree, few: PyTree) -> tuple[State, dict[str, Array]]:
         """One meta-step on this device's tasks (`local`; None: sample them), with `few` for a step-size rule."""
@@ -120,7 +124,7 @@ class Step(eqx.Module):
 
             def remeasure(estimate):
                 tasks, keys = self.rule_tasks(state.key, state.step, few)
-                return method.inner.refresh(rule, estimate, problem, state.params, tasks, keys, samples=method.samples)
+                return refresh(method.inner, rule, estimate, problem, state.params, tasks, keys, samples=method.samples)
 
             # The first estimate was made by init.
             due = (state.step % rule.every == 0) & (state.step > 0)
@@ -133,8 +137,8 @@ class Step(eqx.Module):
         keys = self.keys(state.key, state.step, indices)
         tasks = self.sample(keys) if local is None else local
         pool = source(self.memory, state.memory, problem, local)
-        drawn = None if pool is None else jax.vmap(lambda key: pool.index(jax.random.fold_in(key, 0)))(keys)
-        keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+        drawn = None if pool is None else jax.vmap(lambda key: pool.index(task_key(key)))(keys)
+        keys = jax.vmap(own_key)(keys)
         weights = jnp.where(indices < self.tasks_per_step, 1.0, 0.0)
 
         def value_and_gradient(params):
@@ -151,29 +155,29 @@ class Step(eqx.Module):
         if estimate is not None:
             info["curvature"] = estimate.curvature
         floating = eqx.filter(state.params, _tree.is_floating)
-        join = lambda floats: eqx.combine(floats, state.params)  # noqa: E731
 
-        # Line searches hand on what they do not take. Its derivative is the meta-gradient, equal on all devices.
-        def value_fn(floats, info=None, unadapted=None, adapted=None):
+        # Line searches pass on the extra arguments that they do not use. The derivative is the meta-gradient, equal on all
+        # devices.
+        def value_fn(floats, info=None, initial_gradients=None, adapted_path=None):
             @jax.custom_jvp
             def objective(floats):
-                return value_and_gradient(join(floats))[0]
+                return value_and_gradient(eqx.combine(floats, state.params))[0]
 
             @objective.defjvp
             def _derivative(primals, tangents):
-                value, grad = value_and_gradient(join(*primals))[:2]
+                value, grad = value_and_gradient(eqx.combine(*primals, state.params))[:2]
                 pairs = zip(jax.tree.leaves(grad), jax.tree.leaves(tangents[0]), strict=True)
                 return value, sum((jnp.sum(g * t) for g, t in pairs), start=jnp.zeros(())).astype(value.dtype)
 
             return objective(floats)
 
         at_step = jax.random.fold_in(state.key, state.step)
-        unadapted = UnadaptedGradients(problem, state.params, method, at_step, local is not None)
-        adapted = AdaptedTasks(problem, state.params, method, tasks, keys, weights, self.tasks_per_step, self.mesh)
+        initial_gradients = InitialGradients(problem, state.params, method, at_step, local is not None)
+        adapted_path = AdaptedPath(problem, state.params, method, tasks, keys, weights, self.tasks_per_step, self.mesh)
         direction, note = recall(self.memory, state.memory, self.mesh, grad, drawn, weights, grads)
         updates, opt_state = optax.with_extra_args_support(self.optimizer).update(
             direction, state.opt_state, floating, value=value, grad=direction, value_fn=value_fn, info=info,
-            unadapted=unadapted, adapted=adapted,
+            initial_gradients=initial_gradients, adapted_path=adapted_path,
         )  # fmt: skip
         # Some optimisers compute in a wider type than that of the parameters; the state keeps the types it began with.
         updates, opt_state = jax.tree.map(_as_type, (updates, opt_state), (floating, state.opt_state))
@@ -188,7 +192,10 @@ class Step(eqx.Module):
         """Host tasks made ready to be cut over the devices: filled up with copies of the first, of weight zero."""
         size = dev.share(self.mesh, self.tasks_per_step)
         missing = size * (1 if self.mesh is None else self.mesh.size) - self.tasks_per_step
-        fill = lambda x: jnp.concatenate([x, jnp.broadcast_to(x[:1], (missing, *x.shape[1:]))])  # noqa: E731
+
+        def fill(leaf):
+            return jnp.concatenate([leaf, jnp.broadcast_to(leaf[:1], (missing, *leaf.shape[1:]))])
+
         return jax.tree.map(fill, tasks) if missing else tasks
 
 
@@ -206,9 +213,9 @@ def make_step(
     Arguments:
         problem: the problem; tasks are drawn by its `sample_task`.
         method: the meta-gradient.
-        optimizer: any optax transformation; those that take extra arguments get `value`, `grad` (what it is to follow),
+        optimizer: any optax transformation; one that takes extra arguments gets `value`, `grad` (the direction to follow),
             `value_fn` (the mean target loss of this step's tasks, after adaptation, at other parameters), `info`,
-            `unadapted` (see `ax.stepsize.AdaptiveOuter`) and `adapted` (see `ax.stepsize.TrustRegion`).
+            `initial_gradients` (see `ax.outer.AdaptiveOuter`) and `adapted_path` (see `ax.outer.TrustRegion`).
         tasks_per_step: B, at least 1.
         in_flight: how many tasks are held at a time (default: decided from the shapes).
         memory: `ax.Memory(rate)`: the optimiser follows remembered meta-gradients (default None: the batch's mean).
@@ -216,7 +223,7 @@ def make_step(
     Returns: an object with `init(params, seed) -> state`; calling it gives `(state, info)`. It is compiled once and may
     be used inside your own `jax.jit` or `jax.lax.scan`.
 
-    Errors: `InputError` for a batch size below 1, or an optimiser or a memory that is not one.
+    Errors: `InputError` for a batch size below 1, and for an optimiser or a memory of the wrong type.
 
     Example:
         >>> import adaptax as ax, jax, jax.numpy as jnp, optax
@@ -229,7 +236,7 @@ def make_step(
 
     Source: docs/theory.md, sections 2 and 3.
     """
-    check_count(tasks_per_step, "tasks_per_step")
+    tasks_per_step, in_flight = check_whole("", "tasks_per_step", tasks_per_step), check_in_flight(in_flight)
     if not isinstance(method, AbstractMethod):
         raise InputError(f"method must be a meta-gradient such as ax.MetaGradient(inner), not {type(method).__name__}.")
     if not isinstance(optimizer, optax.GradientTransformation):
@@ -237,25 +244,20 @@ def make_step(
     if memory is not None and not isinstance(memory, Memory):
         raise InputError(f"memory must be ax.Memory(rate) or None, not {type(memory).__name__}.")
     method.check(problem, "keys are always made")
-    return Step(problem, method, optimizer, int(tasks_per_step), in_flight, memory=memory)
+    return Step(problem, method, optimizer, tasks_per_step, in_flight, memory=memory)
 
 
 def _as_type(new: Any, old: Any) -> Any:
     return new.astype(old.dtype) if eqx.is_array(new) and eqx.is_array(old) and new.dtype != old.dtype else new
 
 
-def check_count(value: Any, name: str, least: int = 1) -> None:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
-        raise InputError(f"{name}={value!r} must be a whole number of at least {least}.")
-
-
 @eqx.filter_jit
 def _first_estimate(step, params, key, tasks):
     rule, inner = step.method.inner.stepsize, step.method.inner
     few, keys = step.rule_tasks(key, jnp.zeros((), jnp.int32), tasks)
-    estimate = inner.refresh(
-        rule, inner.first_estimate(params), step.problem, params, few, keys, samples=step.method.samples, cold=True
-    )
+    estimate = first_estimate(inner, params)
+    samples = step.method.samples
+    estimate = refresh(inner, rule, estimate, step.problem, params, few, keys, samples=samples, cold=True)
     return estimate, inner.with_stepsize(rule.alpha(estimate.curvature, inner.steps))
 
 

@@ -1,10 +1,10 @@
-"""Sets of characters and what is held out."""
+"""Sets of characters: choosing alphabets, and what is refused."""
 
 import numpy as np
 import pytest
 
 from adaptax.errors import InputError
-from adaptax.tasks import Characters, held_out
+from adaptax.tasks import Characters
 
 
 def make(*names):
@@ -22,16 +22,7 @@ def test_without_alphabets_keeps_images_and_names_together():
     assert characters.without_alphabets("B").names == ("A/1", "C/1", "A/2")
 
 
-def test_held_out_goes_by_alphabet():
-    fresh, left_out = held_out(make("A/9", "B/1", "C/1"), make("A/1", "C/2", "D/1"))
-    assert fresh.names == ("B/1",) and left_out == ("A", "C")
-    fresh, left_out = held_out(make("A/1"), make("B/1"))
-    assert fresh.names == ("A/1",) and left_out == ()
-
-
 def test_refusals():
-    with pytest.raises(InputError, match=r"Every alphabet of the test data \(A\) also occurs"):
-        held_out(make("A/1"), make("A/2", "B/1"))
     with pytest.raises(InputError, match="no alphabet 'Z': choose from A, B"):
         make("A/1", "B/1").without_alphabets(["Z"])
     with pytest.raises(InputError, match="No character is left"):

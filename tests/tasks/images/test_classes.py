@@ -1,6 +1,7 @@
 """Images by class: what is taken, split off and refused."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -68,6 +69,16 @@ def test_omniglot_joined_and_split():
         one.join(Characters(np.zeros((1, 3, 4, 4), np.uint8), ("C/1",)))
 
 
+@pytest.mark.parametrize("number", [np.int64, np.array, jnp.asarray])
+def test_numpys_numbers_are_numbers(number):
+    data = make(2, 3, 1)
+    again = ImageClasses(data.images, data.names, tuple(map(number, data.counts)), tuple(map(number, data.starts)))
+    assert again.counts == (2, 3, 1) and {type(n) for n in again.counts + again.starts} == {int}
+    assert data.at_least(number(2)).names == ("a", "b")
+    key = jax.random.key(0)
+    assert [part.names for part in data.split(number(2), key=key)] == [part.names for part in data.split(2, key=key)]
+
+
 @pytest.mark.parametrize(
     ("parts", "key", "match"),
     [
@@ -79,7 +90,7 @@ def test_omniglot_joined_and_split():
         (([], 1), 0, "at least one class"),
         ((), 0, "at least one class"),
         ((1,), None, r"needs a key .* key=jax.random.key\(0\)"),
-        ((1,), "seed", "key= is no key"),
+        ((1,), "seed", "key= is not a key"),
         ((1.5,), 0, "a number of classes or a list of names, not 1.5"),
         ((True,), 0, "a number of classes or a list of names, not True"),
     ],
@@ -100,15 +111,18 @@ def test_refusals():
         (((), ()), "at least one name"),
         ((("a", ""), (1, 2)), "all of them different"),
         ((("a", "b"), (3,)), "for each of the 2 names"),
-        ((("a", "b"), (2, 2)), "within the 3 images"),
+        ((("a", "b"), (2, 2)), "within the 3 images: change counts= or starts="),
         ((("a", "b"), (3, 0)), "at least 1"),
-        ((("a",), (1,), (-1,)), "at least 1 and lie within"),
-        ((("a",), (1.0,)), "counts= as whole numbers"),
+        ((("a",), (1,), (-1,)), "starts=-1.*of at least 0"),
+        ((("a",), 3), "counts= as a tuple, one whole number for each class"),
+        ((("a",), (1.0,)), "counts=1.0.*whole number of at least 1: change counts="),
     ]:
         with pytest.raises(InputError, match=match):
             ImageClasses(images, *options)
     with pytest.raises(InputError, match="No class has 4 images; the largest has 3"):
         make(2, 3).at_least(4)
+    with pytest.raises(InputError, match=r"at_least\(count=2.5\).*whole number"):
+        make(2, 3).at_least(2.5)
     with pytest.raises(InputError, match="no class 'z'"):
         make(2, 3).of("z")
     with pytest.raises(InputError, match="name at least one"):

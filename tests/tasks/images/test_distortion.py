@@ -67,7 +67,15 @@ def test_each_image_has_a_map_of_its_own_and_keys_decide():
     assert min(np.abs(first[i] - first[j]).max() for i in range(5) for j in range(i)) > 0.05
 
 
-@pytest.mark.parametrize("options", [{"angle": -0.1}, {"scale": 1.0}, {"shift": np.nan}, {"shear": "1"}, {"angle": np.inf}])
+def test_numpys_numbers_are_the_same_distortion():
+    affine = Affine(np.float32(0.25), np.float64(0.2), np.int64(2), np.array(0.0))
+    assert affine == Affine(0.25, 0.2, 2.0, 0.0) and all(type(a) is float for a in (affine.angle, affine.shift, affine.shear))
+    assert hash(jax.tree.structure(affine)) == hash(jax.tree.structure(Affine(0.25, 0.2, 2.0, 0.0)))
+
+
+@pytest.mark.parametrize(
+    "options", [{"angle": -0.1}, {"scale": 1.0}, {"shift": np.nan}, {"shear": "1"}, {"angle": np.inf}, {"shear": True}]
+)
 def test_refusals(options):
     (name,) = options
     with pytest.raises(InputError, match=rf"Affine\({name}=.*must be a .*number of at least 0.*: change {name}="):

@@ -142,8 +142,17 @@ def test_loss_and_accuracy():
     assert scores["accuracy"] == 0.5 and scores["loss"].shape == ()
     with pytest.raises(InputError, match=r"shape \(4, 2\) for 4 images of 3 classes: give it 3 outputs"):
         problem.loss(lambda x: logits[:, :2], (images, labels))
-    with pytest.raises(InputError, match="called as params"):
+    with pytest.raises(InputError, match=r"few_shot takes a network that is called as model\(images\)"):
         problem.loss(logits, (images, labels))
+
+
+@pytest.mark.parametrize("number", [np.int64, np.uint8, np.array, jnp.asarray])
+def test_numpys_numbers_are_the_same_options(number):
+    one = few_shot(coded(), number(3), number(2), number(4), rotations=np.False_, flips=np.True_)
+    two = few_shot(coded(), 3, 2, 4, rotations=False, flips=True)
+    # Equal static fields of equal hash: the same compiled program serves both.
+    one, two = jax.tree.structure(one), jax.tree.structure(two)
+    assert one == two and hash(one) == hash(two)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +165,8 @@ def test_loss_and_accuracy():
         ({"queries": 2.0}, "queries=2.0.*whole number"),
         ({"shots": 3, "queries": 5}, r"fewest images has 7, but shots \+ queries is 8: give fewer"),
         ({"distortion": 0.25}, "None or an adaptax.tasks.Affine"),
+        ({"rotations": 4}, "rotations=4.*True or False: change rotations="),
+        ({"flips": 1}, "flips=1.*True or False: change flips="),
     ],
 )
 def test_refusals(options, match):

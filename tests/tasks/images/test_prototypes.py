@@ -57,14 +57,17 @@ def test_training_without_inner_steps_helps(data):
     expected = jax.value_and_grad(problem.loss)(network(), task.target)
     np.testing.assert_allclose(value, expected[0], rtol=1e-6)
     np.testing.assert_allclose(gradient.weight, expected[1].weight, rtol=1e-4, atol=1e-7)
-    judge = lambda net: ax.evaluate(problem, net, inner, [0], 300).mean["accuracy"][0]  # noqa: E731
+
+    def accuracy(net):
+        return ax.evaluate(problem, net, inner, [0], 300).mean["accuracy"][0]
+
     state, _ = ax.train(problem, network(), method, optimizer=optax.adam(3e-2), steps=150, tasks_per_step=8)
-    assert judge(state.params) > judge(network()) + 0.1
+    assert accuracy(state.params) > accuracy(network()) + 0.1
 
 
 def test_refusals(data):
     with pytest.raises(ax.InputError, match="takes the problem that"):
         ax.tasks.prototypical(ax.tasks.sinusoid())
     problem = ax.tasks.prototypical(ax.tasks.few_shot(data, 3, 1, 3, rotations=False))
-    with pytest.raises(ax.InputError, match=r"with features\(images\) as parameters"):
+    with pytest.raises(ax.InputError, match=r"prototypical takes a network with a method features\(images\)"):
         problem.loss(lambda x: x, problem.sample_task(jax.random.key(0)).target)

@@ -1,17 +1,12 @@
-"""Episodes of classes with different numbers of images, in colour; flips; and batches from the host."""
+"""Episodes of classes with different numbers of images, in colour; flips."""
 
-import itertools
-
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-import adaptax as ax
 from adaptax.errors import InputError
-from adaptax.tasks import Affine, Characters, ImageClasses, episodes, few_shot, held_out, prepare_images
+from adaptax.tasks import Affine, Characters, ImageClasses, few_shot
 
 COUNTS = (3, 9, 4, 6)
 
@@ -90,8 +85,11 @@ def test_flips_mirror_half_of_the_images():
     data = ImageClasses(images, ("a", "b"), (20, 20))
     plain, flipped = (few_shot(data, 2, 10, 10, rotations=False, flips=f) for f in (False, True))
     keys = jax.random.split(jax.random.key(0), 5)
-    batch = lambda p, key: p.sample_task._batch(images.reshape(2, 20, 4, 4, 3), None, key)[0]  # noqa: E731
-    x, y = (np.stack([batch(p, key) for key in keys]) for p in (plain, flipped))
+
+    def batches(problem):
+        return np.stack([problem.sample_task._batch(images.reshape(2, 20, 4, 4, 3), None, key)[0] for key in keys])
+
+    x, y = batches(plain), batches(flipped)
     same, mirrored = np.all(x == y, (2, 3, 4)), np.all(x[:, :, :, ::-1] == y, (2, 3, 4))
     assert np.all(same ^ mirrored) and abs(int(mirrored.sum()) - 100) < 4.5 * np.sqrt(50)
 
@@ -103,61 +101,6 @@ def test_a_distortion_moves_all_channels_alike():
     np.testing.assert_allclose(both, jnp.stack([moved, 2 * moved], -1), atol=1e-6)
 
 
-@pytest.mark.parametrize("keep", ["host", pytest.param("device", marks=pytest.mark.slow)])
-def test_batches_from_the_host_are_the_episodes_of_training(keep, write, birds, picture, tmp_path):
-    birds |= {"owl/2.png": picture(8), "emu/1.png": picture(9), "emu/2.png": picture(10)}
-    data = prepare_images(write(tmp_path / "a.zip", birds), tmp_path / "cache", 6)
-    options = {"ways": 3, "queries": 1, "rotations": keep == "device", "flips": True}
-    here, there = few_shot(data, **options), few_shot(data, **options, keep=keep)
-    stream, sample = episodes(there, 4, seed=5), sampler(here)
-    for step, batch in enumerate(itertools.islice(stream, 3)):
-        at_step = jax.random.fold_in(jax.random.key(5), step)
-        keys = jnp.stack([jax.random.fold_in(jax.random.fold_in(at_step, i), 0) for i in range(4)])
-        tasks = sample(keys)
-        assert equal(tasks, batch)
-    stream.close()
-    assert equal(tasks, next(episodes(there, 4, seed=5, first=2)))
-
-
-class Linear(eqx.Module):
-    """One affine map of the pixels."""
-
-    weight: jax.Array
-
-    def __call__(self, images):
-        return images.reshape(images.shape[0], -1) @ self.weight
-
-
-@pytest.mark.slow
-def test_training_and_evaluation_from_the_host():
-    data, method = coded(), ax.MetaGradient(ax.Inner(1, 0.1))
-    params, options = Linear(jnp.zeros((48, 3))), {"optimizer": optax.sgd(0.1), "steps": 3, "tasks_per_step": 2, "seed": 7}
-    here, there = (few_shot(data, 3, 1, 2, rotations=False, keep=keep) for keep in ("device", "host"))
-    one, history = ax.train(here, params, method, **options)
-    two, streamed = ax.train(there, params, method, tasks=episodes(there, 2, seed=7), **options)
-    np.testing.assert_allclose(one.params.weight, two.params.weight, atol=1e-6)
-    np.testing.assert_allclose(history["loss"], streamed["loss"], rtol=1e-5)
-    a, b = (ax.evaluate(problem, one.params, one.inner, [0, 1], 4) for problem in (here, there))
-    np.testing.assert_allclose(a.mean["accuracy"], b.mean["accuracy"], atol=1e-6)
-
-
-def test_what_goes_wrong_in_making_a_batch_is_told(monkeypatch):
-    problem = few_shot(coded(), 3, 1, 2, rotations=False, keep="host")
-    monkeypatch.setattr("adaptax.tasks.images.stream._draws", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        next(episodes(problem, 2))
-
-
-def test_held_out_classes():
-    data = coded()
-    test, left_out = held_out(data.take(["a", "b", "c"]), data.take(["b", "d"]))
-    assert test.names == ("a", "c") and left_out == ("b",)
-    with pytest.raises(InputError, match=r"Every class of the test data \(b\) also occurs"):
-        held_out(data.take(["b"]), data)
-    with pytest.raises(InputError, match="two Characters or two ImageClasses"):
-        held_out(data, Characters(np.zeros((1, 1, 4, 4), np.uint8), ("a",)))
-
-
 def test_refusals():
     with pytest.raises(InputError, match=r"fewest images has 3, but shots \+ queries is 6: give fewer"):
         few_shot(coded(), 2)
@@ -165,10 +108,3 @@ def test_refusals():
         few_shot(coded(), 5, 1, 2, rotations=False)
     with pytest.raises(InputError, match=r"keep='disk'.*'device' or 'host'"):
         few_shot(coded(), 2, 1, 1, keep="disk")
-    with pytest.raises(InputError, match=r"takes a problem of adaptax.tasks.few_shot"):
-        episodes(ax.tasks.sinusoid(), 2)
-    problem = few_shot(coded(), 2, 1, 1, keep="host")
-    for options in ({"tasks_per_step": 0}, {"seed": -1}, {"first": 1.0}, {"ahead": 0}):
-        (name,) = options
-        with pytest.raises(InputError, match=rf"episodes\({name}=.*: change {name}="):
-            episodes(problem, **{"tasks_per_step": 2, **options})

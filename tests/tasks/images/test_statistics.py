@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import adaptax as ax
-from adaptax.models.convolution import Moments
+from adaptax.models.protocol import Moments
 from adaptax.tasks.images.statistics import StepStatistics
 
 SIDE = 16
@@ -69,6 +69,13 @@ def test_they_follow_the_adapted_parameters(problem, model):
     np.testing.assert_allclose(found.at(1)[3].variance, variance, rtol=1e-3)
 
 
+def test_those_of_a_problem_with_both_accuracies_are_of_the_target_images_too(problem, model):
+    one, two = (ax.training.step_statistics(p, model, INNER, [0], 2) for p in (problem, ax.tasks.both_accuracies(problem)))
+    for plain, both in zip(one.at(0), two.at(0), strict=True):
+        np.testing.assert_allclose(both.mean, plain.mean, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(both.variance, plain.variance, rtol=1e-4, atol=1e-6)
+
+
 def test_the_nearest_number_of_steps_above_counts():
     statistics = StepStatistics(jnp.array([0, 2, 5]), jnp.array([10.0, 20.0, 30.0]))
     assert [float(statistics.at(n)) for n in (0, 1, 2, 3, 5, 9)] == [10, 20, 20, 30, 30, 30]
@@ -96,8 +103,12 @@ def test_the_accuracy_under_them(problem, model, both):
 
 def test_bad_input(problem, model):
     flat = jax.tree_util.Partial(lambda w, images: images.reshape(len(images), -1) @ w, jnp.zeros((SIDE**2, 2)))
-    with pytest.raises(ax.InputError, match="takes a network with moments"):
+    with pytest.raises(ax.InputError, match=r"step_statistics takes a network with a method moments\(images\)"):
         ax.training.step_statistics(problem, flat, ax.Inner(0, 1.0), [0], 2)
+    # A network without `given` has no accuracy under fixed statistics.
+    judged = ax.tasks.with_statistics(problem, StepStatistics(jnp.array([0]), Moments(jnp.zeros((1, 1)), jnp.ones((1, 1)))))
+    with pytest.raises(ax.InputError, match=r"with_statistics takes a network that is called as model\(images, given=n\)"):
+        ax.evaluate(judged, flat, ax.Inner(0, 1.0), [0], 2)
     plain = ax.FiniteSum(lambda w, batch: jnp.sum(w), lambda key: None)
     with pytest.raises(ax.InputError, match="few_shot"):
         ax.tasks.with_statistics(plain, StepStatistics(jnp.array([0]), Moments(jnp.zeros(1), jnp.zeros(1))))

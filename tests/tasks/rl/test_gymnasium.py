@@ -1,4 +1,4 @@
-"""Environments on the host: told their task, stepped in order, the same for the same seed; their failures are one sentence."""
+"""Gymnasium environments: told their task, stepped in order, the same for the same seed; a failure is told in one sentence."""
 
 import time
 from types import SimpleNamespace
@@ -12,6 +12,7 @@ import pytest
 import adaptax as ax
 from adaptax.errors import HostFailure, forget_failures, raise_failure
 from adaptax.tasks import rl
+from adaptax.training.resuming import describe, fingerprint
 
 
 class Slope:
@@ -70,8 +71,8 @@ def test_episodes_are_those_of_a_plain_loop():
                 np.testing.assert_allclose(batch.observations[i, n, t + 1], x, rtol=1e-5, atol=1e-6)
                 np.testing.assert_allclose(batch.rewards[i, n, t], reward, rtol=1e-5, atol=1e-6)
                 assert bool(batch.terminated[i, n, t]) == done
-    instances = problem.draw.environment.instances
-    assert not instances.running and len(instances.idle) == 12
+    simulators = problem.draw.environment.simulators
+    assert not simulators.running and len(simulators.idle) == 12
 
 
 OUTER = optax.sgd(0.1)
@@ -123,7 +124,7 @@ def test_a_run_is_decided_by_its_seed_and_failures_are_told_with_the_state_saved
     ],
 )
 def test_failures_of_the_host(options, match):
-    problem = rl.gymnasium_family(lambda: Slope(**options), lambda key: jnp.ones(()), horizon=5, patience=1)
+    problem = rl.gymnasium_family(lambda: Slope(**options), lambda key: jnp.ones(()), horizon=5, timeout=1)
     forget_failures()
     rewards = jax.jit(lambda key: problem.draw(jnp.ones(()), policy(), key, 2).rewards)(jax.random.key(0))
     assert bool(jnp.any(jnp.isnan(rewards)))
@@ -132,6 +133,15 @@ def test_failures_of_the_host(options, match):
     raise_failure()
     with pytest.raises(HostFailure, match=match):
         ax.evaluate(problem, policy(), METHOD.inner, [0], 2, samples=METHOD.samples)
+
+
+def test_a_saved_run_knows_the_family_again():
+    """Neither addresses nor the episodes that were played are part of what a run says of its problem."""
+    problem = family()
+    before = describe(problem), fingerprint(problem)
+    jax.block_until_ready(jax.jit(lambda key: problem.draw(jnp.ones(()), policy(), key, 2).rewards)(jax.random.key(0)))
+    assert (describe(problem), fingerprint(problem)) == before and " at 0x" not in before[0]
+    assert fingerprint(family()) == before[1] != fingerprint(family(at=4))
 
 
 class Deaf(Slope):
@@ -149,7 +159,7 @@ class Boundless(Slope):
     "make, match",
     [
         (lambda: rl.gymnasium_family(3, None), "make must be a function"),
-        (lambda: rl.gymnasium_family(Slope, None, patience=0), "patience=0.*positive"),
+        (lambda: rl.gymnasium_family(Slope, None, timeout=0), "timeout=0.*must be a positive number"),
         (lambda: rl.gymnasium_family(Deaf, None), r"Deaf cannot be told its task: give it set_task\(task\)"),
         (lambda: rl.gymnasium_family(lambda: 3, None), "int has no reset"),
         (lambda: rl.gymnasium_family(Slope, lambda key: key), "no time limit of its own: pass horizon="),

@@ -7,6 +7,7 @@ import pytest
 
 import adaptax as ax
 from adaptax.tasks import rl
+from adaptax.tasks.rl import physics
 
 mujoco = pytest.importorskip("mujoco", reason="needs the extra rl: pip install 'adaptax[rl]'")
 gymnasium = pytest.importorskip("gymnasium", reason="needs the extra rl: pip install 'adaptax[rl]'")
@@ -22,16 +23,14 @@ def real(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_steps_are_those_of_gymnasium(name, capfd):
-    from adaptax.tasks.rl.physics import Engine
-
-    env, engine, random = real(name), Engine(name), np.random.default_rng(0)
+    env, engine, random = real(name), physics.MuJoCo(name), np.random.default_rng(0)
     assert engine.interval == env.dt
     state = engine.start(*(jnp.asarray(x, jnp.float32) for x in (env.data.qpos, env.data.qvel)))
     env.set_state(*(np.asarray(x, np.float64) for x in engine.coordinates(state)))
     advance, contacts = jax.jit(engine.advance), 0
     for _ in range(30):
         control = random.uniform(-1, 1, env.model.nu).astype(np.float32)
-        # Each of our intervals starts the solver cold.
+        # The engine starts the solver cold at every interval.
         env.data.qacc_warmstart[:] = 0
         env.do_simulation(control.astype(np.float64), env.frame_skip)
         contacts += env.data.ncon > 0
@@ -47,12 +46,24 @@ def test_one_call_for_many_episodes_gives_what_one_call_for_each_gives():
     problem = rl.cheetah("velocity", horizon=6)
     policy = rl.GaussianPolicy(ax.models.mlp((17, 8, 6), key=jax.random.key(0)), 6)
     tasks, keys = jnp.array([0.5, 1.5]), jax.random.split(jax.random.key(1), 2)
-    draw = lambda task, key: problem.draw(task, policy, key, 5)  # noqa: E731
+
+    def draw(task, key):
+        return problem.draw(task, policy, key, 5)
+
     together = jax.jit(jax.vmap(draw))(tasks, keys)
     alone = [jax.jit(draw)(*pair) for pair in zip(tasks, keys, strict=True)]
     for i, one in enumerate(alone):
         np.testing.assert_allclose(together.observations[i], one.observations, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(together.rewards[i], one.rewards, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("engine, calls_the_host", [("mujoco", True), ("mjx", False)])
+@pytest.mark.parametrize("make", [rl.cheetah, rl.ant])
+def test_only_the_c_engine_calls_the_host(make, engine, calls_the_host, monkeypatch):
+    """The grouping of tasks relies on it: all tasks of a device are drawn together where the host steps them."""
+    # Nothing is simulated here, so mujoco-mjx need not be installed.
+    monkeypatch.setattr(physics, "_mjx", lambda: None)
+    assert make(physics=engine).draw.host is calls_the_host
 
 
 @pytest.mark.parametrize("goal, task", [("direction", -1.0), ("velocity", 1.5)])
@@ -78,15 +89,15 @@ def test_rewards_and_ends_of_the_ant():
     assert float(reward) == pytest.approx(-float(jnp.sum(jnp.abs(at[:2] - goal))), abs=1e-4) and not done
     assert (place.sizes, walk.sizes) == ((29, 8), (27, 8)) and place.observe(goal, new).shape == (29,)
     for height, ends in ((0.75, False), (0.19, True), (1.01, True)):
-        bonus, end = walk.judge(at.at[2].set(height))
+        bonus, end = walk.survival(at.at[2].set(height))
         assert bool(end) == ends and float(bonus) == pytest.approx(0.0 if ends else 0.05)
-    assert not place.judge(at.at[2].set(0.1))[1]
+    assert not place.survival(at.at[2].set(0.1))[1]
 
 
 def test_goals_are_spread_as_said():
     keys = jax.random.split(jax.random.key(0), 4000)
-    draw = lambda problem: jax.vmap(problem.sample_task)(keys)  # noqa: E731
-    directions, speeds, places = draw(rl.cheetah()), draw(rl.cheetah("velocity")), draw(rl.ant("position"))
+    problems = rl.cheetah(), rl.cheetah("velocity"), rl.ant("position")
+    directions, speeds, places = (jax.vmap(problem.sample_task)(keys) for problem in problems)
     assert set(np.unique(directions)) == {-1.0, 1.0} and abs(float(directions.mean())) < 4 / 4000**0.5
     assert float(speeds.min()) >= 0 and float(speeds.max()) < 2 and abs(float(speeds.mean()) - 1) < 4 * 0.58 / 4000**0.5
     area = jnp.sum(places**2, axis=1) / 9
@@ -97,7 +108,7 @@ def test_goals_are_spread_as_said():
     "make, match",
     [
         (lambda: rl.cheetah("position"), r"HalfCheetah\(goal='position'\) must be 'direction' or 'velocity'"),
-        (lambda: rl.ant(horizon=0), r"Ant\(horizon=0\)"),
+        (lambda: rl.ant(horizon=0), r"horizon=0 must be a whole number"),
         (lambda: rl.cheetah(physics="bullet"), "physics='bullet' must be \"mujoco\""),
         (
             lambda: rl.cheetah().draw(
@@ -113,11 +124,9 @@ def test_mistakes(make, match):
 
 
 def test_without_mujoco_the_remedy_is_named(monkeypatch):
-    from adaptax.tasks.rl import physics
-
     monkeypatch.setitem(__import__("sys").modules, "mujoco", None)
     with pytest.raises(ax.InputError, match=r"needs MuJoCo and the models of gymnasium: pip install 'adaptax\[rl\]'"):
-        physics.model_of.__wrapped__("ant")
+        physics.load_model.__wrapped__("ant")
 
 
 @pytest.mark.slow
@@ -125,6 +134,6 @@ def test_a_run_is_decided_by_its_seed():
     problem = rl.cheetah(horizon=5)
     policy = rl.GaussianPolicy(ax.models.mlp((17, 8, 6), key=jax.random.key(0)), 6)
     method = ax.MetaGradient(ax.Inner(1, 0.1), samples=ax.Samples(3, 3, 3))
-    outer = ax.stepsize.TrustRegion(rl.mean_kl)
+    outer = ax.outer.TrustRegion(rl.mean_kl)
     runs = [ax.train(problem, policy, method, optimizer=outer, steps=3, tasks_per_step=2)[1]["loss"] for _ in range(2)]
     np.testing.assert_array_equal(*runs)

@@ -1,4 +1,4 @@
-"""Estimated meta-gradients of small processes against the exact ones: what is unbiased given the path, and what is not."""
+"""Estimated meta-gradients of small processes against the exact ones: which are unbiased given the path, and which not."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from adaptax.tasks import rl
 pytestmark = pytest.mark.usefixtures("x64")
 
 DISCOUNT, ALPHA = 0.9, 0.5
-# Every purpose has a size of its own, by which the draw knows it.
+# Each use of samples has a size of its own, by which the draw recognises it.
 SIZES = ax.Samples(step=1, curvature=2, target=3)
 
 
@@ -21,7 +21,7 @@ def setting():
 
 
 def draw_episodes(family, exact_steps):
-    """Episodes with weights; for the steps, if asked, all trajectories with their probabilities: the path is exact."""
+    """A draw of episodes with weights. With `exact_steps` the inner steps get all trajectories, so that the path is exact."""
 
     def draw(mdp, policy, key, size):
         if exact_steps and size == SIZES.step:
@@ -35,7 +35,10 @@ def z_scores(surrogate, steps, count, reference=None, exact_steps=True, **option
     """How many standard errors the mean over many keys lies from the exact meta-gradient."""
     family, mdp, policy = setting()
     inner = ax.Inner(steps, ALPHA)
-    loss = lambda policy, batch: batch[1] @ surrogate.each(policy, batch[0])  # noqa: E731
+
+    def loss(policy, batch):
+        return batch[1] @ surrogate.per_episode(policy, batch[0])
+
     problem = ax.Resampling(loss, ax.Pool(family.tasks), draw_episodes(family, exact_steps))
     method = ax.MetaGradient(inner, samples=SIZES, **options)
     keys = jax.random.split(jax.random.key(2), count)
@@ -77,7 +80,10 @@ def sampled_path_mean():
     """For N = 1 and S = 1: the mean over all sampled paths of the exact product along the path."""
     family, mdp, policy = setting()
     batch, probability = family.enumerate(mdp, policy)
-    exact = lambda logits: family.loss(rl.SoftmaxPolicy(logits), mdp)  # noqa: E731
+
+    def exact(logits):
+        return family.loss(rl.SoftmaxPolicy(logits), mdp)
+
     one = jax.tree.map(lambda leaf: leaf[:, None], batch)
     steps = jax.vmap(lambda b: jax.grad(lambda x: rl.DiCE(DISCOUNT)(rl.SoftmaxPolicy(x), b))(policy.logits))(one)
     last = jnp.einsum("n,nsa->sa", probability, jax.vmap(jax.grad(exact))(policy.logits - ALPHA * steps))

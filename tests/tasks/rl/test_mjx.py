@@ -28,14 +28,14 @@ pytestmark = pytest.mark.slow
 mujoco = pytest.importorskip("mujoco")
 pytest.importorskip("mujoco.mjx")
 
-# Index of the height, and where the body rests.
+# For each body the index of its height among the positions, and the positions at rest.
 BODIES = {"half_cheetah": (1, np.zeros(9)), "ant": (2, np.array([0, 0, 0.75, 1, 0, 0, 0, 0, 1, 0, -1, 0, -1, 0, 1.0]))}
 
 
 @pytest.fixture
 def elliptic():
     """The ant with an elliptic friction cone, for one test."""
-    model = physics.model_of("ant")
+    model = physics.load_model("ant")
     before = model.opt.cone
     physics._device_model.cache_clear()
     model.opt.cone = mujoco.mjtCone.mjCONE_ELLIPTIC
@@ -63,18 +63,18 @@ def states_of(name, model):
 
 
 def largest_differences(name):
-    """Of positions and velocities one interval later, beside how far these moved at most."""
-    model = physics.model_of(name)
+    """The largest differences in positions and in velocities after one interval; the bodies must move far more than that."""
+    model = physics.load_model(name)
     states, torques = states_of(name, model)
     data, expected = mujoco.MjData(model), []
     for state, torque in zip(states, torques, strict=True):
         mujoco.mj_resetData(model, data)
         data.qpos[:], data.qvel[:], data.ctrl[:] = state[: model.nq], state[model.nq :], torque
-        mujoco.mj_step(model, data, physics.MODELS[name])
+        mujoco.mj_step(model, data, physics.FRAME_SKIP[name])
         expected.append(np.concatenate([data.qpos, data.qvel]))
     kind = jnp.result_type(float)
     start = jnp.asarray(states[:, : model.nq], kind), jnp.asarray(states[:, model.nq :], kind)
-    engine = physics.OnDevice(name)
+    engine = physics.MJX(name)
     moved = jnp.concatenate(jax.jit(jax.vmap(engine.advance))(start, jnp.asarray(torques, kind)), axis=1)
     off, change = (np.max(np.abs(x - np.array(expected)), axis=0) for x in (np.asarray(moved), states))
     assert np.all([np.max(change[: model.nq]) > 0.1, np.max(change[model.nq :]) > 1])
@@ -106,8 +106,10 @@ def test_the_ant_without_corners_of_friction(elliptic):
 def test_a_rollout_on_the_device():
     problem = rl.cheetah(horizon=3, physics="mjx")
     policy = rl.GaussianPolicy(ax.models.mlp((17, 4, 6), key=jax.random.key(0)), 6)
-    draw = lambda problem: jax.jit(problem.draw, static_argnums=3)(jnp.array(1.0), policy, jax.random.key(2), 4)  # noqa: E731
-    ours, engine = draw(problem), draw(rl.cheetah(horizon=3, physics="mujoco"))
+    ours, engine = (
+        jax.jit(each.draw, static_argnums=3)(jnp.array(1.0), policy, jax.random.key(2), 4)
+        for each in (problem, rl.cheetah(horizon=3, physics="mujoco"))
+    )
     assert ours.observations.shape == (4, 4, 17) and bool(jnp.all(ours.mask))
     # The same start, noise and torques, up to what one interval adds each time.
     np.testing.assert_allclose(ours.observations, engine.observations, rtol=0, atol=3 * 6e-4)

@@ -33,7 +33,7 @@ def test_the_process():
     np.testing.assert_allclose(batch.rewards, -np.linalg.norm(x[:, 1:] - np.asarray(goal), axis=-1), atol=1e-6)
     assert np.all(batch.timed_out) and int(batch.steps) == 50 * 6
     np.testing.assert_allclose(problem.metrics(policy, batch)["return"], batch.rewards.sum(1).mean(), rtol=1e-6)
-    # What the policy says of its own actions is what was recorded, and is a normal density.
+    # The recorded log-probabilities are those that the policy gives to its actions, of a normal density.
     assert np.max(np.abs(batch.log_ratios(policy))) < 1e-5
     z = (a[:, 0] - np.asarray(policy.mean(batch.observations[:, 0]))) / 0.1
     np.testing.assert_allclose(batch.log_probs[:, 0], (-(z**2) / 2 - np.log(0.1 * np.sqrt(2 * np.pi))).sum(-1), atol=1e-3)
@@ -76,7 +76,10 @@ def test_one_meta_step_and_the_seed_decides_it():
     problem, policy = small(horizon=3, loss=rl.LoadedDiCE(0.9))
     step = ax.make_step(problem, ax.MetaGradient(ax.Inner(1, 0.1), samples=SAMPLES), optax.sgd(0.1), 2)
     (one, info), (again, _), (other, _) = (step(step.init(policy, seed)) for seed in (0, 0, 1))
-    same = lambda a, b: [bool(jnp.all(x == y)) for x, y in zip(*map(jax.tree.leaves, (a.params, b.params)), strict=True)]  # noqa: E731
+
+    def same(a, b):
+        return [bool(jnp.all(x == y)) for x, y in zip(*map(jax.tree.leaves, (a.params, b.params)), strict=True)]
+
     assert all(same(one, again)) and not any(same(one, other)) and not any(same(one, step.init(policy, 0)))
     assert not info["skipped"] and np.isfinite(info["loss"])
 
@@ -108,7 +111,10 @@ def test_environment_steps():
     problem, _ = small()
     inner, steps = ax.Inner(3, 0.1), rl.environment_steps
     path, last = 3 * 6 * 6, 4 * 6
-    count = lambda curvature, **options: steps(ax.MetaGradient(inner, curvature, samples=SAMPLES, **options), problem)  # noqa: E731
+
+    def count(curvature, **options):
+        return steps(ax.MetaGradient(inner, curvature, samples=SAMPLES, **options), problem)
+
     c = ax.curvature
     assert count(c.Exact()) == path + 3 * 5 * 6 + last
     assert count(c.Exact(), independent_curvature=False) == path + last

@@ -36,11 +36,13 @@ def some_values(trajectories, returns):
 def mean_loss(family, mdp, policy, surrogate):
     """The expected loss at other logits, on trajectories of `policy`."""
     batch, probability = family.enumerate(mdp, policy)
-    return lambda logits: probability @ surrogate.each(rl.SoftmaxPolicy(logits), batch)
+    return lambda logits: probability @ surrogate.per_episode(rl.SoftmaxPolicy(logits), batch)
 
 
 def derivatives(function, logits):
-    flat = lambda x: function(x.reshape(logits.shape))  # noqa: E731
+    def flat(x):
+        return function(x.reshape(logits.shape))
+
     x = logits.ravel()
     return flat(x), jax.grad(flat)(x), jax.hessian(flat)(x)
 
@@ -119,18 +121,18 @@ UNBIASED = {
 def test_dice_is_the_objective_as_a_function(name, terminal):
     family, mdp, policy = setting(terminal=terminal)
     assert max(errors(family, mdp, policy, UNBIASED[name])) < 1e-10
-    # Not only where it was collected: hence all derivatives.
+    # The two agree at other parameters than those of the collection too, hence in all derivatives.
     others = jnp.stack([family.policy(seed, scale=2.0).logits for seed in (5, 6, 7)])
     np.testing.assert_allclose(*elsewhere(family, mdp, policy, UNBIASED[name], others), rtol=0, atol=1e-10)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trace", [0.0, 0.6])
-def test_other_traces_need_the_true_values(trace):
+@pytest.mark.parametrize("gae_lambda", [0.0, 0.6])
+def test_other_lambdas_need_the_true_values(gae_lambda):
     family, mdp, policy = setting(terminal=True)
-    true = family.state_values(policy, mdp)
-    assert max(errors(family, mdp, policy, rl.LoadedDiCE(DISCOUNT, baseline=true, trace=trace))) < 1e-10
-    wrong = errors(family, mdp, policy, rl.LoadedDiCE(DISCOUNT, baseline=some_values, trace=trace))
+    true = family.exact_baseline(policy, mdp)
+    assert max(errors(family, mdp, policy, rl.LoadedDiCE(DISCOUNT, baseline=true, gae_lambda=gae_lambda))) < 1e-10
+    wrong = errors(family, mdp, policy, rl.LoadedDiCE(DISCOUNT, baseline=some_values, gae_lambda=gae_lambda))
     assert wrong[0] < 1e-10 and min(wrong[1:]) > 0.05
 
 
@@ -138,10 +140,10 @@ def test_dice_with_and_without_advantages_is_one_number():
     family, mdp, policy = setting(terminal=True)
     batch, _ = listed(family, mdp, policy)
     other = family.policy(9)
-    one, two = (s.each(other, batch) for s in (rl.DiCE(DISCOUNT), rl.LoadedDiCE(DISCOUNT)))
+    one, two = (s.per_episode(other, batch) for s in (rl.DiCE(DISCOUNT), rl.LoadedDiCE(DISCOUNT)))
     np.testing.assert_allclose(one, two, rtol=0, atol=1e-12)
     for surrogate in (rl.DiCE(DISCOUNT, per_step=True), rl.LoadedDiCE(DISCOUNT, per_step=True)):
-        np.testing.assert_allclose(surrogate.each(other, batch), one / 3, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(surrogate.per_episode(other, batch), one / 3, rtol=0, atol=1e-12)
 
 
 def visits(mdp, policy, horizon):
@@ -157,12 +159,15 @@ def visits(mdp, policy, horizon):
 
 @eqx.filter_jit
 def omitted(family, mdp, policy):
-    """What the LVC Hessian leaves out of that of -J: visits' derivatives times those of the mean advantage."""
+    """The terms of the Hessian of -J that LVC leaves out: derivatives of visits times those of the mean advantage."""
     values = family.values(policy, mdp)
     ahead = jnp.where(mdp.terminal, 0, values[1:])
     q = mdp.reward + DISCOUNT * jnp.einsum("sat,ht->hsa", mdp.transition, ahead)
     advantage = q - values[:-1, :, None]
-    at = lambda x: visits(mdp, rl.SoftmaxPolicy(x.reshape(policy.logits.shape)), family.horizon)  # noqa: E731
+
+    def at(x):
+        return visits(mdp, rl.SoftmaxPolicy(x.reshape(policy.logits.shape)), family.horizon)
+
     slope_d, slope_pi = jax.jacobian(at)(policy.logits.ravel())
     h = jnp.einsum("sak,hsa->hsk", slope_pi, advantage)
     cross = jnp.einsum("h,hsk,hsl->kl", DISCOUNT ** jnp.arange(family.horizon), slope_d, h)
@@ -186,7 +191,7 @@ def test_lvc_leaves_out_exactly_what_the_theory_says(terminal, baseline):
 def test_lvc_is_exact_where_no_action_has_a_sequel():
     family, mdp, policy = setting(horizon=1)
     assert max(errors(family, mdp, policy, rl.LVC(DISCOUNT))) < 1e-10
-    # What it adds to the plain one, scores' outer products times advantages, is there even then.
+    # The plain surrogate lacks the scores' outer products times advantages even then.
     assert errors(family, mdp, policy, rl.LikelihoodRatio(DISCOUNT))[2] > 0.3
 
 
@@ -214,7 +219,7 @@ def paired(family, mdp, policy, surrogate, other):
     "baseline, biased",
     [
         (rl.LinearBaseline(ridge=0.1), False),
-        (rl.LinearBaseline(ridge=0.1, leave_out=False), True),
+        (rl.LinearBaseline(ridge=0.1, leave_one_out=False), True),
         (rl.NetworkBaseline((3,), steps=5, learning_rate=0.1), False),
     ],
 )

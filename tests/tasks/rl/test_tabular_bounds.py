@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 FAMILY = functools.partial(rl.tabular, 2, 2, 2, 3, discount=0.9)
 DICE = rl.DiCE(0.9)
-# Of the logits at which the constants are taken; beyond them every derivative vanishes.
+# The logits at which the constants are measured; beyond them every derivative vanishes.
 GRID = np.linspace(-9, 9, 61)
 CIRCLE = np.stack([np.cos(angles := np.linspace(0, np.pi, 48, endpoint=False)), np.sin(angles)], 1)
 CASES = [
@@ -32,12 +32,15 @@ CASES = [
 def samples(family, mdp, w):
     """Gradient and Hessian of the loss on each trajectory, drawn at w, and the probabilities."""
     batch, probability = family.enumerate(mdp, policy(w))
-    losses = lambda x: DICE.each(policy(x), batch)  # noqa: E731
+
+    def losses(x):
+        return DICE.per_episode(policy(x), batch)
+
     return jax.jacrev(losses)(w), jax.jacfwd(jax.jacrev(losses))(w), probability
 
 
 def policy(w):
-    """Logits ±w/√2 in both states: every direction that policies know."""
+    """A policy with logits ±w/√2 in both states. Policies depend on these differences of logits alone."""
     return rl.SoftmaxPolicy(jnp.stack([w, -w], axis=1) / np.sqrt(2))
 
 
@@ -55,7 +58,7 @@ def constants(family, mdp):
         third = jax.jacfwd(jax.hessian(loss))(w)
         return (
             jnp.linalg.norm(jax.hessian(loss)(w), 2),
-            # A symmetric form is largest where all its arguments are one.
+            # A symmetric form is largest where all its arguments are equal.
             jnp.max(jnp.abs(jnp.einsum("ijk,ai,aj,ak->a", third, CIRCLE, CIRCLE, CIRCLE))),
             jnp.sqrt(p @ jnp.sum((grads - jax.grad(loss)(w)) ** 2, axis=1)),
             jnp.sqrt(jnp.linalg.norm(jnp.einsum("n,nij,njk->ik", p, off, off), 2)),

@@ -1,4 +1,4 @@
-"""Are the promised rates real? Convergence, floors, cost, bias, and where step sizes fail."""
+"""Measured convergence beside the theorems: rates, floors, costs, bias, and the step sizes at which training converges."""
 
 from adaptax.reproduce.rates.experiment import rates
 

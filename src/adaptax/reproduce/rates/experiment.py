@@ -1,14 +1,19 @@
-"""The promised rates: docs/theory.md, section 6, on problems with known constants."""
+"""The rates experiment: the theorems of docs/theory.md, section 6, on problems with known constants."""
 
 from pathlib import Path
 
 import jax
 
-from adaptax.errors import InputError
-from adaptax.reproduce.files import Row, Say, write_rows
-from adaptax.reproduce.rates.maps import cosine_map, sinusoid_map
+from adaptax._checks import check_real, check_whole
+from adaptax.reproduce.csv_rows import Row, Say, write_rows
+from adaptax.reproduce.rates import (
+    bias_and_second_moment,
+    convergence_map,
+    convergence_without_noise,
+    cost_of_accuracy,
+    noise_floor,
+)
 from adaptax.reproduce.rates.page import publish
-from adaptax.reproduce.rates.parts import costs, floors, moments, without_noise
 
 COLUMNS = (
     "part", "problem", "case", "steps", "rule", "outer", "samples", "S", "D", "alpha", "seed", "x", "measure", "value", "error",
@@ -17,7 +22,7 @@ COLUMNS = (
 
 
 def rates(out: Path, seeds: int = 8, scale: float = 1.0, say: Say = print, *, largest: int = 64) -> None:
-    r"""Measure what the convergence theorems promise, and write rates.csv, figures and README.md.
+    r"""Measure convergence beside the theorems' bounds, and write rates.csv, figures and README.md.
 
     (a) $\|\nabla\mathcal L\|$ against K without noise, (b) the floor against B, S and T, (c) the cost to reach an accuracy
     against N, (d) bias and second moment against their bounds, (e) maps over $(\alpha, N)$. In double precision, on losses
@@ -26,11 +31,11 @@ def rates(out: Path, seeds: int = 8, scale: float = 1.0, say: Say = print, *, la
     Arguments:
         out: the folder; made if it is not there.
         seeds: runs behind every band (default 8).
-        scale: multiplies the numbers of meta-steps and draws (default 1).
-        say: told how far it is (default: printed).
+        scale: a factor on the numbers of meta-steps and draws (default 1).
+        say: called with a sentence about the progress (default: it is printed).
         largest: the largest N, a power of two (default 64).
 
-    Errors: `InputError` for fewer than two seeds or a scale that is not positive.
+    Errors: `InputError` for fewer than two seeds or a scale that is not a positive, finite number.
 
     Example:
         >>> from pathlib import Path
@@ -38,24 +43,26 @@ def rates(out: Path, seeds: int = 8, scale: float = 1.0, say: Say = print, *, la
 
     Source: docs/theory.md, sections 5, 6 and 9; cf. Ji, Yang, Liang (2022), JMLR 23.
     """
-    if seeds < 2:
-        raise InputError(f"seeds={seeds} must be a whole number of at least 2: bands are over them.")
-    if not 0 < scale < float("inf"):
-        raise InputError(f"scale={scale} must be a positive number.")
+    seeds = check_whole("", "seeds", seeds, 2)
+    scale = check_real("", "scale", scale, above=0)
     out.mkdir(parents=True, exist_ok=True)
-    times = lambda count: max(int(scale * count), 8)  # noqa: E731
+
+    def times(count: int) -> int:
+        return max(int(scale * count), 8)
+
+    moments = bias_and_second_moment
     rows: list[Row] = []
     with jax.enable_x64(True):
-        for name, part in {
-            "convergence without noise": without_noise(seeds, times(10_000)),
-            "floors": floors(seeds, times(2_500)),
-            "cost against N": costs(seeds, times(3_000), largest),
-            "bias and second moment": moments(16 * times(4_000)),
-            "map of the cosine problem": cosine_map(times(500), largest),
+        for name, measured in {
+            "convergence without noise": convergence_without_noise.measure(seeds, times(convergence_without_noise.ITERATIONS)),
+            "floors": noise_floor.measure(seeds, times(noise_floor.ITERATIONS)),
+            "cost against N": cost_of_accuracy.measure(seeds, times(cost_of_accuracy.ITERATIONS), largest),
+            "bias and second moment": moments.measure(moments.GROUPS * times(moments.DRAWS)),
+            "map of the cosine problem": convergence_map.measure_cosine(times(convergence_map.COSINE_ITERATIONS), largest),
         }.items():
-            rows += list(part)
+            rows += list(measured)
             say(f"{name}: measured")
-    rows += list(sinusoid_map(times(800), largest))
+    rows += list(convergence_map.measure_sinusoid(times(convergence_map.SINUSOID_ITERATIONS), largest))
     say("map of sinusoids: measured")
     write_rows(out / "rates.csv", COLUMNS, rows)
     publish(out)

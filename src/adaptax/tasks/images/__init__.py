@@ -1,18 +1,16 @@
-"""Few-shot image classification: images read from folders and archives, and the tasks made of them."""
+"""Few-shot image classification: image data by class, and the tasks made of it. `io` reads the images."""
 
 from adaptax.tasks.images.characters import Characters
 from adaptax.tasks.images.classes import ImageClasses
 from adaptax.tasks.images.distortion import Affine
 from adaptax.tasks.images.episodes import few_shot
-from adaptax.tasks.images.holding import held_out
-from adaptax.tasks.images.joint import joint
-from adaptax.tasks.images.omniglot import read_characters
-from adaptax.tasks.images.prepared import open_prepared, prepare_images
+from adaptax.tasks.images.io import open_prepared, prepare_images, read_characters, read_images
+from adaptax.tasks.images.joint_classification import joint_classification
+from adaptax.tasks.images.prefetch import episodes
 from adaptax.tasks.images.prototypes import prototypical
-from adaptax.tasks.images.reading import read_images
 from adaptax.tasks.images.scoring import both_accuracies
+from adaptax.tasks.images.splits import held_out
 from adaptax.tasks.images.statistics import with_statistics
-from adaptax.tasks.images.stream import episodes
 
 __all__ = [
     "Affine",
@@ -22,7 +20,7 @@ __all__ = [
     "episodes",
     "few_shot",
     "held_out",
-    "joint",
+    "joint_classification",
     "open_prepared",
     "prepare_images",
     "prototypical",

@@ -1,7 +1,6 @@
-"""Images by class, of any size, grey or colour, with as many images of a class as there are."""
+"""Images by class: of any size, grey or in colour, with any number of images in each class."""
 
 import itertools
-import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -10,15 +9,17 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key
 
+from adaptax._checks import check_whole
 from adaptax._tree import first_line
 from adaptax.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
 class ImageClasses:
-    """Images by class, kept on the host, in memory or in a file; `few_shot` makes tasks of them.
+    """Images by class, kept on the host, in memory or in a file. `few_shot` makes tasks of them.
 
-    The images of class c are rows `starts[c]` to `starts[c] + counts[c]`. What is taken or split off shares them.
+    The images of class c are the rows from `starts[c]` up to, not including, `starts[c] + counts[c]`. `take`, `at_least`
+    and `split` return objects that share the array.
 
     Arguments:
         images: uint8 array of shape (n, size, size, channels), with 1 or 3 channels; may be memory-mapped.
@@ -40,7 +41,7 @@ class ImageClasses:
         >>> data.at_least(3).names
         ('cat', 'dog')
 
-    Source: disjoint classes for training and judging; Vinyals et al. (2016), NeurIPS.
+    Source: disjoint classes for training and evaluation; Vinyals et al. (2016), NeurIPS.
     """
 
     images: np.ndarray
@@ -57,13 +58,13 @@ class ImageClasses:
             raise InputError(f"{message}, not {dtype or type(self.images).__name__}{list(shape)}: convert them.")
         names = tuple(self.names)
         if not names or len(set(names)) != len(names) or not all(isinstance(name, str) and name for name in names):
-            raise InputError("ImageClasses need at least one name, all of them different: mend names=.")
-        counts = _whole(self.counts, "counts")
-        starts = tuple(itertools.accumulate(counts[:-1], initial=0)) if self.starts is None else _whole(self.starts, "starts")
+            raise InputError("ImageClasses need at least one name, all of them different: change names=.")
+        counts = _whole(self.counts, "counts", least=1)
+        starts = _first_rows(counts) if self.starts is None else _whole(self.starts, "starts", least=0)
         if not len(names) == len(counts) == len(starts):
-            raise InputError(f"ImageClasses need counts= and starts= for each of the {len(names)} names: mend them.")
-        if min(counts) < 1 or min(starts) < 0 or max(map(sum, zip(starts, counts, strict=True))) > shape[0]:
-            raise InputError(f"The counts of ImageClasses must be at least 1 and lie within the {shape[0]} images: mend them.")
+            raise InputError(f"ImageClasses need counts= and starts= for each of the {len(names)} names: change them.")
+        if max(map(sum, zip(starts, counts, strict=True))) > shape[0]:
+            raise InputError(f"The rows of every class must lie within the {shape[0]} images: change counts= or starts=.")
         for field, value in (("names", names), ("counts", counts), ("starts", starts)):
             object.__setattr__(self, field, value)
 
@@ -82,31 +83,36 @@ class ImageClasses:
         return self.images.shape[3]
 
     def of(self, name: str) -> np.ndarray:
-        """The images of one class; an `InputError` if there is none of that name."""
-        (c,) = self._places([name])
+        """The images of the class of this name; an `InputError` if there is no such class."""
+        (c,) = self._indices([name])
         return self.images[self._starts[c] : self._starts[c] + self.counts[c]]
 
     def take(self, names: Iterable[str]) -> "ImageClasses":
-        """The classes of these names, in the order of the whole; an `InputError` if one is unknown or none is given."""
-        return self._choose(sorted(self._places([names] if isinstance(names, str) else names)))
+        """The classes of these names, in their present order; an `InputError` if one is unknown or none is given."""
+        return self._choose(sorted(self._indices([names] if isinstance(names, str) else names)))
 
     def at_least(self, count: int) -> "ImageClasses":
         """The classes with at least `count` images; an `InputError` if there is none."""
+        count = check_whole("at_least", "count", count)
         chosen = [c for c, n in enumerate(self.counts) if n >= count]
         if not chosen:
             raise InputError(f"No class has {count} images; the largest has {max(self.counts)}: ask for fewer.")
         return self._choose(chosen)
 
     def split(self, *parts: int | Iterable[str], key: Key[Array, ""] | None = None) -> "tuple[ImageClasses, ...]":
-        """Parts without a common class, each given by its names, or by a number of classes that `key` draws from the rest.
+        """Split the classes into disjoint parts.
 
-        An `InputError` if a name is unknown or in two parts, or if there are too few classes.
+        Arguments:
+            parts: each part is a list of names of classes, or a number of classes to draw from those not named.
+            key: draws the classes; only needed for parts that are numbers.
+
+        Errors: `InputError` if a name is unknown or in two parts, or if there are too few classes.
         """
         return tuple(map(self._choose, partition(self.names, parts, key)))
 
     def compact(self) -> "ImageClasses":
-        """The same classes, with an array that holds their images only, one class after another."""
-        if self._starts == tuple(itertools.accumulate(self.counts[:-1], initial=0)) and sum(self.counts) == len(self.images):
+        """The same classes with an array that holds only their images, one class after another."""
+        if self._starts == _first_rows(self.counts) and sum(self.counts) == len(self.images):
             return self
         rows = [self.images[start : start + count] for start, count in zip(self._starts, self.counts, strict=True)]
         return ImageClasses(np.concatenate(rows), self.names, self.counts)
@@ -116,59 +122,75 @@ class ImageClasses:
         assert self.starts is not None  # __post_init__
         return self.starts
 
-    def _places(self, names: Iterable[str]) -> set[int]:
-        places = {name: c for c, name in enumerate(self.names)}
-        if unknown := sorted(set(names := list(names)) - set(places)):
+    def _indices(self, names: Iterable[str]) -> set[int]:
+        index = {name: c for c, name in enumerate(self.names)}
+        if unknown := sorted(set(names := list(names)) - set(index)):
             raise InputError(f"There is no class '{unknown[0]}': choose from {_some(self.names)}.")
-        return {places[name] for name in names}
+        return {index[name] for name in names}
 
     def _choose(self, chosen: list[int]) -> "ImageClasses":
         if not chosen:
             raise InputError("No class is left: name at least one.")
-        pick = lambda values: tuple(values[c] for c in chosen)  # noqa: E731
-        return ImageClasses(self.images, pick(self.names), pick(self.counts), pick(self._starts))
+        counts, starts = (tuple(numbers[c] for c in chosen) for numbers in (self.counts, self._starts))
+        return ImageClasses(self.images, tuple(self.names[c] for c in chosen), counts, starts)
 
 
 def partition(names: tuple[str, ...], parts: tuple[int | Iterable[str], ...], key: Key[Array, ""] | None) -> list[list[int]]:
-    """Disjoint sets of indices of `names`, sorted, one for each part: its names, or so many drawn from those not named."""
-    places, taken = {name: c for c, name in enumerate(names)}, dict[str, int]()
+    """Split the indices of `names` into disjoint sorted lists, one for each part, as `ImageClasses.split` describes."""
+    index, taken = {name: c for c, name in enumerate(names)}, dict[str, int]()
     named: dict[int, list[str]] = {}
-    wanted: dict[int, int] = {}
+    drawn: dict[int, int] = {}
     for i, part in enumerate(parts):
-        if isinstance(part, Iterable):
+        # An array of shape () is a number, though Python counts it among the iterables.
+        if isinstance(part, Iterable) and getattr(part, "shape", None) != ():
             named[i] = [part] if isinstance(part, str) else list(part)
-        elif hasattr(part, "__index__") and not isinstance(part, bool):
-            wanted[i] = operator.index(part)
         else:
-            raise InputError(f"A part of a split is a number of classes or a list of names, not {part!r}: give one of them.")
+            drawn[i] = _number_of_classes(part)
         for name in named.get(i, []):
-            if name not in places:
+            if name not in index:
                 raise InputError(f"There is no class '{name}': choose from {_some(names)}.")
             if taken.setdefault(name, i) != i:
                 raise InputError(f"The class '{name}' is in two parts of the split: leave it out of one.")
     rest = [c for c, name in enumerate(names) if name not in taken]
-    if not parts or min([*map(len, named.values()), *wanted.values()]) < 1:
+    if not parts or min([*map(len, named.values()), *drawn.values()]) < 1:
         raise InputError("Every part of a split needs at least one class: give names, or a number of at least 1.")
-    if sum(wanted.values()) > len(rest):
-        raise InputError(f"The split asks for {sum(wanted.values())} classes, but only {len(rest)} are free: ask for fewer.")
-    if wanted:
+    if sum(drawn.values()) > len(rest):
+        raise InputError(f"The split asks for {sum(drawn.values())} classes, but only {len(rest)} are free: ask for fewer.")
+    if drawn:
         if key is None:
             raise InputError("A split by numbers needs a key to draw the classes with: give key=jax.random.key(0).")
         try:
             rest = [rest[i] for i in jax.random.permutation(key, len(rest)).tolist()]
         except (TypeError, ValueError) as error:
-            raise InputError(f"key= is no key ({first_line(error)}): give key=jax.random.key(0).") from error
-    drawn = iter(rest)
-    chosen = lambda i: [places[n] for n in named[i]] if i in named else itertools.islice(drawn, wanted[i])  # noqa: E731
-    return [sorted(set(chosen(i))) for i in range(len(parts))]
+            raise InputError(f"key= is not a key ({first_line(error)}): give key=jax.random.key(0).") from error
+    free, chosen = iter(rest), []
+    for i in range(len(parts)):
+        part = {index[name] for name in named[i]} if i in named else itertools.islice(free, drawn[i])
+        chosen.append(sorted(part))
+    return chosen
 
 
-def _whole(values: Iterable[int], name: str) -> tuple[int, ...]:
+def _number_of_classes(part: Any) -> int:
     try:
-        return tuple(map(operator.index, values))
+        return check_whole("split", "part", part, least=0)
+    except InputError:
+        message = f"A part of a split is a number of classes or a list of names, not {part!r}"
+        raise InputError(f"{message}: give one of them.") from None
+
+
+def _first_rows(counts: tuple[int, ...]) -> tuple[int, ...]:
+    """The first row of each class, where one class comes after another."""
+    return tuple(itertools.accumulate(counts[:-1], initial=0))
+
+
+def _whole(values: Iterable[int], name: str, least: int) -> tuple[int, ...]:
+    try:
+        values = tuple(values)
     except TypeError:
-        raise InputError(f"ImageClasses take {name}= as whole numbers, one for each class: mend it.") from None
+        raise InputError(f"ImageClasses take {name}= as a tuple, one whole number for each class: change {name}=.") from None
+    return tuple(check_whole("ImageClasses", name, value, least) for value in values)
 
 
 def _some(names: tuple[str, ...]) -> str:
+    """The first eight names and how many more there are, for messages."""
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -1,31 +1,29 @@
 """Random affine distortions of images, as data augmentation."""
 
-import math
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Key
 
-from adaptax.errors import InputError
+from adaptax._checks import check_real
 
 
 class Affine(eqx.Module):
-    r"""A random affine map of the plane, drawn anew for every image, with bilinear interpolation.
+    r"""A random affine distortion with bilinear interpolation; each image has a map of its own.
 
-    The pixel at offset $o$ (row, column) from the centre of the result is read at
-    $R(\theta)\begin{pmatrix}1&s\\0&1\end{pmatrix}\mathrm{diag}(1/c_1, 1/c_2)\,(o - t)$ from the centre of the image,
-    with angle $\theta$, scales $c$ (one for each axis), shift $t$ and shear $s$ uniform and independent. Outside the
-    image is background (0).
+    The pixel at offset $o$ (row, column) from the centre of the result is read at the offset
+    $R(\theta)\begin{pmatrix}1&s\\0&1\end{pmatrix}\mathrm{diag}(1/c_1, 1/c_2)\,(o - t)$ from the centre of the image.
+    The angle $\theta$, the scales $c$ (one for each axis), the shift $t$ and the shear $s$ are uniform and independent.
+    Pixels outside the image are background (0).
 
     Arguments:
-        angle: $\theta \sim U[-a, a]$ in radians (default 0.25).
-        scale: $c_1, c_2 \sim U[1 - c, 1 + c]$, with $0 \le c < 1$ (default 0.2).
-        shift: $t_1, t_2 \sim U[-t, t]$ in pixels (default 2).
-        shear: $s \sim U[-s, s]$ (default 0).
+        angle: $a$ in $\theta \sim U[-a, a]$, in radians (default 0.25).
+        scale: $b$ in $c_1, c_2 \sim U[1 - b, 1 + b]$, with $0 \le b < 1$ (default 0.2).
+        shift: $d$ in $t_1, t_2 \sim U[-d, d]$, in pixels (default 2).
+        shear: $h$ in $s \sim U[-h, h]$ (default 0).
 
-    Errors: `InputError` if an argument is negative or not finite, or the scale not below 1.
+    Errors: `InputError` if an argument is negative or not finite, or if the scale is not below 1.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -46,14 +44,13 @@ class Affine(eqx.Module):
     shear: float = eqx.field(static=True, default=0.0)
 
     def __post_init__(self):
-        for name in ("angle", "scale", "shift", "shear"):
-            value, limit = getattr(self, name), 1.0 if name == "scale" else math.inf
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < limit:
-                message = f"Affine({name}={value!r}) must be a number of at least 0"
-                raise InputError(f"{message}{' and below 1' if name == 'scale' else ''}: change {name}=.")
+        self.angle = check_real("Affine", "angle", self.angle, least=0)
+        self.scale = check_real("Affine", "scale", self.scale, least=0, below=1)
+        self.shift = check_real("Affine", "shift", self.shift, least=0)
+        self.shear = check_real("Affine", "shear", self.shear, least=0)
 
     def __call__(self, images: Float[Array, "n size size ..."], key: Key[Array, ""]) -> Float[Array, "n size size ..."]:
-        """Every image under a map of its own, which its channels, if there is an axis of them, share."""
+        """Distort every image by a map of its own; the channels of an image, on a last axis if there is one, share it."""
         matrices, shifts = self.draw(key, images.shape[0])
         move = jax.vmap(transform)
         if images.ndim == 3:
@@ -61,7 +58,7 @@ class Affine(eqx.Module):
         return jnp.stack([move(images[..., c], matrices, shifts) for c in range(images.shape[3])], axis=-1)
 
     def draw(self, key: Key[Array, ""], n: int) -> tuple[Float[Array, "n 2 2"], Float[Array, "n 2"]]:
-        """The matrices and the shifts of `n` random maps."""
+        """Draw `n` random maps: their matrices and their shifts."""
         u = jax.random.uniform(key, (6, n), jnp.float32, -1.0, 1.0)
         angle, shear = self.angle * u[0], self.shear * u[1]
         cos, sin = jnp.cos(angle), jnp.sin(angle)
@@ -71,9 +68,9 @@ class Affine(eqx.Module):
 
 
 def transform(image: Float[Array, "size size"], matrix: Float[Array, "2 2"], shift: Float[Array, "2"]) -> Array:
-    """The image read at `matrix @ (o - shift)`, for offsets o from the centre, bilinearly, 0 outside."""
+    """Distort one image: the pixel at offset o from the centre is read at `matrix @ (o - shift)`, bilinearly, 0 outside."""
     centre = (image.shape[0] - 1) / 2
     offset = jnp.arange(image.shape[0], dtype=matrix.dtype) - centre
     rows, columns = offset[:, None] - shift[0], offset[None, :] - shift[1]
-    places = [m[0] * rows + m[1] * columns + centre for m in matrix]
-    return map_coordinates(image, places, order=1, mode="constant")
+    coordinates = [m[0] * rows + m[1] * columns + centre for m in matrix]
+    return map_coordinates(image, coordinates, order=1, mode="constant")

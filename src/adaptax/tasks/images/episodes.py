@@ -1,4 +1,4 @@
-"""Few-shot classification tasks made of images by class, sampled on the device."""
+"""Few-shot classification tasks (episodes), sampled on the device from images by class."""
 
 from typing import Literal
 
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Key, UInt8
 
+from adaptax._checks import check_true_or_false, check_whole
 from adaptax.errors import InputError
 from adaptax.problem import FiniteSum, Task
 from adaptax.tasks.images.characters import Characters
@@ -17,7 +18,14 @@ from adaptax.tasks.images.scoring import Accuracy, Batch, CrossEntropy
 
 
 class Draw(eqx.Module):
-    """What an episode is made of: its classes, turned ones counted; rows of the images by class; keys to change images by."""
+    """The random choices of one episode, from which its images are fetched and changed.
+
+    Arguments:
+        support, target: rows of the array of all images.
+        turns: quarter turns of the images of each class, 0 to 3.
+        keys: for flips and distortions, one for the support and one for the target set.
+        classes: the class of each way among all classes, where a rotated class is a class of its own.
+    """
 
     support: Int[Array, "ways shots"]
     target: Int[Array, "ways queries"]
@@ -27,48 +35,66 @@ class Draw(eqx.Module):
 
 
 class SampleEpisode(eqx.Module):
-    """`sample_task` of `few_shot`. The images are a leaf, so that programs take them as an argument, not a constant."""
+    """`sample_task` of `few_shot`. The images are a leaf, so that programs take them as an argument, not a constant.
+
+    Arguments:
+        images: all images on the device, or None if they stay on the host.
+        starts, counts: first row and number of images of each class.
+        host: the data whose images are fetched from the host, or None.
+        largest: number of images of the largest class.
+        ways, shots, queries, flips, distortion: as for `few_shot`.
+        rotations: 4 if each class turned by a multiple of 90 degrees is a class of its own, else 1.
+    """
 
     images: UInt8[Array, "n size size channels"] | None
     starts: Int[Array, " classes"]
     counts: Int[Array, " classes"]
     host: ImageClasses | None = eqx.field(static=True)
-    most: int = eqx.field(static=True)
+    largest: int = eqx.field(static=True)
     ways: int = eqx.field(static=True)
     shots: int = eqx.field(static=True)
     queries: int = eqx.field(static=True)
-    turns: int = eqx.field(static=True)
+    rotations: int = eqx.field(static=True)
     flips: bool = eqx.field(static=True)
     distortion: Affine | None
 
-    def __call__(self, key: Key[Array, ""]) -> Task:
-        return self.of(self.draw(key))
+    @property
+    def class_count(self) -> int:
+        """The number of classes that episodes are drawn from, rotated ones included."""
+        return self.counts.shape[0] * self.rotations
 
-    def of(self, draw: Draw) -> Task:
+    def __call__(self, key: Key[Array, ""]) -> Task:
+        return self.episode(self.draw(key))
+
+    def episode(self, draw: Draw) -> Task:
         """The episode of a draw."""
-        # Two small programs: XLA on the CPU takes three times as long when one distorted array is split afterwards.
-        return self.task(draw, self._rows(draw.support), self._rows(draw.target))
+        # Support and target are fetched apart: on the CPU, splitting one distorted array takes XLA three times as long.
+        return self.task(draw, self._fetch(draw.support), self._fetch(draw.target))
 
     def draw(self, key: Key[Array, ""]) -> Draw:
-        """Which classes, which images of them, and how they are changed."""
-        class_key, drawing_key, support_key, target_key = jax.random.split(key, 4)
-        classes = self.counts.shape[0]
-        chosen = distinct(class_key, classes * self.turns, self.ways)
-        kind, keys = chosen % classes, jax.random.split(drawing_key, self.ways)
-        pick = lambda k, count: distinct(k, count, self.shots + self.queries, self.most)  # noqa: E731
-        rows = self.starts[kind, None] + jax.vmap(pick)(keys, self.counts[kind])
+        """Draw the classes, their images, their turns, and the keys for flips and distortions."""
+        class_key, image_key, support_key, target_key = jax.random.split(key, 4)
+        classes = distinct(class_key, self.class_count, self.ways)
+        turns, unturned = jnp.divmod(classes, self.counts.shape[0])
+
+        def images_of(key, count):
+            return distinct(key, count, self.shots + self.queries, self.largest)
+
+        keys = jax.random.split(image_key, self.ways)
+        rows = self.starts[unturned, None] + jax.vmap(images_of)(keys, self.counts[unturned])
         support, target = rows[:, : self.shots], rows[:, self.shots :]
-        return Draw(support, target, chosen // classes, jnp.stack([support_key, target_key]), chosen)
+        return Draw(support, target, turns, jnp.stack([support_key, target_key]), classes)
 
     def task(self, draw: Draw, support: UInt8[Array, "..."], target: UInt8[Array, "..."]) -> Task:
-        """The episode, given the images of its rows."""
+        """The episode of a draw, given the images of its rows."""
         return Task(self._batch(support, draw.turns, draw.keys[0]), self._batch(target, draw.turns, draw.keys[1]))
 
     def pixels(self) -> np.ndarray:
         """All images, on the host."""
         return self.host.images if self.host is not None else np.asarray(self.images)
 
-    def _rows(self, rows: Int[Array, "ways each"]) -> UInt8[Array, "ways each size size channels"]:
+    def _fetch(self, rows: Int[Array, "ways each"]) -> UInt8[Array, "ways each size size channels"]:
+        """The images of these rows, from the device or through a callback from the host."""
         if self.host is None:
             assert self.images is not None  # few_shot
             return self.images[rows]
@@ -77,8 +103,9 @@ class SampleEpisode(eqx.Module):
         return jax.pure_callback(lambda rows: np.asarray(pixels[np.asarray(rows)]), shape, rows, vmap_method="broadcast_all")
 
     def _batch(self, images: UInt8[Array, "ways each size size channels"], turns: Int[Array, " ways"], key: Array) -> Batch:
+        """The images turned, flipped and distorted, as numbers in [0, 1], and their labels."""
         labels = jnp.repeat(jnp.arange(self.ways, dtype=jnp.int32), images.shape[1])
-        images = turn(images, turns) if self.turns > 1 else images
+        images = turn(images, turns) if self.rotations > 1 else images
         images = images.reshape(-1, *images.shape[2:]).astype(jnp.float32) / 255
         if self.flips:
             mirrored = jax.random.bernoulli(jax.random.fold_in(key, 1), shape=labels.shape)
@@ -100,28 +127,30 @@ def few_shot(
     flips: bool = False,
     keep: Literal["device", "host"] = "device",
 ) -> FiniteSum:
-    r"""Few-shot classification: tell `ways` unseen classes apart, given `shots` labelled images of each.
+    r"""Few-shot classification: tell `ways` new classes apart, given `shots` labelled images of each.
 
-    A task is a draw of classes, and of different images of each for support and target, all without replacement; classes
-    may have different numbers of images. The loss is the mean softmax cross entropy of `params(images)`, and the metric
-    `accuracy` the share of images whose largest logit is the right one (of equal logits the first counts).
+    A task draws `ways` classes, and from each class `shots` images for the support and `queries` others for the target
+    set, all uniformly and without replacement. Classes may have different numbers of images. The loss is the mean softmax
+    cross entropy of `params(images)`. The metric `accuracy` is the share of images whose largest logit is that of their
+    class; the first one counts where several logits are largest.
 
     Arguments:
-        data: from `read_characters`, `read_images` or `prepare_images`, or made of one's own arrays.
+        data: from `read_characters`, `read_images` or `prepare_images`, or made from your own arrays.
         ways: number of classes of a task, at least 2 (default 5).
         shots: number of support images of each class (default 1).
         queries: number of target images of each class (default 5).
-        rotations: whether each class turned by 90, 180 and 270 degrees is three more classes (default True, as is usual
-            for characters; give False for photographs).
-        distortion: a random affine map of every image of support and target, or none (default).
-        flips: whether every image is mirrored, left to right, with probability 1/2 (default False).
-        keep: where the images lie: on the `'device'` (default), or on the `'host'`, in memory or in their file, if they
-            are too many; `episodes` then brings batches ahead of time.
+        rotations: True (default) makes three more classes of each one, its images turned by 90, 180 and 270 degrees. This
+            is usual for characters; give False for photographs.
+        distortion: a random affine distortion of every image of support and target, or None (default).
+        flips: True mirrors every image, left to right, with probability 1/2 (default False).
+        keep: where the images stay: on the `'device'` (default), or on the `'host'`, in memory or in their file, if they
+            do not fit on the device. `episodes` then brings batches to the device ahead of time.
 
-    Returns: a `FiniteSum` problem. `task.support` and `task.target` are pairs (images, labels): float32 in [0, 1] of
-        shape (ways * shots, size, size, channels), int32 of shape (ways * shots,); the target with `queries` for `shots`.
+    Returns: a `FiniteSum` problem. `task.support` and `task.target` are pairs (images, labels). For the support set, images
+        are float32 in [0, 1] of shape (ways * shots, size, size, channels), labels int32 of shape (ways * shots,); for the
+        target set `queries` stands for `shots`.
 
-    Errors: `InputError` if there are too few classes or images, or a number is not positive.
+    Errors: `InputError` if there are too few classes or images, or if an argument is out of its range.
 
     Example:
         >>> import jax, numpy as np
@@ -137,17 +166,17 @@ def few_shot(
 
     Source: Vinyals et al. (2016), NeurIPS; rotations as new classes: Santoro et al. (2016), ICML.
     """
-    for name, value, least in (("ways", ways, 2), ("shots", shots, 1), ("queries", queries, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise InputError(f"few_shot({name}={value!r}) must be a whole number of at least {least}: change {name}=.")
+    ways = check_whole("few_shot", "ways", ways, least=2)
+    shots, queries = check_whole("few_shot", "shots", shots), check_whole("few_shot", "queries", queries)
+    turns = 4 if check_true_or_false("few_shot", "rotations", rotations) else 1
+    flips = check_true_or_false("few_shot", "flips", flips)
     if not isinstance(data, Characters | ImageClasses):
         raise InputError("few_shot takes Characters or ImageClasses: give it what adaptax.tasks.read_images returns.")
     if distortion is not None and not isinstance(distortion, Affine):
         raise InputError("few_shot(distortion=...) must be None or an adaptax.tasks.Affine: give one of them.")
     if keep not in ("device", "host"):
         raise InputError(f"few_shot(keep={keep!r}) must be 'device' or 'host': change keep=.")
-    turns = 4 if rotations else 1
-    data = _flat(data) if isinstance(data, Characters) else data
+    data = _as_classes(data) if isinstance(data, Characters) else data
     if ways > len(data) * turns:
         counted = ", rotations counted" if rotations else ""
         raise InputError(f"There are only {len(data) * turns} classes{counted}: give ways= at most that.")
@@ -157,28 +186,30 @@ def few_shot(
     data = data.compact() if keep == "device" else data
     images, host = (jnp.asarray(data.images), None) if keep == "device" else (None, data)
     starts, counts = jnp.asarray(data.starts, jnp.int32), jnp.asarray(data.counts, jnp.int32)
-    most, flips = max(data.counts), bool(flips)
-    sample = SampleEpisode(images, starts, counts, host, most, ways, shots, queries, turns, flips, distortion)
+    sample = SampleEpisode(images, starts, counts, host, max(data.counts), ways, shots, queries, turns, flips, distortion)
     return FiniteSum(CrossEntropy(ways), sample, metrics=Accuracy(ways))
 
 
-def _flat(data: Characters) -> ImageClasses:
+def _as_classes(data: Characters) -> ImageClasses:
     classes, drawings, size, _ = data.images.shape
     return ImageClasses(data.images.reshape(-1, size, size, 1), data.names, (drawings,) * classes)
 
 
 def distinct(key: Key[Array, ""], n: int | Int[Array, ""], k: int, most: int | None = None) -> Int[Array, " k"]:
-    """`k` of the numbers 0..n-1 in random order without repeats: the first steps of a Fisher-Yates shuffle.
+    """Draw `k` of the numbers 0..n-1 in random order without repeats, by the first k steps of a Fisher-Yates shuffle.
 
-    Where n is not known when the program is made, `most` is the largest that it can be.
+    Where n is traced, `most` is its upper bound.
     """
-    # A shuffle of all n, as jax.random.choice does it, sorts: at n = 4,000 that costs a hundred times as much.
-    places = jax.random.randint(key, (k,), jnp.arange(k), n)
-    swap = lambda i, order: order.at[i].set(order[places[i]]).at[places[i]].set(order[i])  # noqa: E731
+    # jax.random.choice shuffles all n by sorting, which takes a hundred times as long at n = 4,000.
+    others = jax.random.randint(key, (k,), jnp.arange(k), n)
+
+    def swap(i, order):
+        return order.at[i].set(order[others[i]]).at[others[i]].set(order[i])
+
     return jax.lax.fori_loop(0, k, swap, jnp.arange(n if most is None else most))[:k]
 
 
 def turn(images: UInt8[Array, "ways each size size ..."], turns: Int[Array, " ways"]) -> UInt8[Array, "..."]:
-    """Row i of the images turned by 90 degrees `turns[i]` times, anticlockwise, as `np.rot90`."""
+    """Turn row i of the images anticlockwise by `turns[i]` times 90 degrees, as `np.rot90` does."""
     which = jnp.broadcast_to(turns.reshape(-1, *[1] * (images.ndim - 1)), images.shape)
     return jax.lax.select_n(which, *(jnp.rot90(images, k, axes=(2, 3)) for k in range(4)))

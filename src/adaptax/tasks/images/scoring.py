@@ -1,6 +1,7 @@
-"""The loss of few-shot classification, and how often it is right."""
+"""The loss and the metrics of few-shot classification."""
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -8,9 +9,12 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from adaptax.errors import InputError
+from adaptax.models.protocol import Network, TakesGiven, require
 from adaptax.problem import FiniteSum, Task
 
 Batch = tuple[Float[Array, "n size size channels"], Int[Array, " n"]]
+# The support and the target set of one task.
+Pair = tuple[Batch, Batch]
 
 
 class CrossEntropy(eqx.Module):
@@ -18,26 +22,25 @@ class CrossEntropy(eqx.Module):
 
     ways: int = eqx.field(static=True)
 
-    def __call__(self, params: Callable, batch: Batch) -> Float[Array, ""]:
+    def __call__(self, params: Network, batch: Batch) -> Float[Array, ""]:
         images, labels = batch
         return optax.softmax_cross_entropy_with_integer_labels(_logits(params, images, self.ways), labels).mean()
 
 
 class Accuracy(eqx.Module):
-    """The share of the images whose largest logit is the right one."""
+    """The metric `accuracy`: the share of images whose largest logit is that of their class."""
 
     ways: int = eqx.field(static=True)
 
-    def __call__(self, params: Callable, batch: Batch) -> dict[str, Array]:
+    def __call__(self, params: Network, batch: Batch) -> dict[str, Array]:
         images, labels = batch
-        right = jnp.argmax(_logits(params, images, self.ways), axis=-1) == labels
-        return {"accuracy": jnp.mean(right, dtype=images.dtype)}
+        return {"accuracy": share_right(_logits(params, images, self.ways), labels)}
 
 
 class WithSupport(eqx.Module):
-    """`sample_task` whose target holds the support set too."""
+    """A `sample_task` whose target is the pair of support and target set of another one's."""
 
-    sample: Callable
+    sample: Callable[[Key[Array, ""]], Task]
 
     def __call__(self, key: Key[Array, ""]) -> Task:
         task = self.sample(key)
@@ -49,28 +52,28 @@ class TargetCrossEntropy(eqx.Module):
 
     ways: int = eqx.field(static=True)
 
-    def __call__(self, params: Callable, pair: tuple[Batch, Batch]) -> Float[Array, ""]:
+    def __call__(self, params: Network, pair: Pair) -> Float[Array, ""]:
         return CrossEntropy(self.ways)(params, pair[1])
 
 
 class BothAccuracies(eqx.Module):
-    """The accuracy on the target images at hand, and that of each image with the support set's statistics."""
+    """The metric `accuracy`, and `accuracy_nontransductive`, for which the support set normalises the target images."""
 
     ways: int = eqx.field(static=True)
 
-    def __call__(self, params: Callable, pair: tuple[Batch, Batch]) -> dict[str, Array]:
-        (given, _), (images, labels) = pair
-        logits = params(jnp.concatenate([given, images]), given=len(given))[len(given) :]  # type: ignore[call-arg]
-        alone = jnp.mean(jnp.argmax(logits, axis=-1) == labels, dtype=images.dtype)
-        return {**Accuracy(self.ways)(params, pair[1]), "accuracy_nontransductive": alone}
+    def __call__(self, params: TakesGiven, pair: Pair) -> dict[str, Array]:
+        require("both_accuracies", params, TakesGiven)
+        (support, _), (images, labels) = pair
+        logits = params(jnp.concatenate([support, images]), given=len(support))[len(support) :]
+        return {**Accuracy(self.ways)(params, pair[1]), "accuracy_nontransductive": share_right(logits, labels)}
 
 
 def both_accuracies(problem: FiniteSum) -> FiniteSum:
-    """A `few_shot` problem that is also judged as if target images came one by one.
+    """Add to a `few_shot` problem the accuracy that a network has if the target images come one by one.
 
-    A network with `norm="batch"` normalises target images by each other, so that its accuracy is transductive. Beside it
-    the metric `accuracy_nontransductive` is that of the same adapted network with the statistics of the support set, as its
-    inner steps had them. Training on this problem is the same.
+    A network with `norm="batch"` normalises the target images by each other's statistics, so its `accuracy` is
+    transductive. The added metric `accuracy_nontransductive` is the accuracy of the same adapted network if the statistics
+    of the support set normalise the target images, as they did in the inner steps. Training on the problem does not change.
 
     Arguments:
         problem: from `few_shot`.
@@ -78,7 +81,7 @@ def both_accuracies(problem: FiniteSum) -> FiniteSum:
     Returns: a `FiniteSum` whose targets are pairs (support, target), for networks that take `given`, such as
         `ax.models.conv4` and `resnet12`.
 
-    Errors: `InputError` if the problem is not of that kind.
+    Errors: `InputError` if the problem is not from `few_shot`; when used, if the network does not take `given`.
 
     Example:
         >>> import adaptax as ax, jax, numpy as np
@@ -98,11 +101,20 @@ def both_accuracies(problem: FiniteSum) -> FiniteSum:
     return FiniteSum(problem.loss, sample, target_loss=TargetCrossEntropy(ways), metrics=BothAccuracies(ways))
 
 
-def _logits(params: Callable, images: Array, ways: int) -> Float[Array, "n ways"]:
-    if not callable(params):
-        raise InputError("few_shot takes a model as parameters, called as params(images): use adaptax.models.conv4.")
+def share_right(logits: Float[Array, "n ways"], labels: Int[Array, " n"]) -> Float[Array, ""]:
+    """The share of rows whose largest logit, the first if there are several, is that of their label."""
+    return jnp.mean(jnp.argmax(logits, axis=-1) == labels, dtype=jnp.promote_types(logits.dtype, jnp.float32))
+
+
+def target_of(batch: Any) -> Batch:
+    """The target set of a pair (support, target); a batch that is no pair is its own target set."""
+    return batch[1] if isinstance(batch[0], tuple) else batch
+
+
+def _logits(params: Network, images: Array, ways: int) -> Float[Array, "n ways"]:
+    require("few_shot", params, Network)
     logits = params(images)
-    # Too few outputs would not fail: indexing beyond the last of them gives NaN.
+    # Checked here because JAX does not refuse an index beyond the last output: the loss would be NaN.
     if logits.shape != (images.shape[0], ways):
         message = f"The model returns an array of shape {logits.shape} for {images.shape[0]} images of {ways} classes"
         raise InputError(f"{message}: give it {ways} outputs.")

@@ -1,4 +1,4 @@
-"""Fixed statistics for batch normalisation, apart for each number of inner steps."""
+"""Fixed statistics for batch normalisation, one set for each number of inner steps."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -9,42 +9,37 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
 from adaptax.errors import InputError
+from adaptax.models.protocol import HasMoments, TakesGiven, is_moments, require
 from adaptax.problem import FiniteSum
-from adaptax.tasks.images.scoring import Batch, CrossEntropy, TargetCrossEntropy
+from adaptax.tasks.images.scoring import CrossEntropy, TargetCrossEntropy, share_right, target_of
 
 
 class StepStatistics(eqx.Module):
-    """Statistics of all units of a network after each number of inner steps; made by `ax.training.step_statistics`.
+    """Statistics of all normalisations of a network after each number of inner steps, from `ax.training.step_statistics`.
 
     Arguments:
-        steps: numbers of inner steps, rising.
-        given: what the network takes as `given`, with a leading axis over these.
+        steps: numbers of inner steps, in rising order.
+        given: what the network takes as `given`, with a leading axis over `steps`.
     """
 
     steps: Int[Array, " steps"]
     given: PyTree
 
     def at(self, steps: Any) -> PyTree:
-        """Those after so many steps, or after the nearest number above, or the last."""
+        """The statistics after `steps` steps, or after the next larger number that was measured, or after the last."""
         index = jnp.minimum(jnp.searchsorted(self.steps, steps), len(self.steps) - 1)
         return jax.tree.map(lambda leaf: leaf[index], self.given)
 
 
 class MomentsOf(eqx.Module):
-    """Metrics of `step_statistics`: means, and means of squares, of all units on the target images."""
+    """The metrics of `step_statistics`: for every normalisation, mean and mean of squares over the target images."""
 
-    def __call__(self, params: Any, batch: Any) -> dict[str, Array]:
-        if not hasattr(params, "moments"):
-            raise InputError("step_statistics takes a network with moments(images): use adaptax.models.conv4 or resnet12.")
-        images = batch[0][0] if isinstance(batch[0], tuple) else batch[0]
-        found = params.moments(images)
+    def __call__(self, params: HasMoments, batch: Any) -> dict[str, Array]:
+        require("step_statistics", params, HasMoments)
+        found = params.moments(target_of(batch)[0])
+        # Means of squares, unlike variances, may be averaged over tasks.
         squares = jax.tree.map(lambda part: part._replace(variance=part.variance + part.mean**2), found, is_leaf=is_moments)
         return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(squares)}
-
-
-def is_moments(part: Any) -> bool:
-    """Whether this is the mean and the variance of one unit."""
-    return hasattr(part, "_fields") and hasattr(part, "variance")
 
 
 class WithStatistics(eqx.Module):
@@ -54,28 +49,25 @@ class WithStatistics(eqx.Module):
     metrics: Callable
     statistics: StepStatistics
 
-    def __call__(self, params: Callable, batch: Any, steps: Any) -> dict[str, Array]:
-        images, labels = self._target(batch)
-        logits = params(images, given=self.statistics.at(steps))  # type: ignore[call-arg]
-        share = jnp.mean(jnp.argmax(logits, axis=-1) == labels, dtype=images.dtype)
+    def __call__(self, params: TakesGiven, batch: Any, steps: Any) -> dict[str, Array]:
+        require("with_statistics", params, TakesGiven)
+        images, labels = target_of(batch)
+        share = share_right(params(images, given=self.statistics.at(steps)), labels)
         return {**self.metrics(params, batch), "accuracy_step_statistics": share}
-
-    @staticmethod
-    def _target(batch: Any) -> Batch:
-        return batch[1] if isinstance(batch[0], tuple) else batch
 
 
 def with_statistics(problem: FiniteSum, statistics: StepStatistics) -> FiniteSum:
-    """A `few_shot` problem that is also judged with fixed statistics for each number of inner steps.
+    """Add to a `few_shot` problem the accuracy under fixed statistics for each number of inner steps.
 
-    The metric `accuracy_step_statistics` is that of the adapted network with the statistics that training tasks have after as
-    many steps: a prediction depends on the support set, by adaptation, and on the image alone.
+    The metric `accuracy_step_statistics` is the accuracy of the adapted network if it normalises by the statistics that
+    training tasks have after the same number of steps. A prediction then depends on the support set, through adaptation,
+    and on its own image alone.
 
     Arguments:
         problem: from `few_shot` or `both_accuracies`.
         statistics: from `ax.training.step_statistics`.
 
-    Errors: `InputError` if the problem is not of that kind.
+    Errors: `InputError` if the problem is not of that kind; when used, if the network does not take `given`.
 
     Example:
         >>> import adaptax as ax, jax, numpy as np

@@ -1,16 +1,16 @@
-"""Meta-reinforcement learning: environments, surrogate losses with the right derivatives, exactly solved processes."""
+"""Meta-reinforcement learning: environments, surrogate losses whose derivatives are right, and exactly solved processes."""
 
 from adaptax.tasks.rl.advantages import LinearBaseline, advantages, returns_to_go
 from adaptax.tasks.rl.environment import Environment, Rollouts, Trajectories, mean_return, problem, rollout
-from adaptax.tasks.rl.family import GymnasiumEnvironment, gymnasium_family
-from adaptax.tasks.rl.film import film
+from adaptax.tasks.rl.environment_steps import environment_steps
+from adaptax.tasks.rl.gymnasium import GymnasiumEnvironment, gymnasium_family
 from adaptax.tasks.rl.locomotion import Ant, HalfCheetah, Locomotion, ant, cheetah
 from adaptax.tasks.rl.navigation import Navigation, navigation
 from adaptax.tasks.rl.network_baseline import NetworkBaseline
 from adaptax.tasks.rl.policies import GaussianPolicy, SoftmaxPolicy, mean_kl
-from adaptax.tasks.rl.steps import environment_steps
 from adaptax.tasks.rl.surrogates import LVC, Clipped, DiCE, LikelihoodRatio, LoadedDiCE
 from adaptax.tasks.rl.tabular import MDP, Tabular, TabularEnvironment, tabular
+from adaptax.tasks.rl.video import video
 
 __all__ = [
     "LVC",
@@ -37,7 +37,6 @@ __all__ = [
     "ant",
     "cheetah",
     "environment_steps",
-    "film",
     "gymnasium_family",
     "mean_kl",
     "mean_return",
@@ -46,4 +45,5 @@ __all__ = [
     "returns_to_go",
     "rollout",
     "tabular",
+    "video",
 ]

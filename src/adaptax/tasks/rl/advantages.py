@@ -1,6 +1,6 @@
-"""Advantages of the actions taken, and baselines that are fitted to a batch."""
+"""Advantages of the actions that were taken, and a linear baseline that is fitted to every batch."""
 
-import math
+import functools
 from typing import Any
 
 import equinox as eqx
@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from adaptax.errors import InputError
+from adaptax._checks import check_real, check_true_or_false
 from adaptax.tasks.rl.environment import Trajectories
 
 
 def advantages(
-    trajectories: Trajectories, values: Float[Array, "n H1"] | None, discount: float, trace: float = 1.0,
+    trajectories: Trajectories, values: Float[Array, "n H1"] | None, discount: float, gae_lambda: float = 1.0,
     bootstrap: bool = False,
 ) -> Float[Array, "n H"]:  # fmt: skip
     r"""Generalised advantages $A_t = \sum_{k\ge0}(\gamma\lambda)^k\delta_{t+k}$, $\delta_t = r_t + \gamma V_{t+1} - V_t$.
@@ -24,11 +24,13 @@ def advantages(
     Arguments:
         trajectories: a batch of n episodes.
         values: V at each of the H + 1 observations, shape (n, H + 1) (None: zero).
-        discount: $\gamma$.
-        trace: $\lambda$ (default 1).
-        bootstrap: whether the value after the time limit counts: then the objective has no horizon.
+        discount: $\gamma$, from 0 to 1.
+        gae_lambda: $\lambda$, from 0 to 1 (default 1).
+        bootstrap: whether the value after the time limit counts (default False). If it does, the objective has no horizon.
 
     Returns: shape (n, H), zero after the end of an episode.
+
+    Errors: `InputError` if a number is out of its range.
 
     Example:
         >>> import adaptax as ax, jax.numpy as jnp
@@ -40,39 +42,53 @@ def advantages(
 
     Source: Schulman et al. (2016), High-dimensional continuous control using generalized advantage estimation, ICLR.
     """
+    discount = check_real("advantages", "discount", discount, least=0, most=1)
+    gae_lambda = check_real("advantages", "gae_lambda", gae_lambda, least=0, most=1)
     rewards, mask = trajectories.rewards, trajectories.mask
     if values is None:
         values = jnp.zeros((rewards.shape[0], rewards.shape[1] + 1), rewards.dtype)
     goes_on = mask & ~trajectories.terminated
-    if not bootstrap:
+    if not check_true_or_false("advantages", "bootstrap", bootstrap):
         goes_on = goes_on.at[:, -1].set(False)
-    ahead = jnp.where(goes_on, values[:, 1:], 0)
-    delta = jnp.where(mask, rewards + discount * ahead - values[:, :-1], 0)
+    next_values = jnp.where(goes_on, values[:, 1:], 0)
+    delta = jnp.where(mask, rewards + discount * next_values - values[:, :-1], 0)
 
-    def back(after, inputs):
-        now = inputs[0] + discount * trace * jnp.where(inputs[1], after, 0)
+    def one_step_back(later, inputs):
+        now = inputs[0] + discount * gae_lambda * jnp.where(inputs[1], later, 0)
         return now, now
 
-    last = jnp.zeros(rewards.shape[:1], delta.dtype)
-    return jax.lax.scan(back, last, (delta.T, goes_on.T), reverse=True)[1].T
+    end = jnp.zeros(rewards.shape[:1], delta.dtype)
+    return jax.lax.scan(one_step_back, end, (delta.T, goes_on.T), reverse=True)[1].T
 
 
 def returns_to_go(trajectories: Trajectories, discount: float) -> Float[Array, "n H"]:
-    r"""$G_t = \sum_{k\ge t}\gamma^{k-t}r_k$."""
+    r"""The discounted return from each step on, $G_t = \sum_{k\ge t}\gamma^{k-t}r_k$.
+
+    Arguments:
+        trajectories: a batch of n episodes.
+        discount: $\gamma$, from 0 to 1.
+
+    Returns: shape (n, H), zero after the end of an episode.
+
+    Errors: `InputError` if the discount is out of its range.
+
+    Example: see `advantages`, which this is without values and with $\lambda = 1$.
+    """
     return advantages(trajectories, None, discount)
 
 
 class LinearBaseline(eqx.Module):
-    r"""A least-squares fit of returns to go on $(o, o^2, \tau, \tau^2, \tau^3, 1)$, $\tau = t/100$, for each batch anew.
+    r"""A least-squares fit of the returns to go on $(o, o^2, \tau, \tau^2, \tau^3, 1)$, $\tau = t/100$, for every batch anew.
 
     Each episode's values come from a fit to the *other* episodes. So $V(o_t)$ does not depend on the action $a_t$ that it
-    is subtracted for, and the estimators stay unbiased; a fit to all of them correlates the two.
+    is subtracted for, and the estimators stay unbiased. A fit to all episodes would correlate the two.
 
     Arguments:
-        ridge: weight of the squared coefficients (default 1e-5).
-        leave_out: whether an episode is left out of its own fit (default).
+        ridge: weight of the squared coefficients, positive (default 1e-5).
+        leave_one_out: whether an episode is left out of the fit that gives its values (default True).
 
-    `baseline(trajectories, returns)` gives values of shape (n, H + 1), with no derivative by anything.
+    `baseline(trajectories, returns)` takes returns to go of shape (n, H) and gives values of shape (n, H + 1), which are
+    constants to every derivative.
 
     Errors: `InputError` if ridge is not a positive number.
 
@@ -84,27 +100,33 @@ class LinearBaseline(eqx.Module):
     Source: the features are those of Duan et al. (2016), ICML; docs/theory.md, section 2.1.
     """
 
-    ridge: float = eqx.field(static=True, default=1e-5)
-    leave_out: bool = eqx.field(static=True, default=True)
-
-    def __check_init__(self):
-        if isinstance(self.ridge, bool) or not isinstance(self.ridge, int | float) or not 0 < self.ridge < math.inf:
-            raise InputError(f"LinearBaseline(ridge={self.ridge!r}) must be a positive, finite number: change ridge=.")
+    ridge: float = eqx.field(
+        static=True, default=1e-5, converter=functools.partial(check_real, "LinearBaseline", "ridge", above=0)
+    )
+    leave_one_out: bool = eqx.field(
+        static=True, default=True, converter=functools.partial(check_true_or_false, "LinearBaseline", "leave_one_out")
+    )
 
     def __call__(self, trajectories: Trajectories, returns: Float[Array, "n H"]) -> Float[Array, "n H1"]:
         features = _features(trajectories.observations, returns.dtype)
         used = jnp.where(trajectories.mask[..., None], features[:, :-1], 0)
-        gram, moment = jnp.einsum("nhi,nhj->nij", used, used), jnp.einsum("nhi,nh->ni", used, returns)
-        others = (lambda x: x.sum(0) - x) if self.leave_out else (lambda x: jnp.broadcast_to(x.sum(0), x.shape))
-        matrix = others(gram) + self.ridge * jnp.eye(gram.shape[-1], dtype=gram.dtype)
-        coefficients = jax.vmap(_solve)(matrix, others(moment))
+
+        def sums(x):
+            """The sum that each episode's fit uses, shape (n, ...)."""
+            total = jnp.broadcast_to(x.sum(0), x.shape)
+            return total - x if self.leave_one_out else total
+
+        gram = sums(jnp.einsum("nhi,nhj->nij", used, used))
+        moment = sums(jnp.einsum("nhi,nh->ni", used, returns))
+        coefficients = jax.vmap(_solve)(gram + self.ridge * jnp.eye(gram.shape[-1], dtype=gram.dtype), moment)
         return jax.lax.stop_gradient(jnp.einsum("nhi,ni->nh", features, coefficients))
 
 
 def _solve(matrix: Float[Array, "f f"], right: Float[Array, " f"]) -> Float[Array, " f"]:
     """The solution of a symmetric positive definite system, by elimination without pivoting.
 
-    (Batched LAPACK calls of one program may wait for each other's threads for ever on a CPU, as of jaxlib 0.10.2.)
+    It does without LAPACK: on a CPU, batched LAPACK calls of one program can wait for each other's threads for ever, as of
+    jaxlib 0.10.2.
     """
     scale = jax.lax.rsqrt(jnp.diagonal(matrix))
     table = jnp.concatenate([matrix * scale * scale[:, None], (right * scale)[:, None]], axis=1)

@@ -1,19 +1,24 @@
-"""Environments, batches of trajectories, and how a policy is run in an environment."""
+"""The base class of environments, batches of trajectories, and running a policy in an environment."""
 
 import abc
-from typing import Any, ClassVar
+import functools
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
+from adaptax._checks import check_whole
 from adaptax.errors import InputError
 from adaptax.problem import Resampling, as_callable
 
+# The converter of an environment's field `horizon`.
+as_horizon = functools.partial(check_whole, "", "horizon")
+
 
 class Environment(eqx.Module):
-    r"""A Markov decision process for each task, in JAX; a subclass gives its three functions and a horizon.
+    r"""A Markov decision process for each task, written in JAX. A subclass gives a horizon and three functions.
 
     Arguments:
         horizon: the number of steps H after which an episode is cut off (static).
@@ -21,9 +26,11 @@ class Environment(eqx.Module):
     A subclass defines, for one episode and without a batch axis,
 
     - `reset(task, key) -> state`: any pytree of arrays;
-    - `observe(task, state) -> observation`: what the policy sees, one array;
-    - `step(task, state, action, key) -> (state, reward, done)`: scalars `reward` and `done`, the latter for an end that
-      belongs to the process (a time limit is the horizon's business).
+    - `observe(task, state) -> observation`: the array that the policy sees;
+    - `step(task, state, action, key) -> (state, reward, done)`: scalars `reward` and `done`. `done` says that the process
+      itself has ended; the horizon alone is the time limit.
+
+    A subclass whose steps call the host also sets `host = True`.
 
     Errors: `InputError` if the horizon is not a positive whole number.
 
@@ -36,13 +43,14 @@ class Environment(eqx.Module):
     """
 
     horizon: eqx.AbstractVar[int]
-    # Whether steps are taken by the host, at a cost for each call: then all tasks of a device go abreast.
-    host: ClassVar[bool] = False
 
     def __check_init__(self):
-        horizon = self.horizon
-        if isinstance(horizon, bool) or not hasattr(horizon, "__index__") or horizon < 1:
-            raise InputError(f"{type(self).__name__}(horizon={horizon!r}) must be a whole number of at least 1.")
+        check_whole(type(self).__name__, "horizon", self.horizon)
+
+    @property
+    def host(self) -> bool:
+        """Whether steps call the host. Every call has a fixed cost, so all tasks of a device are then stepped together."""
+        return False
 
     @abc.abstractmethod
     def reset(self, task: PyTree, key: Key[Array, ""]) -> PyTree:
@@ -50,7 +58,7 @@ class Environment(eqx.Module):
 
     @abc.abstractmethod
     def observe(self, task: PyTree, state: PyTree) -> Array:
-        """What the policy sees of a state."""
+        """The observation of a state: the array that the policy sees."""
 
     @abc.abstractmethod
     def step(self, task: PyTree, state: PyTree, action: Array, key: Key[Array, ""]) -> tuple[PyTree, Array, Array]:
@@ -58,16 +66,16 @@ class Environment(eqx.Module):
 
 
 class Trajectories(eqx.Module):
-    r"""n episodes of at most H steps, as they were collected; nothing of them is ever differentiated.
+    r"""n episodes of at most H steps, as they were collected. They are data: no derivative passes through them.
 
     Arguments:
-        observations: shape (n, H + 1, ...); the last one is that after the last step.
+        observations: shape (n, H + 1, ...); the last one was made after the last step.
         actions: shape (n, H, ...).
         rewards: shape (n, H), zero after the end of an episode.
-        log_probs: shape (n, H), $\log\pi(a_t \mid o_t)$ of the policy that acted, at collection.
+        log_probs: shape (n, H), $\log\pi(a_t \mid o_t)$ of the policy that collected them.
         mask: shape (n, H), whether step t was taken.
-        terminated: shape (n, H), whether the process ended with step t. An episode that took all H steps without it was
-            cut off by the time limit.
+        terminated: shape (n, H), whether the process ended with step t. An episode that took all H steps without such an end
+            was cut off by the time limit.
 
     Example:
         >>> import adaptax as ax, jax
@@ -103,27 +111,28 @@ class Trajectories(eqx.Module):
         return jnp.sum(self.rewards, axis=1)
 
     def log_ratios(self, policy: Any) -> Float[Array, "n H"]:
-        r"""$\log\pi_w(a_t \mid o_t)$ less its value at collection; zero after the end of an episode."""
+        r"""$\log\rho_t$, i.e. $\log\pi_w(a_t \mid o_t)$ less its value at collection; zero after the end of an episode."""
         n, horizon = self.rewards.shape
-        flat = lambda x: x.reshape((n * horizon, *x.shape[2:]))  # noqa: E731
-        now = policy.log_prob(flat(self.observations[:, :-1]), flat(self.actions)).reshape(n, horizon)
+        observations, actions = (x.reshape((n * horizon, *x.shape[2:])) for x in (self.observations[:, :-1], self.actions))
+        now = policy.log_prob(observations, actions).reshape(n, horizon)
         return jnp.where(self.mask, now - self.log_probs, 0)
 
 
 def rollout(environment: Environment, task: PyTree, policy: Any, key: Key[Array, ""], size: int) -> Trajectories:
-    r"""Run a policy for `size` episodes: one `lax.scan` over time, all episodes abreast.
+    r"""Run a policy for `size` episodes: one `lax.scan` over time that steps all episodes together.
 
     Arguments:
-        environment: what answers.
+        environment: an `Environment`.
         task: one task.
-        policy: has `sample(observations, key)` and `log_prob(observations, actions)`, each on arrays with a leading axis n. One
-            with `noise(key, n)` and `act(observations, noise)` too, such that `sample` is one after the other, is faster.
-        key: decides everything.
+        policy: has `sample(observations, key)` and `log_prob(observations, actions)`, each for arrays with a leading axis n.
+            It may split `sample` into `noise(key, n)` and `act(observations, noise)`, which is faster: the noise of all
+            steps is then drawn at once.
+        key: decides the episodes.
         size: n, the number of episodes (static).
 
     Returns: `Trajectories`, with all derivatives cut.
 
-    Errors: `InputError` if the policy has not these two functions.
+    Errors: `InputError` if the policy lacks `sample` or `log_prob`, or the size is not a positive whole number.
 
     Example:
         >>> import adaptax as ax, jax, jax.numpy as jnp
@@ -140,21 +149,22 @@ def rollout(environment: Environment, task: PyTree, policy: Any, key: Key[Array,
             "The parameters must be a policy with sample(observations, key) and log_prob(observations, actions): use "
             "ax.tasks.rl.GaussianPolicy or SoftmaxPolicy."
         )
+    size = check_whole("rollout", "size", size)
     start_key, run_key = jax.random.split(key)
     observe = jax.vmap(lambda state: environment.observe(task, state))
     move = jax.vmap(lambda state, action, key: environment.step(task, state, action, key))
 
-    # Noise that does not depend on the observations is drawn for all steps at once, which takes less time than step by step.
-    apart = hasattr(policy, "noise") and hasattr(policy, "act")
-    act = policy.act if apart else policy.sample
+    # One draw of the noise of all steps takes less time than a draw at every step.
+    noise_at_once = hasattr(policy, "noise") and hasattr(policy, "act")
+    act = policy.act if noise_at_once else policy.sample
 
     def step(carry, inputs):
-        (state, alive), (draw, move_key) = carry, inputs
+        (state, alive), (noise, move_key) = carry, inputs
         observations = observe(state)
-        actions = act(observations, draw)
+        actions = act(observations, noise)
         log_probs = policy.log_prob(observations, actions)
         new, rewards, done = move(state, actions, jax.random.split(move_key, size))
-        # After its end an episode stands still, so that nothing in it can become infinite.
+        # An episode that has ended keeps its state, so that nothing in it can become infinite.
         kept = jax.tree.map(lambda a, b: jnp.where(alive.reshape((size,) + (1,) * (a.ndim - 1)), a, b), new, state)
         record = observations, actions, jnp.where(alive, rewards, 0), log_probs, alive, alive & done
         return (kept, alive & ~done), record
@@ -162,21 +172,21 @@ def rollout(environment: Environment, task: PyTree, policy: Any, key: Key[Array,
     states = jax.vmap(lambda key: environment.reset(task, key))(jax.random.split(start_key, size))
     alive = jnp.ones(size, bool)
     act_keys, move_keys = jnp.unstack(jax.vmap(jax.random.split)(jax.random.split(run_key, environment.horizon)), axis=1)
-    draws = jax.vmap(lambda key: policy.noise(key, size))(act_keys) if apart else act_keys
-    (last, _), records = jax.lax.scan(step, (states, alive), (draws, move_keys))
+    noise = jax.vmap(lambda key: policy.noise(key, size))(act_keys) if noise_at_once else act_keys
+    (last, _), records = jax.lax.scan(step, (states, alive), (noise, move_keys))
     observations, *rest = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), records)
     observations = jnp.concatenate([observations, observe(last)[:, None]], axis=1)
     return jax.lax.stop_gradient(Trajectories(observations, *rest))
 
 
 class Rollouts(eqx.Module):
-    """`draw` of a reinforcement-learning problem: `rollout` in an environment."""
+    """The `draw` of a reinforcement-learning problem: episodes of the current policy in an environment, by `rollout`."""
 
     environment: Environment
 
     @property
     def host(self) -> bool:
-        """Whether a draw calls the host."""
+        """Whether a draw calls the host: as for the environment."""
         return self.environment.host
 
     def __call__(self, task: PyTree, params: Any, key: Key[Array, ""], size: int) -> Trajectories:
@@ -184,7 +194,7 @@ class Rollouts(eqx.Module):
 
 
 def mean_return(policy: Any, trajectories: Trajectories) -> dict[str, Array]:
-    """`metrics` of a reinforcement-learning problem: the mean undiscounted return."""
+    """The `metrics` of a reinforcement-learning problem: `{"return": mean undiscounted return of the episodes}`."""
     return {"return": jnp.mean(trajectories.returns)}
 
 
@@ -194,11 +204,11 @@ def problem(environment: Environment, sample_task: Any, loss: Any) -> Resampling
     Arguments:
         environment: an `Environment`.
         sample_task: `sample_task(key) -> task`, or `ax.Pool(tasks)`.
-        loss: a surrogate such as `ax.tasks.rl.LoadedDiCE()`; any `loss(policy, trajectories) -> scalar`.
+        loss: a surrogate such as `ax.tasks.rl.LoadedDiCE()`, or any `loss(policy, trajectories) -> scalar`.
 
     Returns: `ax.Resampling`, with the mean undiscounted return as the metric "return".
 
-    Errors: `InputError` if the environment is none, or a function is no function.
+    Errors: `InputError` if the environment is not an `Environment`, or loss or sample_task not callable.
 
     Example:
         >>> import adaptax as ax, jax

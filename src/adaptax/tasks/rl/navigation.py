@@ -1,5 +1,6 @@
-"""A point in the plane that must find a goal it is not told of."""
+"""Planar navigation: a point that has to find an unknown goal from its rewards."""
 
+import functools
 import math
 from typing import Any
 
@@ -8,28 +9,31 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from adaptax._checks import check_real, check_true_or_false
 from adaptax.errors import InputError
 from adaptax.problem import Resampling
 from adaptax.tasks.rl.advantages import LinearBaseline
-from adaptax.tasks.rl.environment import Environment, problem
+from adaptax.tasks.rl.environment import Environment, as_horizon, problem
 from adaptax.tasks.rl.surrogates import LoadedDiCE
 
-LONGEST = 0.1
+# The bound of both entries of an action.
+LARGEST_STEP = 0.1
 
 
 class Navigation(Environment):
-    r"""A task is a goal g; the state and the observation are the position x, at first 0; $x \leftarrow x + a$.
+    r"""A point in the plane moves by its actions, $x \leftarrow x + a$ from $x = 0$, towards a goal g, which is the task.
 
-    Both entries of an action are clipped to ±0.1. The reward of a step is $-\|x - g\|$ at the new position; the sparse one
-    is $1 - \|x - g\|$ within `radius` of the goal and 0 elsewhere.
+    The state and the observation are the position x. Both entries of an action are clipped to ±0.1. The reward of a step is
+    $-\|x - g\|$ at the new position; a sparse reward is $1 - \|x - g\|$ within `radius` of the goal and 0 elsewhere.
 
     Arguments:
         horizon: H (default 100).
         sparse: whether the reward is sparse (default False).
-        radius: how near counts as being there, for sparse rewards and for `stop` (default 0.2).
-        stop: whether an episode ends there (default False).
+        radius: the distance within which the goal counts as reached, for `sparse` and `stop` (default 0.2).
+        stop: whether an episode ends when the goal is reached (default False).
 
-    Errors: `InputError` if the horizon is not a positive whole number or the radius not positive.
+    Errors: `InputError` if the horizon is not a positive whole number, the radius not positive, or `sparse` or `stop` not
+        True or False.
 
     Example:
         >>> import adaptax as ax, jax, jax.numpy as jnp
@@ -41,19 +45,19 @@ class Navigation(Environment):
     Source: Finn, Abbeel, Levine (2017), ICML, section 5.3; docs/theory.md, section 10.3.
     """
 
-    horizon: int = eqx.field(static=True, default=100)
-    sparse: bool = eqx.field(static=True, default=False)
-    radius: float = eqx.field(static=True, default=0.2)
-    stop: bool = eqx.field(static=True, default=False)
+    horizon: int = eqx.field(static=True, default=100, converter=as_horizon)
+    sparse: bool = eqx.field(
+        static=True, default=False, converter=functools.partial(check_true_or_false, "Navigation", "sparse")
+    )
+    radius: float = eqx.field(
+        static=True, default=0.2, converter=functools.partial(check_real, "Navigation", "radius", above=0)
+    )
+    stop: bool = eqx.field(static=True, default=False, converter=functools.partial(check_true_or_false, "Navigation", "stop"))
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """Entries of an observation and of an action."""
+        """The sizes of an observation and of an action."""
         return 2, 2
-
-    def __check_init__(self):
-        if isinstance(self.radius, bool) or not isinstance(self.radius, int | float) or not 0 < self.radius < math.inf:
-            raise InputError(f"Navigation(radius={self.radius!r}) must be a positive, finite number: change radius=.")
 
     def reset(self, task, key):
         return jnp.zeros_like(task)
@@ -62,20 +66,20 @@ class Navigation(Environment):
         return state
 
     def step(self, task, state, action, key):
-        new = state + jnp.clip(action, -LONGEST, LONGEST).astype(state.dtype)
+        new = state + jnp.clip(action, -LARGEST_STEP, LARGEST_STEP).astype(state.dtype)
         distance = jnp.sqrt(jnp.sum((new - task) ** 2))
-        there = distance <= self.radius
-        reward = jnp.where(there, 1 - distance, 0) if self.sparse else -distance
-        return new, reward, there & self.stop
+        reached = distance <= self.radius
+        reward = jnp.where(reached, 1 - distance, 0) if self.sparse else -distance
+        return new, reward, reached & self.stop
 
 
 def square_goal(key: Key[Array, ""]) -> Float[Array, "2"]:
-    """A goal that is uniform on [-0.5, 0.5]²."""
+    """A goal drawn uniformly from [-0.5, 0.5]²."""
     return jax.random.uniform(key, (2,), minval=-0.5, maxval=0.5)
 
 
 def semicircle_goal(key: Key[Array, ""]) -> Float[Array, "2"]:
-    """A goal that is uniform on the upper half of the unit circle."""
+    """A goal drawn uniformly from the upper half of the unit circle."""
     angle = jax.random.uniform(key, (), minval=0.0, maxval=math.pi)
     return jnp.stack([jnp.cos(angle), jnp.sin(angle)])
 
@@ -83,23 +87,19 @@ def semicircle_goal(key: Key[Array, ""]) -> Float[Array, "2"]:
 _GOALS = {"square": square_goal, "semicircle": semicircle_goal}
 
 
-def _default_loss() -> LoadedDiCE:
-    return LoadedDiCE(0.95, baseline=LinearBaseline(), per_step=True)
-
-
 def navigation(
     goals: str = "square", *, horizon: int = 100, sparse: bool = False, radius: float = 0.2, stop: bool = False,
     loss: Any = None,
 ) -> Resampling:  # fmt: skip
-    r"""Planar navigation as a resampling problem: adapt to a goal from the rewards alone; see `Navigation`.
+    r"""Planar navigation to an unknown goal as a resampling problem; see `Navigation`.
 
     Arguments:
         goals: "square", uniform on $[-0.5, 0.5]^2$ (default), or "semicircle", uniform on the upper half of the unit circle.
         horizon: H (default 100).
         sparse, radius, stop: those of `Navigation`.
         loss: the surrogate (default `LoadedDiCE(0.95, baseline=LinearBaseline(), per_step=True)`, whose gradient and Hessian
-            are unbiased for minus the discounted return over H; published code, with its $\alpha = 0.1$, adds
-            `normalise=True, weigh_time=False`).
+            are unbiased for minus the discounted return over H). Published code, with its $\alpha = 0.1$, adds
+            `normalise=True, discount_weighting=False`.
 
     Returns: an `ax.Resampling` whose parameters are a policy, for instance
         `GaussianPolicy(ax.models.mlp((2, 100, 100, 2), key=key), 2)`, with the metric "return" (mean, undiscounted).
@@ -118,5 +118,5 @@ def navigation(
     """
     if goals not in _GOALS:
         raise InputError(f'navigation(goals={goals!r}) must be "square" or "semicircle": change goals=.')
-    environment = Navigation(horizon, bool(sparse), radius, bool(stop))
-    return problem(environment, _GOALS[goals], _default_loss() if loss is None else loss)
+    loss = LoadedDiCE(0.95, baseline=LinearBaseline(), per_step=True) if loss is None else loss
+    return problem(Navigation(horizon, sparse, radius, stop), _GOALS[goals], loss)

@@ -1,5 +1,6 @@
-"""A value network that is fitted to each batch anew."""
+"""A baseline that is a value network, fitted to every batch anew."""
 
+import functools
 import math
 from typing import Any
 
@@ -9,26 +10,35 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from adaptax._checks import check_real, check_whole
 from adaptax.errors import InputError
 from adaptax.tasks.rl.environment import Trajectories
 
 
-class NetworkBaseline(eqx.Module):
-    r"""A network of tanh layers fitted to returns to go on $(o, t)$, for each batch anew, by steps of Adam on all of it.
+def _widths(hidden: Any) -> tuple[int, ...]:
+    if not isinstance(hidden, tuple | list):
+        raise InputError(f"NetworkBaseline(hidden={hidden!r}) must be a tuple of widths such as (32, 32): change hidden=.")
+    return tuple(check_whole("NetworkBaseline", "hidden", width) for width in hidden)
 
-    The episodes are cut into two halves, and each half's values come from a fit to the *other* one, standardisation of inputs
-    and targets included. So, as with `LinearBaseline`, the estimators stay unbiased. Every fit begins with the same weights,
-    with zeros in the last layer: without steps V is the mean return to go.
+
+class NetworkBaseline(eqx.Module):
+    r"""A network of tanh layers from $(o, t)$ to returns to go, fitted to every batch anew by full-batch steps of Adam.
+
+    The episodes are cut into two halves, and each half's values come from a fit to the *other* half, which also gives the
+    standardisation of inputs and targets. So, as with `LinearBaseline`, the estimators stay unbiased. Every fit begins with
+    the same weights and a last layer of zeros, where V is the mean return to go.
 
     Arguments:
         hidden: widths of the hidden layers (default (32, 32)).
-        steps: of Adam (default 50).
-        learning_rate: of Adam (default 1e-2).
-        seed: of the first weights (default 0).
+        steps: the number of Adam steps (default 50).
+        learning_rate: Adam's (default 1e-2).
+        seed: decides the initial weights (default 0).
 
-    `baseline(trajectories, returns)` gives values of shape (n, H + 1), with no derivative by anything.
+    `baseline(trajectories, returns)` takes returns to go of shape (n, H) and gives values of shape (n, H + 1), which are
+    constants to every derivative.
 
-    Errors: `InputError` if a width or the number of steps is not a positive whole number, or the rate not a positive one.
+    Errors: `InputError` if a width or the number of steps is not a positive whole number, the seed not a whole number of at
+        least 0, or the rate not positive.
 
     Example:
         >>> import adaptax as ax
@@ -38,26 +48,12 @@ class NetworkBaseline(eqx.Module):
     Source: the network in place of the features of Duan et al. (2016), ICML; cross-fitting: docs/theory.md, section 2.1.
     """
 
-    hidden: tuple[int, ...] = eqx.field(
-        static=True, default=(32, 32), converter=lambda x: tuple(x) if isinstance(x, list) else x
+    hidden: tuple[int, ...] = eqx.field(static=True, default=(32, 32), converter=_widths)
+    steps: int = eqx.field(static=True, default=50, converter=functools.partial(check_whole, "NetworkBaseline", "steps"))
+    learning_rate: float = eqx.field(
+        static=True, default=1e-2, converter=functools.partial(check_real, "NetworkBaseline", "learning_rate", above=0)
     )
-    steps: int = eqx.field(static=True, default=50)
-    learning_rate: float = eqx.field(static=True, default=1e-2)
-    seed: int = eqx.field(static=True, default=0)
-
-    def __check_init__(self):
-        whole = lambda x, least: not isinstance(x, bool) and isinstance(x, int) and x >= least  # noqa: E731
-        if not isinstance(self.hidden, tuple) or not all(whole(width, 1) for width in self.hidden):
-            raise InputError(f"NetworkBaseline(hidden={self.hidden!r}) must be positive whole numbers such as (32, 32).")
-        for name, least in (("steps", 1), ("seed", 0)):
-            if not whole(getattr(self, name), least):
-                value = getattr(self, name)
-                raise InputError(
-                    f"NetworkBaseline({name}={value!r}) must be a whole number of at least {least}: change {name}=."
-                )
-        rate = self.learning_rate
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
-            raise InputError(f"NetworkBaseline(learning_rate={rate!r}) must be a positive, finite number.")
+    seed: int = eqx.field(static=True, default=0, converter=functools.partial(check_whole, "NetworkBaseline", "seed", least=0))
 
     def __call__(self, trajectories: Trajectories, returns: Float[Array, "n H"]) -> Float[Array, "n H1"]:
         n, times = trajectories.observations.shape[:2]
@@ -66,7 +62,7 @@ class NetworkBaseline(eqx.Module):
         weights = trajectories.mask.astype(o.dtype)
 
         def halves(x):
-            # An odd number of episodes is filled up with one of weight zero.
+            # An odd number of episodes is filled up with one that has weight zero.
             return jnp.pad(x, ((0, n % 2), *((0, 0),) * (x.ndim - 1))).reshape(2, -1, *x.shape[1:])
 
         inputs = jnp.concatenate([o, t], axis=-1)
@@ -75,13 +71,16 @@ class NetworkBaseline(eqx.Module):
         return values.reshape(-1, times)[:n]
 
     def _values(self, inputs: Array, returns: Array, weights: Array, others: Array) -> Float[Array, "half H1"]:
-        """The values of other episodes by a fit to these."""
+        """The values of other episodes, by a fit to these."""
         weights = weights / jnp.maximum(jnp.sum(weights), 1)
         used = inputs[:, :-1]
         middle, spread = _moments(used, weights[..., None], (0, 1))
         mean, deviation = _moments(returns, weights, None)
-        standard = lambda x: (x - middle) / (spread + 1e-6)  # noqa: E731
-        targets, used = (returns - mean) / (deviation + 1e-6), standard(used)
+
+        def standardised(x):
+            return (x - middle) / (spread + 1e-6)
+
+        targets, used = (returns - mean) / (deviation + 1e-6), standardised(used)
 
         def loss(layers):
             return jnp.sum(weights * (_network(layers, used) - targets) ** 2)
@@ -93,11 +92,11 @@ class NetworkBaseline(eqx.Module):
             updates, state = adam.update(jax.grad(loss)(layers), state)
             return (optax.apply_updates(layers, updates), state), None
 
-        layers = self._layers(inputs.shape[-1], inputs.dtype)
+        layers = self._initial_layers(inputs.shape[-1], inputs.dtype)
         (layers, _), _ = jax.lax.scan(step, (layers, adam.init(layers)), length=self.steps)
-        return mean + (deviation + 1e-6) * _network(layers, standard(others))
+        return mean + (deviation + 1e-6) * _network(layers, standardised(others))
 
-    def _layers(self, size: int, dtype: Any) -> list[tuple[Array, Array]]:
+    def _initial_layers(self, size: int, dtype: Any) -> list[tuple[Array, Array]]:
         sizes = (size, *self.hidden, 1)
         keys = jax.random.split(jax.random.key(self.seed), len(sizes) - 1)
         pairs = zip(keys, sizes[:-1], sizes[1:], strict=True)

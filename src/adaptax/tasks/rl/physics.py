@@ -1,4 +1,4 @@
-"""MuJoCo under a compiled program: the C engine by a host callback, or mujoco-mjx on the device, on the same models."""
+"""The engines that compiled programs simulate bodies with: MuJoCo's C engine on the host, or mujoco-mjx on the device."""
 
 import abc
 import contextlib
@@ -8,7 +8,7 @@ import io
 import os
 import queue
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -20,59 +20,64 @@ from jaxtyping import Array, Float
 from adaptax._tree import first_line
 from adaptax.errors import InputError
 
-MODELS = {"half_cheetah": 5, "ant": 5}
+# The models, each with the number of physics steps that one control is held for.
+FRAME_SKIP = {"half_cheetah": 5, "ant": 5}
 _MISSING = "needs MuJoCo and the models of gymnasium: pip install 'adaptax[rl]'."
 
 
 class Physics(eqx.Module):
-    """What moves a model: states are pytrees of arrays, of which `coordinates` gives positions and velocities.
+    """An engine with a model. Its states are pytrees of arrays, from which `coordinates` takes positions and velocities.
 
     Arguments:
         name: "half_cheetah" or "ant", gymnasium's models (static).
 
-    Every control is held for the model's number of physics steps (5).
+    Every control is held for five physics steps, as in gymnasium.
     """
 
     name: str = eqx.field(static=True)
+    # Whether `start` and `advance` call the host.
+    host: eqx.AbstractClassVar[bool]
 
     def __check_init__(self):
-        if self.name not in MODELS:
-            raise InputError(f"There is no model {self.name!r}: use {' or '.join(MODELS)}.")
-        model_of(self.name)
+        if self.name not in FRAME_SKIP:
+            raise InputError(f"There is no model {self.name!r}: use {' or '.join(FRAME_SKIP)}.")
+        load_model(self.name)
 
     @property
     def interval(self) -> float:
         """Seconds between two controls."""
-        return float(model_of(self.name).opt.timestep) * MODELS[self.name]
+        return float(load_model(self.name).opt.timestep) * FRAME_SKIP[self.name]
 
     @abc.abstractmethod
     def start(self, positions: Float[Array, " nq"], velocities: Float[Array, " nv"]) -> Any:
-        """The state at rest of everything but these."""
+        """The state with these positions and velocities, and with everything else at rest."""
 
     @abc.abstractmethod
     def advance(self, state: Any, control: Float[Array, " nu"]) -> Any:
-        """The state one interval later."""
+        """The state after one interval, over which the control is held."""
 
     @abc.abstractmethod
     def coordinates(self, state: Any) -> tuple[Float[Array, " nq"], Float[Array, " nv"]]:
         """Positions and velocities."""
 
 
-class Engine(Physics):
-    """MuJoCo's own engine, in double precision: one call of the host moves all episodes that are abreast, on all cores.
+class MuJoCo(Physics):
+    """MuJoCo's C engine, in double precision: one call of the host advances all episodes of the batch, on all cores.
 
-    A state is the engine's, bit for bit, beside its float32 copy; each interval starts its constraint solver cold. So an
+    A state is the engine's, bit for bit, beside a float32 copy, and every interval starts the constraint solver cold. So an
     episode depends on nothing but its own states, and is the same on any number of threads and devices.
     """
 
+    host: ClassVar[bool] = True
+
     def start(self, positions, velocities):
-        return self._call(_caller(_start, self.name, 1), positions, velocities)
+        return self._call(_callback(_start, self.name, 1), positions, velocities)
 
     def advance(self, state, control):
-        return self._call(_caller(_advance, self.name, jax.local_device_count()), state[0], control)
+        return self._call(_callback(_advance, self.name, jax.local_device_count()), state[0], control)
 
     def coordinates(self, state):
-        nq, nv = model_of(self.name).nq, model_of(self.name).nv
+        nq, nv = load_model(self.name).nq, load_model(self.name).nv
         return state[1][1 : 1 + nq], state[1][1 + nq : 1 + nq + nv]
 
     def _call(self, function, *arguments):
@@ -82,13 +87,15 @@ class Engine(Physics):
         return call(*map(jax.lax.stop_gradient, arguments))
 
 
-class OnDevice(Physics):
-    """mujoco-mjx, in the precision of the device: slower than the C engine on a CPU, thousands abreast on an accelerator.
+class MJX(Physics):
+    """mujoco-mjx, in the precision of the device: slower than the C engine on a CPU, made for large batches on accelerators.
 
-    Over one interval the half cheetah moves as in the C engine to 8e-6 in positions and 2e-4 in velocities. The ant differs
-    by up to 0.01 and 1.1, for mujoco-mjx 3.17 turns the friction pyramid of a foot that stands within 30 degrees of upright
-    (docs/theory.md, section 10.4).
+    After one interval the half cheetah's positions differ from the C engine's by at most 8e-6, its velocities by 2e-4. The
+    ant's differ by up to 0.01 and 1.1, because mujoco-mjx 3.17 turns the friction pyramid of a foot that stands within 30
+    degrees of upright (docs/theory.md, section 10.4).
     """
+
+    host: ClassVar[bool] = False
 
     def __check_init__(self):
         _mjx()
@@ -98,9 +105,12 @@ class OnDevice(Physics):
 
     def advance(self, state, control):
         mjx, model = _mjx(), _device_model(self.name)
-        data = mjx.make_data(model_of(self.name)).replace(qpos=state[0], qvel=state[1], ctrl=control)
-        step = lambda data, _: (mjx.step(model, data), None)  # noqa: E731
-        data = jax.lax.scan(step, data, length=MODELS[self.name])[0]
+        data = mjx.make_data(load_model(self.name)).replace(qpos=state[0], qvel=state[1], ctrl=control)
+
+        def step(data, _):
+            return mjx.step(model, data), None
+
+        data = jax.lax.scan(step, data, length=FRAME_SKIP[self.name])[0]
         return data.qpos, data.qvel
 
     def coordinates(self, state):
@@ -108,21 +118,23 @@ class OnDevice(Physics):
 
 
 @functools.cache
-def model_of(name: str) -> Any:
-    """The compiled model."""
+def load_model(name: str) -> Any:
+    """The model, compiled by MuJoCo from gymnasium's description."""
     try:
         import gymnasium
         import mujoco
     except ImportError as error:
         raise InputError(f"The environment {name!r} {_MISSING}") from error
     except Exception as error:
-        # Its import fails if what MUJOCO_GL names cannot be loaded, whether or not anything is to be drawn.
+        # The import loads the graphics library that MUJOCO_GL names, even if nothing is to be drawn, and fails without it.
         text = f"MuJoCo cannot be imported with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')} ({first_line(error)})"
-        raise InputError(f"{text}: unset MUJOCO_GL, or to draw set it to egl or osmesa, whose library is installed.") from error
+        raise InputError(
+            f"{text}: unset MUJOCO_GL or, to draw, set it to egl or osmesa, whichever library is installed."
+        ) from error
     path = os.path.join(os.path.dirname(gymnasium.__file__), "envs", "mujoco", "assets", f"{name}.xml")
     with open(path, encoding="utf-8") as file:
         text = file.read()
-    # The compiler's own way of scaling the mass is deprecated; this is what it recommends instead.
+    # The attribute settotalmass is deprecated; MuJoCo recommends mj_setTotalmass instead.
     mass = re.search(r'settotalmass="([\d.]+)"', text)
     model = mujoco.MjModel.from_xml_string(text if mass is None else text.replace(mass.group(0), ""))  # type: ignore[attr-defined]
     if mass is not None:
@@ -134,34 +146,28 @@ def model_of(name: str) -> Any:
 @functools.cache
 def _device_model(name: str) -> Any:
     with jax.ensure_compile_time_eval():
-        return _mjx().put_model(model_of(name))
+        return _mjx().put_model(load_model(name))
 
 
 def _mjx() -> Any:
     try:
-        # It prints to standard output that another engine is missing, where only results belong.
+        # The import prints to standard output, where only results belong, that another engine is missing.
         with contextlib.redirect_stdout(io.StringIO()):
             return importlib.import_module("mujoco.mjx")
     except ImportError as error:
         raise InputError('physics="mjx" needs mujoco-mjx: pip install \'adaptax[rl]\', or use physics="mujoco".') from error
 
 
-def _spec() -> Any:
-    import mujoco
-
-    return mujoco.mjtState.mjSTATE_FULLPHYSICS  # type: ignore[attr-defined]
-
-
 @functools.cache
 def _state_size(name: str) -> int:
     import mujoco
 
-    return mujoco.mj_stateSize(model_of(name), _spec())  # type: ignore[attr-defined]
+    return mujoco.mj_stateSize(load_model(name), mujoco.mjtState.mjSTATE_FULLPHYSICS)  # type: ignore[attr-defined]
 
 
 @functools.cache
-def _caller(function: Any, name: str, devices: int) -> Any:
-    """One object for one callback, so that programs are compiled once; it works on the program's own buffers."""
+def _callback(function: Any, name: str, devices: int) -> Any:
+    """The callback, which writes into the program's buffers. It is cached so that programs are not compiled again."""
 
     def call(context: Any, out: Any, *arguments: Any) -> None:
         states = np.ascontiguousarray(function(name, devices, *map(np.asarray, arguments)))
@@ -180,12 +186,12 @@ def _start(name: str, devices: int, positions: np.ndarray, velocities: np.ndarra
 
 
 def _advance(name: str, devices: int, bits: np.ndarray, control: np.ndarray) -> np.ndarray:
-    model = model_of(name)
+    model = load_model(name)
     states = np.ascontiguousarray(bits).view(np.float64)
     lead = states.shape[:-1]
     control = control.astype(np.float64).reshape(-1, 1, model.nu)
-    held = np.broadcast_to(control, (len(control), MODELS[name], model.nu))
-    with _Workers(name, max(1, _cores() // devices)) as (runner, data):
+    held = np.broadcast_to(control, (len(control), FRAME_SKIP[name], model.nu))
+    with _ThreadPool(name, max(1, _cores() // devices)) as (runner, data):
         path, _ = runner.rollout(model, data, states.reshape(len(control), -1), held)
     return path[:, -1].reshape(*lead, -1)
 
@@ -194,10 +200,10 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _Workers:
-    """A pool of threads with their scratch data, lent to one call at a time: devices call at the same time."""
+class _ThreadPool:
+    """Threads with their scratch data, for one call at a time. Devices call at the same time, so each needs its own."""
 
-    idle: "dict[tuple[str, int], queue.LifoQueue]" = {}  # noqa: RUF012
+    idle: ClassVar[dict[tuple[str, int], queue.LifoQueue]] = {}
 
     def __init__(self, name: str, threads: int):
         self.name, self.threads = name, threads
@@ -210,7 +216,7 @@ class _Workers:
         try:
             self.lent = self.queue.get_nowait()
         except queue.Empty:
-            data = [mujoco.MjData(model_of(self.name)) for _ in range(self.threads)]  # type: ignore[attr-defined]
+            data = [mujoco.MjData(load_model(self.name)) for _ in range(self.threads)]  # type: ignore[attr-defined]
             self.lent = rollout.Rollout(nthread=self.threads if self.threads > 1 else 0), data
         return self.lent
 

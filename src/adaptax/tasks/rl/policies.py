@@ -1,4 +1,4 @@
-"""Policies whose parameters are the module itself: a table of logits, and a Gaussian around a network's output."""
+"""Policies: a table of logits for finitely many states, and a Gaussian around a network's output."""
 
 import math
 from collections.abc import Callable
@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from adaptax._checks import check_real, check_whole
 from adaptax.errors import InputError
 
-_LEAST = math.log(1e-6)
+_LEAST_LOG_STD = math.log(1e-6)
 
 
 class SoftmaxPolicy(eqx.Module):
@@ -20,7 +21,7 @@ class SoftmaxPolicy(eqx.Module):
     Arguments:
         logits: $\theta$, shape (states, actions).
 
-    Errors: `InputError` if the logits are no matrix.
+    Errors: `InputError` if the logits are not a matrix.
 
     Example:
         >>> import adaptax as ax, jax.numpy as jnp
@@ -52,16 +53,17 @@ class SoftmaxPolicy(eqx.Module):
 
 
 class GaussianPolicy(eqx.Module):
-    r"""$a \sim N(\mu(o), \mathrm{diag}(e^{2s}))$: the mean is a network's, the log standard deviations s are learned.
+    r"""$a \sim N(\mu(o), \mathrm{diag}(e^{2s}))$, with a network $\mu$ and learned log standard deviations s.
 
-    Standard deviations are at least 1e-6, whatever s is.
+    Standard deviations below 1e-6 count as 1e-6.
 
     Arguments:
         mean: a network from (n, observation size) to (n, size), such as `ax.models.mlp((2, 100, 100, 2), key=key)`.
         size: the number of entries of an action.
-        std: the standard deviation to begin with (default 1).
+        std: the initial standard deviation (default 1).
 
-    Errors: `InputError` if `mean` is no function, the size is not a positive whole number or std not a positive one.
+    Errors: `InputError` if `mean` is not callable or gives another shape, the size is not a positive whole number, or std not
+        positive.
 
     Example:
         >>> import adaptax as ax, jax, jax.numpy as jnp
@@ -78,10 +80,8 @@ class GaussianPolicy(eqx.Module):
     def __init__(self, mean: Callable, size: int, std: float = 1.0):
         if not callable(mean):
             raise InputError(f"GaussianPolicy(mean={type(mean).__name__}) must be a network: use ax.models.mlp.")
-        if isinstance(size, bool) or not hasattr(size, "__index__") or size < 1:
-            raise InputError(f"GaussianPolicy(size={size!r}) must be a whole number of at least 1.")
-        if isinstance(std, bool) or not isinstance(std, int | float) or not 0 < std < math.inf:
-            raise InputError(f"GaussianPolicy(std={std!r}) must be a positive, finite number: change std=.")
+        size = check_whole("GaussianPolicy", "size", size)
+        std = check_real("GaussianPolicy", "std", std, above=0)
         self.mean = mean
         dtypes = [leaf.dtype for leaf in jax.tree.leaves(mean) if eqx.is_inexact_array(leaf)]
         self.log_std = jnp.full((size,), math.log(std), dtypes[0] if dtypes else None)
@@ -91,11 +91,11 @@ class GaussianPolicy(eqx.Module):
         return self.act(observations, self.noise(key, len(observations)))
 
     def noise(self, key: Key[Array, ""], n: int) -> Float[Array, "n size"]:
-        """What `act` makes n actions of; `rollout` draws that of all steps at once."""
+        """The noise from which `act` makes n actions. `rollout` draws the noise of all steps at once."""
         return jax.random.normal(key, (n, *self.log_std.shape), self.log_std.dtype)
 
     def act(self, observations: Float[Array, "n inputs"], noise: Float[Array, "n size"]) -> Float[Array, "n size"]:
-        """The action for each observation that the noise decides."""
+        """The action for each observation, as a function of the noise."""
         return self._means(observations) + jnp.exp(self._scale) * noise
 
     def log_prob(self, observations: Float[Array, "n inputs"], actions: Float[Array, "n size"]) -> Float[Array, " n"]:
@@ -111,7 +111,7 @@ class GaussianPolicy(eqx.Module):
 
     @property
     def _scale(self):
-        return jnp.maximum(self.log_std, _LEAST)
+        return jnp.maximum(self.log_std, _LEAST_LOG_STD)
 
     def _means(self, observations):
         mean = self.mean(observations)
@@ -122,7 +122,27 @@ class GaussianPolicy(eqx.Module):
 
 
 def mean_kl(old: Any, new: Any, trajectories: Any) -> Float[Array, ""]:
-    """The mean divergence from one policy to another over the steps taken: for `ax.stepsize.TrustRegion`."""
-    mask = trajectories.mask
-    flat = trajectories.observations[:, :-1].reshape((mask.size, *trajectories.observations.shape[2:]))
+    r"""The mean of $\mathrm{KL}(\pi_{old} \| \pi_{new})$ over the observations of all steps taken.
+
+    It is the divergence that `ax.stepsize.TrustRegion` and `ax.stepsize.Proximal` take for policies.
+
+    Arguments:
+        old, new: policies of one kind, with a method `divergence(other, observations)`.
+        trajectories: a batch of `Trajectories`.
+
+    Returns: a scalar, in nats.
+
+    Example:
+        >>> import adaptax as ax, jax, jax.numpy as jnp
+        >>> rl, goal = ax.tasks.rl, jnp.array([0.3, 0.1])
+        >>> network = ax.models.mlp((2, 8, 2), key=jax.random.key(0))
+        >>> old, new = rl.GaussianPolicy(network, 2), rl.GaussianPolicy(network, 2, std=2.0)
+        >>> batch = rl.rollout(rl.Navigation(horizon=3), goal, old, jax.random.key(1), 4)
+        >>> round(float(rl.mean_kl(old, new, batch)), 3)
+        0.636
+
+    Source: Schulman et al. (2015), Trust region policy optimization, ICML.
+    """
+    mask, observations = trajectories.mask, trajectories.observations[:, :-1]
+    flat = observations.reshape((mask.size, *observations.shape[2:]))
     return jnp.mean(old.divergence(new, flat), where=mask.ravel())

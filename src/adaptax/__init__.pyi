@@ -1,0 +1,35 @@
+from . import curvature as curvature
+from . import errors as errors
+from . import gradients as gradients
+from . import measure as measure
+from . import methods as methods
+from . import models as models
+from . import outer as outer
+from . import stepsize as stepsize
+from . import tasks as tasks
+from . import theory as theory
+from . import training as training
+from .adaptation import Adapted as Adapted
+from .adaptation import adapt as adapt
+from .errors import InputError as InputError
+from .inner import Info as Info
+from .inner import Inner as Inner
+from .methods import Cost as Cost
+from .methods import Implicit as Implicit
+from .methods import MetaGradient as MetaGradient
+from .methods import MultiStep as MultiStep
+from .methods import Reptile as Reptile
+from .problem import FiniteSum as FiniteSum
+from .problem import Pool as Pool
+from .problem import Resampling as Resampling
+from .problem import Samples as Samples
+from .problem import Task as Task
+from .stepsize.learned import Meta as Meta
+from .training.evaluate import Curve as Curve
+from .training.evaluate import evaluate as evaluate
+from .training.loop import train as train
+from .training.memory import Memory as Memory
+from .training.step import State as State
+from .training.step import make_step as make_step
+
+__version__: str

@@ -1,0 +1,230 @@
+r"""The forward pass along the inner path, and the one reverse recursion over it.
+
+Forward: $w_{j+1} = U(w_j, s_j, \nabla l(w_j))$, for gradient descent $w_j - A_j\nabla l(w_j)$; $s_j$ is the inner optimiser's
+state. Backward, for j = N-1 ... 0: pull v back through U, which gives the derivative $\bar g$ by the gradient ($-A_j v$), and
+add $H_j\bar g$. The variables that do not adapt (frozen parameters and, for `ax.adapt`, the task's own arrays) are the rest r:
+its rows of the Hessian give its derivative, $\bar r \leftarrow \bar r + \partial_r\nabla l(w_j)\,\bar g$, by the same product.
+"""
+
+from collections.abc import Callable
+from math import isqrt
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree
+
+from adaptax import _tree
+from adaptax._update import Update
+from adaptax.errors import InputError
+from adaptax.stepsize.rates import Rates
+
+# loss(w, rest, j): the loss of step j, or of the Hessian factor j, on that step's samples.
+StepLoss = Callable[[PyTree, PyTree, Array], Array]
+# gradient(w, rest, j): the gradient at factor j by (w, rest).
+Gradient = Callable[[PyTree, PyTree, Array], tuple[PyTree, PyTree]]
+# product(w, rest, u, j): the gradient (or None) and the Hessian-vector product of factor j, each by (w, rest).
+Product = Callable[[PyTree, PyTree, PyTree, Array], tuple[tuple[PyTree, PyTree] | None, tuple[PyTree, PyTree]]]
+
+
+class Descent(NamedTuple):
+    """One inner step: the loss and its gradient by w alone, and the update made of the gradient."""
+
+    value_and_gradient: Callable[[PyTree, PyTree, Array], tuple[Array, PyTree]]
+    update: Update
+
+
+class ForwardPass(NamedTuple):
+    """What the forward pass keeps for the reverse one.
+
+    Arguments:
+        anchor: w_0.
+        final: w_N.
+        losses: l(w_0), ..., l(w_{N-1}).
+        starts: pairs (iterate, optimiser state) at which a segment begins, or None.
+        iterates: pairs (iterate, optimiser state): all, or those of the last steps, which fill no segment.
+    """
+
+    anchor: PyTree
+    final: PyTree
+    losses: Array
+    starts: PyTree | None
+    iterates: PyTree
+
+
+class PathCotangents(NamedTuple):
+    """Derivatives by w_0, by the rest, by the step sizes, and by the proximal strength (None where there is none)."""
+
+    w: PyTree
+    rest: PyTree
+    rates: PyTree
+    proximal: Array | None
+
+
+def stepper(descent: Descent, anchor: PyTree, rest: PyTree, rates: Rates) -> Callable[[Any, dict], tuple[Any, Array]]:
+    """One step: `((w, optimiser state), {"j", "rate"}) -> ((w, optimiser state), loss before)`."""
+
+    def step(carry, x):
+        w, opt_state = carry
+        value, gradient = descent.value_and_gradient(w, rest, x["j"])
+        rate = rates.tree if x["rate"] is None else x["rate"]
+        return descent.update(w, opt_state, gradient, anchor, rate), value
+
+    return step
+
+
+def forward(descent: Descent, w: PyTree, rest: PyTree, rates: Rates, steps: int, store: str) -> ForwardPass:
+    """Take `steps` inner steps, keeping every iterate, or with store="sqrt" about 2 sqrt(N) of them."""
+    one = stepper(descent, w, rest, rates)
+
+    def step(carry, x):
+        new, value = one(carry, x)
+        return new, (carry, value)
+
+    xs, start = _inputs(rates, steps), (w, descent.update.init(w))
+    if store == "iterates":
+        (final, _), (iterates, losses) = jax.lax.scan(step, start, xs)
+        return ForwardPass(w, final, losses, None, iterates)
+
+    def segment(carry, xs):
+        new, losses = jax.lax.scan(one, carry, xs)
+        return new, (carry, losses)
+
+    head, tail = _segments(xs, steps)
+    middle, (starts, head_losses) = jax.lax.scan(segment, start, head)
+    (final, _), (iterates, tail_losses) = jax.lax.scan(step, middle, tail)
+    return ForwardPass(w, final, jnp.concatenate([head_losses.reshape(-1), tail_losses]), starts, iterates)
+
+
+def recomputed_steps(steps: int, store: str) -> int:
+    """How many inner steps the reverse recursion takes once more."""
+    if store == "iterates":
+        return 0
+    length = max(isqrt(steps), 1)
+    return max(steps // length - 1, 0) * length
+
+
+def reverse(
+    product: Product,
+    gradient: Gradient,
+    descent: Descent,
+    path: ForwardPass,
+    rest: PyTree,
+    rates: Rates,
+    cotangent: tuple[PyTree, PyTree],
+    *,
+    by_rates: bool = True,
+    losses_cotangent: Array | None = None,
+    targets: tuple[Array, Gradient] | None = None,
+) -> PathCotangents:
+    r"""Carry the derivative at w_N back to w_0.
+
+    Arguments:
+        product: `product(w, rest, u, j)` gives $(\nabla l, \hat H_j u)$, each by (w, rest); the gradient may be None.
+        gradient: `gradient(w, rest, j)`, asked where `product` gives none and something needs it.
+        descent: the same as in the forward pass.
+        path: the result of the forward pass.
+        rest: the variables that do not adapt.
+        rates: the same as in the forward pass.
+        cotangent: the derivatives by w_N and by the rest.
+        by_rates: whether derivatives by the step sizes are wanted (else they are zero).
+        losses_cotangent: derivatives by the losses along the path, if anything depends on them.
+        targets: weights c_0..c_{N-1} and the gradient of an outer loss whose values at w_j the objective adds, so weighted.
+    """
+    steps, update = path.losses.shape[0], descent.update
+    anchor = path.anchor if update.proximal is not None else None
+    asked = (by_rates and update.linear) or losses_cotangent is not None
+
+    def back(carry, inputs):
+        (v, by_state, v_rest, by_anchor, by_shared, by_strength), ((w, opt_state), x) = carry, inputs
+        rate, j = rates.tree if x["rate"] is None else x["rate"], x["j"]
+
+        def pull(g):
+            return update.pull(w, opt_state, g, anchor, rate, (v, by_state))
+
+        # The update is differentiated at the gradient that the step took; a compiler finds it again in an exact product.
+        taken = optax.tree.zeros_like(w) if update.linear else descent.value_and_gradient(w, rest, j)[1]
+        both, (h, h_rest) = product(w, rest, pull(taken).gradient, j)
+        both = gradient(w, rest, j) if both is None and asked else both
+        g, g_rest = (optax.tree.zeros_like(w), None) if both is None else both
+        pulled = pull(g if update.linear else taken)
+        v, v_rest = optax.tree.add(pulled.w, h), optax.tree.add(v_rest, h_rest)
+        if losses_cotangent is not None:
+            v, v_rest = (optax.tree.add(a, _tree.scale(x["loss"], b)) for a, b in ((v, g), (v_rest, g_rest)))
+        if targets is not None:
+            v, v_rest = _add_target(targets[1], x["weight"], w, rest, j, v, v_rest)
+        by_rate = pulled.rate if by_rates else None
+        by_shared = None if rates.per_step or not by_rates else optax.tree.add(by_shared, by_rate)
+        if anchor is not None:
+            by_anchor = optax.tree.add(by_anchor, pulled.anchor)
+            change = _tree.dot(pulled.gradient, optax.tree.sub(w, anchor))
+            by_strength = by_strength + change.astype(by_strength.dtype)
+        return (v, pulled.opt_state, v_rest, by_anchor, by_shared, by_strength), by_rate if rates.per_step else None
+
+    xs = _inputs(rates, steps) | {"loss": losses_cotangent, "weight": None if targets is None else targets[0]}
+    state_like = eqx.filter(jax.eval_shape(update.init, path.final), _tree.is_floating)
+    by_shared = optax.tree.zeros_like(rates.tree) if by_rates and not rates.per_step else None
+    carry: Any = (
+        cotangent[0], optax.tree.zeros_like(state_like), cotangent[1], optax.tree.zeros_like(anchor), by_shared,
+        optax.tree.zeros_like(update.proximal),
+    )  # fmt: skip
+    if path.starts is None:
+        carry, stacked = jax.lax.scan(back, carry, (path.iterates, xs), reverse=True)
+    else:
+        one = stepper(descent, path.anchor, rest, rates)
+
+        def back_segment(carry, inputs):
+            start, xs = inputs
+            recomputed = jax.lax.scan(lambda c, x: (one(c, x)[0], c), start, xs)[1]
+            return jax.lax.scan(back, carry, (recomputed, xs), reverse=True)
+
+        head, tail = _segments(xs, steps)
+        carry, tail_stacked = jax.lax.scan(back, carry, (path.iterates, tail), reverse=True)
+        carry, head_stacked = jax.lax.scan(back_segment, carry, (path.starts, head), reverse=True)
+        stacked = jax.tree.map(lambda a, b: jnp.concatenate([a.reshape((-1, *b.shape[1:])), b]), head_stacked, tail_stacked)
+    v, by_state, v_rest, by_anchor, by_shared, by_strength = carry
+    v = optax.tree.add(v, update.pull_init(path.anchor, by_state))
+    if anchor is not None:
+        v = optax.tree.add(v, by_anchor)
+    if not by_rates:
+        return PathCotangents(v, v_rest, optax.tree.zeros_like(rates.tree), by_strength)
+    return PathCotangents(v, v_rest, _unstack(rates, stacked) if rates.per_step else by_shared, by_strength)
+
+
+def _add_target(gradient, weight, w, rest, j, v, v_rest):
+    """Add the weighted gradient of the outer loss at w_j; where the weight is zero nothing is computed."""
+
+    def add(pair):
+        return tuple(optax.tree.add(a, _tree.scale(weight, b)) for a, b in zip(pair, gradient(w, rest, j), strict=True))
+
+    return jax.lax.cond(weight != 0, add, lambda pair: pair, (v, v_rest))
+
+
+def _inputs(rates: Rates, steps: int) -> dict[str, Any]:
+    return {"j": jnp.arange(steps), "rate": rates.stacked(steps)}
+
+
+def _segments(xs: PyTree, steps: int) -> tuple[PyTree, PyTree]:
+    """Cut the steps into about sqrt(N) segments of equal length and a shorter tail."""
+    length = max(isqrt(steps), 1)
+    count = recomputed_steps(steps, "sqrt") // length
+    head = jax.tree.map(lambda x: x[: count * length].reshape((count, length, *x.shape[1:])), xs)
+    return head, jax.tree.map(lambda x: x[count * length :], xs)
+
+
+def _unstack(rates: Rates, stacked: PyTree) -> PyTree:
+    """Derivatives by the stored entries of per-step rates, from those by each step's (the last one is repeated)."""
+
+    def fold(leaf, each):
+        entry = jnp.minimum(jnp.arange(each.shape[0]), leaf.shape[0] - 1)
+        return jnp.zeros_like(leaf).at[entry].add(each)
+
+    return jax.tree.map(fold, rates.tree, stacked)
+
+
+def check_store(store: str) -> None:
+    """Refuse anything but the two ways to keep iterates."""
+    if store not in ("iterates", "sqrt"):
+        raise InputError(f'store={store!r} must be "iterates" (fastest) or "sqrt" (least memory).')

@@ -1,0 +1,96 @@
+"""Parts that all task families are built from: the method, the inner loop, the outer optimiser, the initial key."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+
+import adaptax as ax
+from adaptax.cli.options import canonical_stepsize
+from adaptax.cli.training import Training
+from adaptax.training.step import Step
+
+# Meta-steps fold small numbers into the seed's key; the initial parameters come from one that no run reaches.
+_INITIAL = 2**32 - 1
+_CURVATURES = {
+    "exact": ax.curvature.Exact,
+    "first-order": ax.curvature.FirstOrder,
+    "finite-difference": ax.curvature.FiniteDifference,
+    "ggs": ax.curvature.GaussianSmoothing,
+    "zeroth-order": ax.curvature.ZerothOrder,
+}
+
+
+@dataclass(frozen=True)
+class Built:
+    """The problem, the method and everything else that the options of a run describe.
+
+    Arguments:
+        problem, params, method, optimizer: as `ax.train` takes them.
+        held_out: the problem on whose tasks the result is judged.
+        judged_on: what these tasks are, in words.
+        left_out: alphabets or classes of the test data that were left out because they are training data too.
+        environment_steps: how many environment steps a meta-step takes, in reinforcement learning.
+        calibration: training tasks, whose statistics of batches for each inner step are judged with too.
+        tuned: a function from a state to the parameters and the inner loop that it is judged with (default: its own).
+        validation: the problem whose tasks choose the best state, if there is one.
+    """
+
+    problem: ax.FiniteSum | ax.Resampling
+    params: Any
+    method: ax.MetaGradient
+    optimizer: optax.GradientTransformation
+    held_out: ax.FiniteSum | ax.Resampling
+    judged_on: str
+    left_out: tuple[str, ...] = ()
+    environment_steps: int | None = None
+    validation: ax.FiniteSum | None = None
+    calibration: ax.FiniteSum | None = None
+    tuned: Callable[[Any], tuple[Any, ax.Inner]] | None = None
+
+    def step(self, tasks_per_step: int) -> Step:
+        """The meta-step, whose `init` says what the state looks like."""
+        return ax.make_step(self.problem, self.method, self.optimizer, tasks_per_step)
+
+
+def method_of(config: Training, inner: ax.Inner | None = None, **more: Any) -> ax.MetaGradient:
+    """The meta-gradient that the options give; it is made here alone, so that an option reaches it in every family.
+
+    Arguments:
+        config: the options.
+        inner: the inner loop (default: that of the options).
+        more: arguments of `ax.MetaGradient` that only this family sets.
+    """
+    return ax.MetaGradient(inner_of(config) if inner is None else inner, _CURVATURES[config.curvature](), **more)
+
+
+def inner_of(config: Training, **more: Any) -> ax.Inner:
+    """The inner loop that the options give; `more` are arguments of `ax.Inner` that only this family sets."""
+    return ax.Inner(config.inner_steps, parse_stepsize(config.stepsize), **more)
+
+
+@functools.cache
+def optimizer_of(name: str, learning_rate: float, falls_over: int | None = None) -> optax.GradientTransformation:
+    """The outer optimiser; with `falls_over` its step size falls to zero as a cosine, over as many meta-steps.
+
+    It is one object for the same options, so that runs in one process share their compiled programs.
+    """
+    rate = learning_rate if falls_over is None else optax.cosine_decay_schedule(learning_rate, falls_over)
+    return {"adam": optax.adam, "sgd": optax.sgd}[name](rate)
+
+
+def initial_key(seed: int) -> Any:
+    """The key of the initial parameters."""
+    return jax.random.fold_in(jax.random.key(seed), _INITIAL)
+
+
+def parse_stepsize(text: str) -> Any:
+    """A number, or the rule of that name."""
+    rule, _, gamma = canonical_stepsize(text).partition(":")
+    rules = {"edge": ax.stepsize.Edge, "guaranteed": ax.stepsize.Guaranteed}
+    if rule not in rules:
+        return float(rule)
+    return rules[rule](float(gamma)) if gamma else rules[rule]()

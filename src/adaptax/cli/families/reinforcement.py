@@ -1,0 +1,117 @@
+"""The options and parts that all families of reinforcement learning share: policy, surrogate loss, trust region."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from adaptax.cli import options
+from adaptax.cli.training import Training
+
+# Products with the divergence's Hessian are most of a meta-step's work, and few tasks show it as well as all.
+_REGION_TASKS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reinforcement(Training):
+    """Reinforcement learning in an environment, which the subclass names."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"trace": "gae_lambda"}
+    not_measured: ClassVar[str | None] = (
+        "Reinforcement learning has no support sets to measure constants on, and its losses have no known lower bound: use "
+        "ax.measure.constants from Python, with a loss that is not normalised."
+    )
+    activation: ClassVar[str] = "tanh"
+    """The policy's activation function, by its name in `jax.nn`."""
+
+    inner_steps: options.CountOrZero = 1
+    stepsize: options.StepSize = "0.1"
+    steps: options.Count = 200
+    tasks_per_step: options.Count = 20
+    optimizer: Literal["trust-region", "adam", "sgd"] = "trust-region"
+    """Outer optimiser; --learning-rate is not used by trust-region."""
+    radius: options.Positive = 0.01
+    """Radius of the trust region: the largest mean divergence between adapted policies of one meta-step and the next."""
+    checkpoint_every: options.Count = 10
+    evaluation_tasks: Annotated[int, options.Whole(2)] = 40
+    evaluation_steps: options.OptionalCountOrZero = 3
+    """Inner steps of the evaluation at the end."""
+    trajectories: options.Count = 20
+    """Episodes of each inner step, Hessian factor and last gradient, of each task."""
+    horizon: options.Count = 100
+    """Steps after which an episode is cut off."""
+    discount: options.Fraction = 0.99
+    """Discount of the rewards, for each step."""
+    gae_lambda: options.Fraction = 1.0
+    """Lambda of generalised advantage estimation."""
+    surrogate: Literal["loaded-dice", "dice", "lvc", "likelihood-ratio"] = "lvc"
+    """The loss whose derivatives estimate the policy's gradient and Hessian; dice takes no baseline."""
+    baseline: Literal["linear", "none"] = "linear"
+    """The baseline that is fitted to each batch and subtracted from returns to go."""
+    normalise: bool = True
+    """Standardise the advantages of each batch, as published step sizes suppose."""
+    independent_curvature: bool = True
+    """Draw episodes of their own for Hessians, instead of using those of the inner steps again."""
+    hidden: options.Widths = (64, 64)
+    """Widths of the policy's hidden layers."""
+
+    def problem(self, loss: Any) -> Any:
+        """The environment with its goals, and the surrogate loss."""
+        raise NotImplementedError
+
+    def kinks(self) -> str | None:
+        return "relu units" if self.activation == "relu" and self.hidden else None
+
+    def build(self):
+        import jax
+
+        import adaptax as ax
+        from adaptax.cli.building import Built, initial_key, method_of
+
+        n, problem = self.trajectories, self.problem(_loss(self))
+        method = method_of(self, samples=ax.Samples(n, n, n), independent_curvature=self.independent_curvature)
+        inputs, outputs = problem.draw.environment.sizes
+        unit = getattr(jax.nn, self.activation)
+        # Larger weights than these saturate every action at the start.
+        sizes = (inputs, *self.hidden, outputs)
+        network = ax.models.mlp(sizes, key=initial_key(self.seed), activation=unit, init="glorot")
+        return Built(
+            problem, ax.tasks.rl.GaussianPolicy(network, outputs), method,
+            _outer(self.optimizer, self.learning_rate, self.radius), problem,
+            f"new goals, {n} episodes for each inner step", environment_steps=_environment_steps(self, method, problem),
+        )  # fmt: skip
+
+
+def _loss(config: Reinforcement) -> Any:
+    from adaptax.tasks import rl
+
+    if config.surrogate == "dice":
+        return rl.DiCE(config.discount, per_step=True)
+    make = {"loaded-dice": rl.LoadedDiCE, "lvc": rl.LVC, "likelihood-ratio": rl.LikelihoodRatio}[config.surrogate]
+    return make(
+        config.discount, baseline=rl.LinearBaseline() if config.baseline == "linear" else None, gae_lambda=config.gae_lambda,
+        normalise=config.normalise, discount_weighting=not config.normalise, per_step=True,
+    )  # fmt: skip
+
+
+@functools.cache
+def _outer(name: str, learning_rate: float, radius: float) -> Any:
+    """The outer optimiser; one object for the same options, so that runs in one process share their programs."""
+    from adaptax.cli.building import optimizer_of
+    from adaptax.outer import TrustRegion
+    from adaptax.tasks import rl
+
+    if name == "trust-region":
+        return TrustRegion(rl.mean_kl, radius, tasks=_REGION_TASKS)
+    return optimizer_of(name, learning_rate)
+
+
+def _environment_steps(config: Reinforcement, method: Any, problem: Any) -> int:
+    """Environment steps of one meta-step."""
+    from adaptax.tasks import rl
+
+    steps = rl.environment_steps(method, problem, config.tasks_per_step)
+    if config.optimizer == "trust-region":
+        # It draws the inner paths and their ends once more, and holds them fixed.
+        steps += config.tasks_per_step * config.horizon * config.trajectories * (config.inner_steps + 1)
+    return steps

@@ -1,0 +1,227 @@
+"""The inner path of one task: from w_0 by N steps on the task's samples to w_N, and the target loss there.
+
+Every method, measurement and evaluation takes its inner path from `TaskPath`, so that all of them draw the same samples for
+the same key and take the same steps.
+"""
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key, PyTree
+
+from adaptax import _tree
+from adaptax._keys import CURVATURE, DIRECTION, FACTOR, GRADIENT, LAST, STEP, TARGET, any_key, fold
+from adaptax._recursion import Descent, ForwardPass, Gradient, Product, StepLoss, forward, stepper
+from adaptax._tree import describe, first_line
+from adaptax.curvature import AbstractCurvature, Exact, LocalLoss
+from adaptax.errors import InputError
+from adaptax.inner import Info, Inner
+from adaptax.problem import AbstractProblem, Samples, check_not_empty, check_scalar
+from adaptax.stepsize.learned import Learned, Meta
+from adaptax.stepsize.rates import Rates
+
+
+class TaskPath:
+    r"""The inner path $w_0, \dots, w_N$ of one task, for a resolved inner loop and arguments that have been checked.
+
+    The loss of step j is a function of w and of `rest`, everything else that it may be differentiated by: the frozen
+    parameters, and with `all_arrays` also the floating-point arrays of the problem and the task.
+
+    Arguments:
+        problem: the problem.
+        inner: the inner loop.
+        params: the outer problem's parameters (`ax.Meta` where step sizes are learned).
+        task: one task.
+        key: the task's key; None where nothing is drawn.
+        samples: sample sizes of a resampling problem.
+        steps: how many steps the step sizes are for (default: N).
+        all_arrays: whether the arrays of the problem and the task are variables too.
+
+    Attributes: `split` (the parameters w_0 in three parts), `rest`, `loss` (of step j), `rates` (the step sizes).
+
+    Example:
+        >>> import adaptax as ax, jax.numpy as jnp
+        >>> from adaptax.inner_path import TaskPath
+        >>> problem = ax.FiniteSum(lambda w, c: 0.5 * jnp.sum((w - c) ** 2), lambda key: None)
+        >>> task = ax.Task(jnp.ones(2), jnp.ones(2))
+        >>> path = TaskPath(problem, ax.Inner(steps=2, stepsize=0.5), jnp.zeros(2), task, None, ax.Samples())
+        >>> final, losses = path.walk()
+        >>> final, float(path.target(final, path.rest))
+        (Array([0.75, 0.75], dtype=float32), 0.0625)
+
+    Source: docs/theory.md, section 1.
+    """
+
+    def __init__(
+        self, problem: AbstractProblem, inner: Inner, params: PyTree, task: PyTree, key: Key[Array, ""] | None,
+        samples: Samples, *, steps: int | None = None, all_arrays: bool = False,
+    ):  # fmt: skip
+        inner.check_meta(params)
+        self.problem, self.inner, self.outer_params, self.task, self.key, self.samples = (
+            problem,
+            inner,
+            params,
+            task,
+            key,
+            samples,
+        )
+        self.steps = inner.steps if steps is None else steps
+        self.split = inner.split(inner.initial(params))
+        self.rest, self._fixed = self.split.frozen, None
+        if all_arrays:
+            self.rest, self._fixed = eqx.partition((self.split.frozen, problem, task), _tree.is_floating_array)
+        self.loss: StepLoss = self.loss_on(STEP, samples.step)
+
+    def rebuild(self, w: PyTree, rest: PyTree) -> tuple[AbstractProblem, PyTree, PyTree]:
+        """The problem, the task and the parameters at these values of the variables."""
+        if self._fixed is None:
+            return self.problem, self.task, eqx.combine(w, rest, self.split.static)
+        frozen, problem, task = eqx.combine(rest, self._fixed)
+        return problem, task, eqx.combine(w, frozen, self.split.static)
+
+    def params(self, w: PyTree) -> PyTree:
+        """All parameters of the inner problem, with w for those that adapt."""
+        return eqx.combine(w, self.split.frozen, self.split.static)
+
+    def loss_on(self, purpose: int, size: int) -> StepLoss:
+        """The inner loss at step j, on `size` samples that this purpose and step alone draw."""
+
+        def loss(w, rest, j):
+            problem, task, params = self.rebuild(w, rest)
+            return problem.loss(params, problem.step_batch(task, params, fold(self.key, purpose, j), size))
+
+        return loss
+
+    def with_loss(self, loss: StepLoss, rest: PyTree = None) -> "TaskPath":
+        """The same path with another inner loss (and another `rest`, if one is given)."""
+        other = object.__new__(TaskPath)
+        other.__dict__ = self.__dict__ | {"loss": loss}
+        if rest is not None:
+            other.rest = rest
+        return other
+
+    @cached_property
+    def rates(self) -> Rates:
+        """The step sizes, checked against the parameters that adapt."""
+        return self.inner.rates(self.outer_params, self.split.adapting, self.steps)
+
+    @property
+    def descent(self) -> Descent:
+        """One inner step on `loss`."""
+        strategy, loss = self.inner.gradients, self.loss
+
+        def value_and_gradient(w, rest, j):
+            return strategy.value_and_gradient(lambda w: loss(w, rest, j), w, fold(self.key, GRADIENT, j))
+
+        return Descent(value_and_gradient, self.inner.update)
+
+    @property
+    def start(self) -> tuple[PyTree, PyTree]:
+        """w_0 and the inner optimiser's state there."""
+        return self.split.adapting, self.inner.update.init(self.split.adapting)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What step j takes, stacked over the steps: its number and its step size."""
+        return {"j": jnp.arange(self.steps), "rate": self.rates.stacked(self.steps)}
+
+    def stepper(self) -> Callable[[Any, dict], tuple[Any, Array]]:
+        """One step, `((w, optimiser state), {"j", "rate"}) -> ((w, optimiser state), loss before)`."""
+        return stepper(self.descent, self.split.adapting, self.rest, self.rates)
+
+    def walk(self) -> tuple[PyTree, Array]:
+        """w_N, and l(w_0), ..., l(w_{N-1}); no iterate is kept."""
+        (final, _), losses = jax.lax.scan(self.stepper(), self.start, self.inputs)
+        return final, losses
+
+    def forward(self, store: str = "iterates") -> ForwardPass:
+        """The path with its iterates: all of them, or with store="sqrt" about 2 sqrt(N)."""
+        return forward(self.descent, self.split.adapting, self.rest, self.rates, self.steps, store)
+
+    def target_batch(self, w: PyTree, *numbers: Any) -> PyTree:
+        """The batch that w is judged on; other numbers draw other samples."""
+        return self.problem.target_batch(self.task, self.params(w), fold(self.key, TARGET, *numbers), self.samples.target)
+
+    def target(self, w: PyTree, rest: PyTree, j: Any = None) -> Array:
+        """The target loss at w: on the last step's samples, or on those of an earlier step j."""
+        problem, task, params = self.rebuild(w, rest)
+        fresh = fold(self.key, TARGET) if j is None else fold(self.key, TARGET, j)
+        return problem.target_loss(params, problem.target_batch(task, params, fresh, self.samples.target))
+
+    def target_gradient(self, w: PyTree, rest: PyTree, j: Any = None) -> tuple[Array, tuple[PyTree, PyTree]]:
+        """The target loss and its gradient by (w, rest), formed by the inner loop's gradient strategy."""
+        use = fold(self.key, LAST) if j is None else fold(self.key, LAST, j)
+        return self.inner.gradients.value_and_gradient(lambda x: self.target(x[0], x[1], j), (w, rest), use)
+
+    def curvature_loss(self, independent: bool) -> StepLoss:
+        """The loss of the Hessian factors: on samples of their own, or on those of the steps."""
+        return self.loss_on(CURVATURE, self.samples.curvature) if independent else self.loss_on(STEP, self.samples.step)
+
+    def factors(self, curvature: AbstractCurvature, loss: StepLoss) -> tuple[Product, Gradient]:
+        """What the reverse recursion asks of a curvature strategy: products, and gradients at the same points."""
+
+        def local(w, rest, j):
+            return LocalLoss(lambda w, rest: loss(w, rest, j), w, rest, self.inner.gradients, fold(self.key, FACTOR, j))
+
+        def product(w, rest, u, j):
+            return curvature.product(local(w, rest, j), u, fold(self.key, DIRECTION, j))
+
+        def gradient(w, rest, j):
+            return local(w, rest, j).gradient(w)
+
+        return product, gradient
+
+    def outer_gradient(self, by_w: PyTree, by_frozen: PyTree, by_rates: PyTree = None) -> PyTree:
+        """The derivative by the outer problem's parameters, from those by w_0, the frozen parameters and the step sizes."""
+        learned = isinstance(self.inner.stepsize, Learned)
+        plain = self.outer_params.params if learned else self.outer_params
+        grad = self.inner.pull_back(plain, eqx.combine(by_w, by_frozen))
+        return Meta(grad, by_rates) if learned else grad
+
+    def info(self, losses: Array, value: Array) -> Info:
+        """The report of a method that went this path."""
+        return Info(self.rates.mean(), losses, value)
+
+
+def exact_factors(loss: StepLoss) -> tuple[Product, Gradient]:
+    """Exact Hessian-vector products of a loss, and its gradients by differentiation, for the reverse recursion."""
+
+    def product(w, rest, u, j):
+        return Exact().product(LocalLoss(lambda w, rest: loss(w, rest, j), w, rest), u)
+
+    def gradient(w, rest, j):
+        return jax.grad(loss, argnums=(0, 1))(w, rest, j)
+
+    return product, gradient
+
+
+def check_problem(problem: AbstractProblem, params: PyTree, task: PyTree, samples: Samples, *, target: bool) -> None:
+    """Refuse tasks and losses that cannot be trained on, before anything is computed."""
+
+    def batch(draw, size):
+        try:
+            return eqx.filter_eval_shape(draw, task, params, any_key(), size)
+        except InputError:
+            raise
+        except Exception as error:
+            text = f"draw(task, params, key, size={size}) fails ({first_line(error)}) on a task of {describe(task)}"
+            raise InputError(f"{text}: make draw, the task and the parameters fit each other.") from error
+
+    if problem.stochastic:
+        support = batch(problem.step_batch, samples.step)
+        query = batch(problem.target_batch, samples.target) if target else None
+    else:
+        if not hasattr(task, "support"):
+            raise InputError(f"A finite-sum problem needs ax.Task(support, target), not {describe(task)}.")
+        support, query = task.support, task.target
+        if target and query is None:
+            raise InputError("This task has no target set to judge by: make it ax.Task(support, target).")
+    check_not_empty(support, "support set", "give every task at least one example to adapt on")
+    check_scalar(problem.loss, params, support, "loss", "support set")
+    if target:
+        check_not_empty(query, "target set", "give every task at least one example to judge by")
+        check_scalar(problem.target_loss, params, query, "target_loss", "target set")

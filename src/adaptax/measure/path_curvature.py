@@ -1,0 +1,145 @@
+"""Curvature along one task's inner path: how large the Hessians are, and how fast they change."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, PyTree
+
+from adaptax import _tree
+from adaptax._keys import CHANGE, POINT, START, fold
+from adaptax.inner_path import TaskPath
+from adaptax.measure.lanczos import extremes
+
+# How many times the direction of a change follows the eigenvector found along it.
+ROUNDS = 2
+
+
+class Budget(NamedTuple):
+    """How many oracle calls are spent at each point of a path.
+
+    Arguments:
+        iterations: Hessian-vector products for L and lambda_max.
+        changes: products with a difference of two Hessians, for each direction and round; 0 for no rho.
+        draws: single samples of a resampling problem.
+        radius: t in the difference H(w+tu) - H(w); None for the default.
+    """
+
+    iterations: int
+    changes: int
+    draws: int
+    radius: float | None
+
+
+class PathCurvature(NamedTuple):
+    """The largest values along one task's path (NaN where nothing was finite), the points skipped, and w_N."""
+
+    L: Array
+    lambda_max: Array
+    rho: Array
+    skipped: Array
+    final: PyTree
+
+
+def ravel(tree: PyTree) -> Array:
+    """A tree as one vector, in at least single precision."""
+    return ravel_pytree(_tree.wide(tree))[0]
+
+
+def unraveller(tree: PyTree) -> Callable[[Array], PyTree]:
+    """From such a vector to a tree like this one, in its own types."""
+    back = ravel_pytree(_tree.wide(tree))[1]
+    return lambda vector: optax.tree.cast_like(back(vector), tree)
+
+
+def default_radius(w: Array) -> Array:
+    r"""$t = \epsilon^{1/3}\max(1, \|w\|)$, where rounding is still small in $H(w+tu) - H(w)$."""
+    return jnp.finfo(w.dtype).eps ** (1 / 3) * jnp.maximum(1, jnp.linalg.norm(w))
+
+
+def measure_path(path: TaskPath, budget: Budget) -> PathCurvature:
+    """Measure at w_0..w_N of one task's inner path."""
+    problem, inner, key = path.problem, path.inner, path.key
+    walked = path.forward()
+    points = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), walked.iterates[0], walked.final)
+    after = jnp.minimum(jnp.arange(inner.steps + 1) + 1, inner.steps)
+    moves = jax.tree.map(lambda a: a[after] - a[jnp.maximum(after - 1, 0)], points)
+    unravel = unraveller(path.split.adapting)
+    damping = 0.0 if inner.proximal is None else inner.proximal
+
+    def support(j):
+        """The inner loss at point j as a function of the vector w, and its Hessian-vector product."""
+
+        def loss(w):
+            params = path.params(unravel(w))
+            return problem.loss(params, problem.step_batch(path.task, params, fold(key, POINT, j), budget.draws))
+
+        return loss, lambda w, v: _product(loss, w, v) + damping * v
+
+    def target():
+        """The same of the target loss."""
+
+        def loss(w):
+            params = path.params(unravel(w))
+            return problem.target_loss(params, problem.target_batch(path.task, params, None, budget.draws))
+
+        return loss, lambda w, v: _product(loss, w, v)
+
+    def point(x):
+        j, w, move = x[0], ravel(x[1]), ravel(x[2])
+        found = []
+        for k, (loss, product) in enumerate([support(j)] if problem.stochastic else [support(j), target()]):
+            start = _start(jax.grad(loss)(w), fold(key, START, j, k))
+            found.append(extremes(lambda v, product=product: product(w, v), start, budget.iterations)[:2])
+        low, high = (jnp.stack(ends) for ends in zip(*found, strict=True))
+        measured = budget.changes > 0
+        rho = _change(support(j)[1], w, move, fold(key, CHANGE, j), budget) if measured else jnp.nan * high[0]
+        return jnp.maximum(-low, high), high[0], rho
+
+    sizes, highest, rho = jax.lax.map(point, (jnp.arange(inner.steps + 1), points, moves))
+    skipped = jnp.sum(~jnp.isfinite(sizes))
+    return PathCurvature(_largest(sizes), _largest(highest), _largest(rho), skipped, walked.final)
+
+
+def _product(loss: Callable[[Array], Array], w: Array, v: Array) -> Array:
+    return jax.jvp(jax.grad(loss), (w,), (v,))[1]
+
+
+def _unit(v: Array) -> Array:
+    length = _tree.norm(v)
+    return v * jnp.where(length > 0, 1 / jnp.where(length > 0, length, 1), 0)
+
+
+def _start(gradient: Array, key: Any) -> Array:
+    """A random direction plus the gradient's, which leans towards large curvature."""
+    random = _unit(jax.random.normal(key, gradient.shape, gradient.dtype))
+    return random + jnp.where(jnp.isfinite(gradient).all(), _unit(gradient), 0)
+
+
+def _change(product: Callable[[Array, Array], Array], w: Array, move: Array, key: Any, budget: Budget) -> Array:
+    r"""The largest $\|(H(w+tu) - H(w))v\|/t$ found, from a random u and from the path's own direction."""
+    width = default_radius(w) if budget.radius is None else jnp.asarray(budget.radius, w.dtype)
+
+    def random(*numbers):
+        own: Any = fold(key, *numbers)
+        return jax.random.normal(own, w.shape, w.dtype)
+
+    def follow(u, number):
+        def difference(v):
+            return product(w + width * _unit(u), v) - product(w, v)
+
+        low, high, v = extremes(difference, random(1, number), budget.changes)
+        return v, jnp.maximum(-low, high) / width
+
+    # One after another, so that the products are compiled once.
+    directions, numbers = jnp.stack([random(0), move]), jnp.arange(2 * ROUNDS).reshape(2, ROUNDS)
+    return _largest(jax.lax.map(lambda x: jax.lax.scan(follow, x[0], x[1])[1], (directions, numbers)))
+
+
+def _largest(values: Array) -> Array:
+    """The largest finite value; NaN if there is none."""
+    finite = jnp.isfinite(values)
+    return jnp.where(finite.any(), jnp.max(jnp.where(finite, values, -jnp.inf)), jnp.nan)

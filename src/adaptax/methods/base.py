@@ -1,0 +1,170 @@
+"""The interface of all methods, and how a method is applied to one task or to a batch of tasks."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Key, PyTree
+
+from adaptax._batching import check_batch, check_in_flight, grouped, in_flight_for, ungrouped
+from adaptax._cost import Cost
+from adaptax._keys import check_key, first, require_keys
+from adaptax.errors import InputError
+from adaptax.inner import Info, Inner
+from adaptax.inner_path import check_problem
+from adaptax.problem import AbstractProblem, Samples, check_is_problem
+from adaptax.stepsize.measurement import resolve_on_first, resolve_one
+
+
+class AbstractMethod(eqx.Module):
+    """A method makes a gradient for the outer parameters out of one task: `MetaGradient`, `Implicit`, `Reptile`.
+
+    A new method is a subclass with the fields `inner` and `samples`, `one_task` and `cost`; `adaptax.inner_path.TaskPath`
+    takes the inner steps for it.
+    """
+
+    inner: eqx.AbstractVar[Inner]
+    samples: eqx.AbstractVar[Samples]
+    stochastic: eqx.AbstractVar[bool]
+
+    def __call__(
+        self, problem: AbstractProblem, params: PyTree, task: PyTree, key: Key[Array, ""] | None = None
+    ) -> tuple[Array, PyTree, Info]:
+        """The target loss at w_N, the meta-gradient and `Info` of one task.
+
+        Arguments:
+            problem: the problem.
+            params: parameters w, any pytree; leaves that are not floating-point pass through and are None in the
+                gradient. With learned step sizes, `ax.Meta(params, stepsize)`.
+            task: one task.
+            key: needed where anything is drawn.
+        """
+        self.check(problem, key)
+        return _single(self, problem, params, task, key)
+
+    def batch(
+        self,
+        problem: AbstractProblem,
+        params: PyTree,
+        tasks: PyTree,
+        keys: Key[Array, " B"] | None = None,
+        in_flight: int | None = None,
+    ) -> tuple[Array, PyTree, Info]:
+        """The mean value, the mean meta-gradient, and each task's `Info`, over a batch of tasks.
+
+        Arguments:
+            problem, params: as for one task.
+            tasks: one pytree whose every leaf has a leading axis B.
+            keys: B keys, needed where anything is drawn.
+            in_flight: how many tasks are held in memory at a time (default: decided from the shapes; all for small models,
+                one for large ones).
+        """
+        self.check(problem, keys)
+        return _batch(self, problem, params, tasks, keys, check_in_flight(in_flight))
+
+    def with_inner(self, inner: Inner) -> "AbstractMethod":
+        """The same method with another inner loop, such as a resolved one."""
+        return eqx.tree_at(lambda method: method.inner, self, inner)
+
+    def at(self, step: Any) -> "AbstractMethod":
+        """The method at a meta-step; the same one unless it changes in training."""
+        return self
+
+    def one_task(self, problem: AbstractProblem, params: PyTree, task: PyTree, key: Any) -> tuple[Array, PyTree, Info]:
+        """The meta-gradient of one task, for a resolved inner loop and arguments that have been checked."""
+        raise NotImplementedError("abstract")
+
+    def cost(self) -> Cost:
+        """The oracle calls of the meta-gradient of one task, for a step size that is resolved."""
+        raise NotImplementedError("abstract")
+
+    def check(self, problem: AbstractProblem, key: Any) -> None:
+        """Refuse anything but a problem, and missing keys."""
+        check_is_problem(problem)
+        require_keys(problem, key, self.stochastic)
+
+
+def check_parts(name: str, inner: Any, samples: Any) -> None:
+    """Refuse anything but an inner loop and sample sizes."""
+    if not isinstance(inner, Inner):
+        raise InputError(f"{name} needs ax.Inner(steps, stepsize) first, not {type(inner).__name__}.")
+    if not isinstance(samples, Samples):
+        raise InputError("samples= must be ax.Samples(step, curvature, target).")
+
+
+@eqx.filter_jit
+def _single(method, problem, params, task, key):
+    check_key(key)
+    method = method.with_inner(resolve_one(method.inner, problem, params, task, key, method.samples))
+    check_problem(problem, method.inner.initial(params), task, method.samples, target=True)
+    return method.one_task(problem, params, task, key)
+
+
+@eqx.filter_jit
+def _batch(method, problem, params, tasks, keys, in_flight):
+    count = check_batch(tasks, keys)
+    check_key(first(keys))
+    method = method.with_inner(resolve_on_first(method.inner, problem, params, tasks, keys, method.samples))
+    value, grad, infos = weighted_sum(method, problem, params, tasks, keys, jnp.ones(count), in_flight)
+    return (value / count).astype(jnp.result_type(infos.value)), mean_like(grad, params, count), infos
+
+
+def weighted_sum(
+    method: AbstractMethod,
+    problem: AbstractProblem,
+    params: PyTree,
+    tasks: PyTree,
+    keys: Any,
+    weights: Array,
+    in_flight: int | None,
+    each: bool = False,
+) -> tuple[Array, PyTree, Any]:
+    """Weighted sums of values and meta-gradients (in at least single precision), and each task's `Info`.
+
+    With `each`, the third result has pairs of a task's `Info` and its own meta-gradient. A task of weight zero adds exactly
+    nothing, even where its own values are not finite.
+    """
+    initial, task, count = method.inner.initial(params), first(tasks), weights.shape[0]
+    check_problem(problem, initial, task, method.samples, target=True)
+    size = in_flight_for(problem, initial, task, count, method.samples, in_flight)
+
+    def one(inputs):
+        task, key, weight = inputs
+        value, grad, info = method.one_task(problem, params, task, key)
+
+        def weighted(x):
+            dtype = jnp.promote_types(x.dtype, jnp.float32)
+            return jnp.where(weight > 0, weight.astype(dtype) * x.astype(dtype), 0)
+
+        return jax.tree.map(weighted, (value, grad)), (info, grad) if each else info
+
+    def group(inputs):
+        sums, infos = jax.vmap(one)(inputs)
+        return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), sums), infos
+
+    inputs = (tasks, keys, weights)
+    if size == count:
+        (value, grad), infos = group(inputs)
+        return value, grad, infos
+    inputs = (*grouped((tasks, keys), size), grouped(jnp.pad(weights, (0, -count % size)), size))
+
+    def add(total, inputs):
+        flat = jax.tree.map(lambda leaf: leaf[0], inputs) if size == 1 else inputs
+        sums, infos = one(flat) if size == 1 else group(flat)
+        return optax.tree.add(total, sums), infos
+
+    shapes = jax.eval_shape(lambda x: one(jax.tree.map(lambda leaf: leaf[0, 0], x))[0], inputs)
+    (value, grad), infos = jax.lax.scan(add, optax.tree.zeros_like(shapes), inputs)
+    return value, grad, jax.tree.map(lambda leaf: leaf[:count], infos if size == 1 else ungrouped(infos))
+
+
+def mean_like(total: PyTree, params: PyTree, count: Array | int) -> PyTree:
+    """A summed gradient over `count`, in the parameters' own types."""
+    return jax.tree.map(
+        lambda g, p: None if g is None else (g / count).astype(jnp.result_type(p)),
+        total,
+        params,
+        is_leaf=lambda x: x is None,
+    )

@@ -1,0 +1,90 @@
+"""Implicit MAML: the meta-gradient at a stationary point of the proximal inner problem."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree
+
+from adaptax import _tree
+from adaptax._checks import check_whole, is_traced
+from adaptax._cost import Cost
+from adaptax._keys import CURVATURE
+from adaptax.errors import InputError
+from adaptax.inner import Info, Inner
+from adaptax.inner_path import TaskPath
+from adaptax.methods.base import AbstractMethod, check_parts
+from adaptax.problem import Samples
+from adaptax.stepsize.learned import Learned
+
+
+class Implicit(AbstractMethod):
+    r"""$(I + \tfrac1\lambda\nabla^2 l_S(w^*))^{-1}\nabla l_T(w^*)$ at $w^*$, the least of $l_S(w) + \tfrac\lambda2\|w-w_0\|^2$.
+
+    The inner loop, with its proximal term $\lambda$, is taken to have found $w^*$: the result is the exact derivative to
+    the extent that it has, and does not depend on how. Neither memory nor Hessian-vector products grow with N. The system
+    is solved by conjugate gradients, which need $\nabla^2 l_S + \lambda I$ to be positive definite.
+
+    Arguments:
+        inner: the inner loop, with `proximal` above 0.
+        iterations: of conjugate gradients at most, at least 1 (default 10).
+        samples: sample sizes S, D, T of a resampling problem.
+
+    Errors: `InputError` without a proximal term, or with learned step sizes, which get no derivative from it.
+
+    Example:
+        >>> import adaptax as ax, jax.numpy as jnp
+        >>> problem = ax.FiniteSum(lambda w, c: 0.5 * jnp.sum((w - c) ** 2), lambda key: None)
+        >>> method = ax.Implicit(ax.Inner(steps=50, stepsize=0.4, proximal=1.0))
+        >>> grad = method(problem, jnp.zeros(2), ax.Task(jnp.ones(2), jnp.ones(2)))[1]
+        >>> [round(float(g), 4) for g in grad]  # w* = 1/2, gradient (1 + 1)^-1 (w* - 1)
+        [-0.25, -0.25]
+
+    Source: Rajeswaran, Finn, Kakade, Levine (2019), Meta-learning with implicit gradients, arXiv 1909.04630.
+    """
+
+    inner: Inner
+    iterations: int = eqx.field(static=True)
+    samples: Samples
+
+    def __init__(self, inner: Inner, *, iterations: int = 10, samples: Samples = Samples()):  # noqa: B008
+        check_parts("Implicit", inner, samples)
+        strength = inner.proximal
+        if strength is None or not (is_traced(strength) or strength > 0):
+            raise InputError("Implicit needs the strength of the proximal term: make it ax.Inner(..., proximal=1.0).")
+        if isinstance(inner.stepsize, Learned):
+            raise InputError("Implicit gives no derivative by step sizes: use a number or a rule, or ax.MetaGradient.")
+        self.inner, self.iterations, self.samples = inner, check_whole("Implicit", "iterations", iterations), samples
+
+    @property
+    def stochastic(self):
+        return self.inner.gradients.stochastic
+
+    def cost(self):
+        """One product for each iteration (fewer if they converge), one for the start, and one for the frozen parameters."""
+        gradient = self.inner.gradients.cost()
+        return gradient.times(self.inner.steps + 1).plus(Cost(hessian_vector_products=self.iterations + 2))
+
+    def one_task(self, problem, params, task, key) -> tuple[Array, PyTree, Info]:
+        path = TaskPath(problem, self.inner, params, task, key, self.samples)
+        final, losses = path.walk()
+        value, (g, g_frozen) = path.target_gradient(final, path.rest)
+        curved = path.loss_on(CURVATURE, self.samples.curvature)
+        strength: Any = self.inner.proximal
+
+        def product(u):
+            return jax.jvp(lambda w: jax.grad(curved, argnums=(0, 1))(w, path.rest, self.inner.steps), (final,), (u,))[1]
+
+        def damped(u):
+            u = optax.tree.cast_like(u, g)
+            return _tree.wide(_tree.shift(product(u)[0], strength, u))
+
+        # Until only rounding is left. (lineax's conjugate gradients give NaN from about 1e5 parameters on in single precision:
+        # they take a direction of curvature below 100 times precision times size for a breakdown.)
+        wide = _tree.wide(g)
+        precision = float(jnp.finfo(jnp.result_type(*jax.tree.leaves(wide))).eps)
+        u = optax.tree.cast_like(jax.scipy.sparse.linalg.cg(damped, wide, tol=precision, maxiter=self.iterations)[0], g)
+        by_w, by_frozen = _tree.scale(strength, u), optax.tree.sub(g_frozen, product(u)[1])
+        return value, path.outer_gradient(by_w, by_frozen), path.info(losses, value)

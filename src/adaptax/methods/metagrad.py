@@ -1,0 +1,209 @@
+"""The nested meta-gradient: multi-step MAML and its variants."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from adaptax import _tree
+from adaptax._checks import check_true_or_false, check_whole
+from adaptax._hoist import hoist
+from adaptax._recursion import check_store, forward, recomputed_steps, reverse
+from adaptax.curvature import AbstractCurvature, Exact
+from adaptax.errors import InputError
+from adaptax.gradients import AutoDiff
+from adaptax.inner import Inner
+from adaptax.inner_path import TaskPath
+from adaptax.methods.base import AbstractMethod, check_parts
+from adaptax.problem import Samples
+from adaptax.stepsize.learned import Learned
+from adaptax.stepsize.rates import Rates
+
+
+class MultiStep(eqx.Module):
+    r"""Weights $c_1..c_N$ of an outer loss at every inner step, $\sum_{j=1}^N c_j\,l_T(w_j)$, moved to the last one.
+
+    At meta-step k the weight of each earlier step is $\frac1N\max(0, 1 - k/\text{anneal})$, and the last one has the rest.
+    Outside `ax.train` and `ax.make_step` the weights are those of meta-step 0; `method.at(step)` gives another's.
+
+    Arguments:
+        anneal: meta-steps until only the last step counts (default None: all steps count alike throughout).
+
+    Errors: `InputError` if anneal is not a positive whole number.
+
+    Example:
+        >>> import adaptax as ax
+        >>> [round(float(c), 2) for c in ax.MultiStep(anneal=100).at(50).weights(4)]
+        [0.12, 0.12, 0.12, 0.62]
+
+    Source: Antoniou et al. (2019), MAML++, arXiv 1810.09502.
+    """
+
+    anneal: int | None = eqx.field(static=True, default=None)
+    step: Any = eqx.field(default=0, kw_only=True)
+
+    def __post_init__(self):
+        self.anneal = None if self.anneal is None else check_whole("MultiStep", "anneal", self.anneal)
+
+    def at(self, step: Any) -> "MultiStep":
+        """The weights at a meta-step."""
+        return MultiStep(self.anneal, step=jnp.asarray(step))
+
+    def weights(self, steps: int) -> Array:
+        """c_1..c_N."""
+        left = 1.0 if self.anneal is None else jnp.maximum(1 - jnp.asarray(self.step) / self.anneal, 0)
+        early = jnp.full((max(steps - 1, 0),), 1 / max(steps, 1)) * left
+        return jnp.concatenate([early, (1 - jnp.sum(early))[None]])
+
+
+class MetaGradient(AbstractMethod):
+    r"""The nested meta-gradient $\nabla\mathcal L_i(w) = \prod_{j=0}^{N-1}(I - \alpha\nabla^2 l_i(w_j))\,\nabla l_i(w_N)$.
+
+    One reverse recursion: $v \leftarrow \nabla l_T(w_N)$, then $v \leftarrow v - \alpha\hat H_j v$ for j = N-1 ... 0.
+    Only the iterates are kept, so memory does not grow with the computation graphs of N steps. The same recursion carries
+    inner optimisers, proximal terms and losses at earlier steps. If only some leaves adapt (`Inner(adapt=...)`), the part of
+    a finite-sum loss that they do not reach is computed and differentiated once, unless it is inside a function with a
+    `jax.jit` of its own.
+
+    Arguments:
+        inner: the inner loop (`method.inner`).
+        curvature: how $\hat H_j v$ is formed (default `ax.curvature.Exact()`).
+        mode: "recursion" (default), or "backprop": plain backpropagation through the loop, an independent check.
+        store: "iterates" (default) keeps all N iterates; "sqrt" keeps about $\sqrt N$ and recomputes the others, which
+            costs one more gradient a step.
+        samples: sample sizes S, D, T of a resampling problem.
+        independent_curvature: whether Hessian factors draw samples of their own (default): an estimate of the gradient
+            of the exact-path objective, unbiased given the path. False reuses the step's samples: the gradient of the
+            sampled path, as backpropagation gives. Without effect on finite-sum problems, which draw nothing.
+        multi_step: `ax.MultiStep(anneal)`: an outer loss at every inner step (default: at the last). The value reported
+            stays the target loss at w_N.
+
+    Errors: `InputError` for an unknown mode or store, and for "backprop" of a resampling problem with independent
+    curvature, which backpropagation cannot have.
+
+    Example:
+        >>> import adaptax as ax, jax.numpy as jnp
+        >>> problem = ax.FiniteSum(lambda w, c: 0.5 * jnp.sum((w - c) ** 2), lambda key: None)
+        >>> method = ax.MetaGradient(ax.Inner(steps=2, stepsize=0.5))
+        >>> value, grad, info = method(problem, jnp.zeros(2), ax.Task(jnp.ones(2), jnp.ones(2)))
+        >>> float(value), grad, info.losses  # w_2 = 3/4, gradient (1 - 1/2)^2 (w_2 - 1)
+        (0.0625, Array([-0.0625, -0.0625], dtype=float32), Array([1.  , 0.25], dtype=float32))
+
+    Source: docs/theory.md, sections 1 to 3; cf. Ji, Yang, Liang (2022), JMLR 23.
+    """
+
+    inner: Inner
+    curvature: AbstractCurvature
+    mode: str = eqx.field(static=True)
+    store: str = eqx.field(static=True)
+    samples: Samples
+    independent_curvature: bool = eqx.field(static=True)
+    multi_step: MultiStep | None
+
+    def __init__(
+        self,
+        inner: Inner,
+        curvature: AbstractCurvature = Exact(),  # noqa: B008
+        *,
+        mode: str = "recursion",
+        store: str = "iterates",
+        samples: Samples = Samples(),  # noqa: B008
+        independent_curvature: bool = True,
+        multi_step: MultiStep | None = None,
+    ):
+        check_parts("MetaGradient", inner, samples)
+        if not isinstance(curvature, AbstractCurvature):
+            raise InputError("curvature= must be a strategy such as ax.curvature.Exact().")
+        if mode not in ("recursion", "backprop"):
+            raise InputError(f'mode={mode!r} must be "recursion" or "backprop".')
+        if mode == "backprop" and not (isinstance(curvature, Exact) and isinstance(inner.gradients, AutoDiff)):
+            raise InputError(
+                'mode="backprop" differentiates exactly: use curvature=ax.curvature.Exact() and gradients that are '
+                'differentiated, or mode="recursion".'
+            )
+        if multi_step is not None and not isinstance(multi_step, MultiStep):
+            raise InputError("multi_step= must be ax.MultiStep(anneal).")
+        check_store(store)
+        self.inner, self.curvature, self.mode, self.store = inner, curvature, mode, store
+        self.samples, self.multi_step = samples, multi_step
+        self.independent_curvature = check_true_or_false("MetaGradient", "independent_curvature", independent_curvature)
+
+    @property
+    def stochastic(self):
+        return self.curvature.stochastic or self.inner.gradients.stochastic
+
+    def at(self, step):
+        multi_step = None if self.multi_step is None else self.multi_step.at(step)
+        return MetaGradient(
+            self.inner, self.curvature.at(step), mode=self.mode, store=self.store, samples=self.samples,
+            independent_curvature=self.independent_curvature, multi_step=multi_step,
+        )  # fmt: skip
+
+    def cost(self):
+        steps, gradient = self.inner.steps, self.inner.gradients.cost()
+        by_rates = isinstance(self.inner.stepsize, Learned)
+        gradients = steps + (steps if self.multi_step is not None and steps else 1)
+        if self.mode == "recursion":
+            again = not self.inner.update.linear or (by_rates and not self.curvature.gives_gradient)
+            gradients += recomputed_steps(steps, self.store) + (steps if again else 0)
+        return gradient.times(gradients).plus(self.curvature.cost(gradient).times(steps))
+
+    def check(self, problem, key):
+        super().check(problem, key)
+        if self.mode == "backprop" and problem.stochastic and self.independent_curvature:
+            raise InputError('mode="backprop" reuses the step samples: pass independent_curvature=False with it.')
+
+    def one_task(self, problem, params, task, key):
+        path = TaskPath(problem, self.inner, params, task, key, self.samples)
+        weights = None if self.multi_step is None or not self.inner.steps else self.multi_step.weights(self.inner.steps)
+        differentiate = self._by_backpropagation if self.mode == "backprop" else self._by_recursion
+        value, losses, (by_w, by_frozen, by_rates) = differentiate(path, weights)
+        return value, path.outer_gradient(by_w, by_frozen, by_rates), path.info(losses, value)
+
+    def _by_recursion(self, path: TaskPath, weights: Array | None):
+        """The target loss, the inner losses, and the derivatives by w_0, the frozen parameters and the step sizes."""
+        walked, hoisted = path, None
+        if self._hoists(path):
+            hoisted = hoist(path.loss, path.split.adapting, path.rest)
+            walked = path.with_loss(hoisted.loss, hoisted.known)
+        forward_pass = walked.forward(self.store)
+        value, last = path.target_gradient(forward_pass.final, path.rest)
+        targets = None
+        if weights is not None:
+            last = _tree.scale(weights[-1], last)
+            earlier = jnp.concatenate([jnp.zeros((1,)), weights[:-1]])
+            targets = earlier, lambda w, frozen, j: path.target_gradient(w, frozen, j)[1]
+        loss = path.curvature_loss(self.independent_curvature) if hoisted is None else hoisted.loss
+        product, gradient = path.factors(self.curvature, loss)
+        found = reverse(
+            product, gradient, walked.descent, forward_pass, walked.rest, path.rates,
+            last if hoisted is None else (last[0], optax.tree.zeros_like(hoisted.known)),
+            by_rates=isinstance(self.inner.stepsize, Learned), targets=targets,
+        )  # fmt: skip
+        by_frozen = found.rest if hoisted is None else optax.tree.add(last[1], hoisted.pull_back(found.rest))
+        return value, forward_pass.losses, (found.w, by_frozen, found.rates)
+
+    def _by_backpropagation(self, path: TaskPath, weights: Array | None):
+        """The same by plain backpropagation through the loop."""
+        rates, steps = path.rates, self.inner.steps
+
+        def objective(w, frozen, tree):
+            walked = forward(path.descent, w, frozen, Rates(tree, rates.per_step), steps, "iterates")
+            value = last = path.target(walked.final, frozen)
+            if weights is not None:
+                early = jax.tree.map(lambda leaf: leaf[1:], walked.iterates[0])
+                at = jax.vmap(lambda w, j: path.target(w, frozen, j))(early, jnp.arange(1, steps))
+                value = jnp.sum(weights[:-1] * at) + weights[-1] * last
+            return value, (last, walked.losses)
+
+        differentiate = jax.value_and_grad(objective, argnums=(0, 1, 2), has_aux=True)
+        (_, (value, losses)), derivatives = differentiate(path.split.adapting, path.rest, rates.tree)
+        return value, losses, derivatives
+
+    def _hoists(self, path: TaskPath) -> bool:
+        """Whether part of the loss is the same at all inner steps, and nothing but its exact derivatives is asked for."""
+        exact = isinstance(self.curvature, Exact) and isinstance(self.inner.gradients, AutoDiff)
+        return exact and not path.problem.stochastic and self.multi_step is None and bool(jax.tree.leaves(path.rest))

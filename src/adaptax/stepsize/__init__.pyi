@@ -1,0 +1,9 @@
+from .learned import Learned as Learned
+from .learned import Meta as Meta
+from .measurement import resolve as resolve
+from .rates import Rates as Rates
+from .rates import Schedule as Schedule
+from .rules import AbstractRule as AbstractRule
+from .rules import Edge as Edge
+from .rules import Estimate as Estimate
+from .rules import Guaranteed as Guaranteed

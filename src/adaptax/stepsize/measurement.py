@@ -1,0 +1,220 @@
+"""Step-size rules measured: the power iteration, the curvature along inner paths, and the step size that a rule makes of it."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Key, PyTree
+
+from adaptax import _tree
+from adaptax._batching import check_batch, in_flight_for, map_tasks
+from adaptax._keys import RULE, check_key, first, fold, require_keys
+from adaptax._update import Update
+from adaptax.curvature.base import LocalLoss
+from adaptax.curvature.finite_difference import FiniteDifference
+from adaptax.inner import Inner
+from adaptax.inner_path import TaskPath, check_problem
+from adaptax.problem import AbstractProblem, Samples
+from adaptax.stepsize.rules import AbstractRule, Estimate
+
+# Share of the gradient in the start: a direction kept from the last measurement may be orthogonal to the new top eigenvector.
+_MIX = 0.1
+# Products spent at w_0 when nothing is known yet.
+_COLD_START = 12
+
+
+def _unit(v: PyTree) -> PyTree:
+    length = _tree.norm(v)
+    return _tree.scale(jnp.where(length > 0, 1 / jnp.where(length > 0, length, 1), 0), v)
+
+
+def power_iteration(product: Callable[[PyTree], PyTree], start: PyTree, iterations: int) -> tuple[Array, PyTree]:
+    r"""The spectral norm of a symmetric linear map from below: $\|Hv\|$ for the unit v after `iterations` products.
+
+    Arguments:
+        product: $v \mapsto Hv$.
+        start: a direction, not orthogonal to the top eigenvector.
+        iterations: how many products.
+
+    Returns: the estimate, at most $\|H\|_2$ and never decreasing in `iterations`, and the unit direction reached.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from adaptax.stepsize.measurement import power_iteration
+        >>> value, _ = power_iteration(lambda v: jnp.array([1.0, -3.0]) * v, jnp.ones(2), 20)
+        >>> round(float(value), 4)
+        3.0
+
+    Source: Golub, Van Loan, Matrix Computations, section 7.3; docs/theory.md, section 8.
+    """
+
+    def iterate(_, carry):
+        v, _ = carry
+        hv = product(v)
+        value = _tree.norm(hv)
+        ok = jnp.isfinite(value) & (value > 0)
+        return _tree.select(ok, _unit(hv), v), value
+
+    first = _unit(start)
+    v, value = jax.lax.fori_loop(0, iterations, iterate, (first, jnp.zeros_like(_tree.norm(first))))
+    return value, v
+
+
+def along_path(
+    loss: Callable[[PyTree, PyTree, Array], Array],
+    w: PyTree,
+    rest: PyTree,
+    rule: AbstractRule,
+    steps: int,
+    estimate: Estimate,
+    warmup: int,
+    update: Update = Update(),  # noqa: B008
+) -> tuple[Array, PyTree]:
+    r"""The largest $\|\nabla^2 l(w_j)\|$ found at w_0..w_{N-1} (at w_0 for N = 0) and the direction found at w_0.
+
+    The path is walked with the rule's own step size for the largest curvature met so far, so that it stays on the
+    ground that training will walk, also before any step size is known. Values that are not finite are passed over; the
+    result is NaN if all are, and the direction is always finite.
+
+    Arguments:
+        loss, w, rest: as in the recursion.
+        rule: turns curvature into the step size of the walk.
+        steps: N.
+        estimate: what is known before; its direction is where the iteration starts.
+        warmup: products spent at w_0 before the walk.
+        update: how the walk moves w, given the gradient.
+    """
+
+    def point(w, v, j, iterations):
+        if rule.differences:
+            local = LocalLoss(lambda w, _: loss(w, rest, j), w)
+            gradient = local.gradient(w)[0]
+
+            def product(v):
+                return FiniteDifference().product(local, v)[1][0]
+        else:
+            gradient, product = jax.linearize(lambda w: jax.grad(loss)(w, rest, j), w)
+
+        def damped(v):
+            return product(v) if update.proximal is None else _tree.shift(product(v), update.proximal, v)
+
+        start = optax.tree.add(v, _tree.scale(_MIX, _unit(gradient)))
+        value, v = power_iteration(damped, _tree.select(_tree.all_finite(start), start, v), iterations)
+        return gradient, jnp.where(jnp.isfinite(value), value, jnp.nan).astype(estimate.curvature.dtype), v
+
+    def step(carry, j):
+        (at, opt_state), v, largest = carry
+        gradient, value, v = point(at, v, j, rule.iterations)
+        largest = jnp.fmax(largest, value)
+        alpha = rule.alpha(jnp.fmax(largest, rule.decay * estimate.curvature), steps)
+        return (update(at, opt_state, gradient, w, alpha), v, largest), None
+
+    v = estimate.direction
+    value = jnp.full_like(estimate.curvature, jnp.nan)
+    if warmup:
+        _, value, v = point(w, v, jnp.array(0), warmup)
+    (_, last, largest), _ = jax.lax.scan(step, ((w, update.init(w)), v, value), jnp.arange(max(steps, 1)))
+    return largest, v if warmup else last
+
+
+def first_estimate(inner: Inner, params: PyTree) -> Estimate:
+    """The estimate before any measurement: curvature 0 and a fixed pseudo-random direction."""
+    return Estimate(jnp.zeros(()), _tree.normal_like(jax.random.key(0), inner.split(inner.initial(params)).adapting))
+
+
+def refresh(
+    inner: Inner, rule: AbstractRule, estimate: Estimate, problem: AbstractProblem, params: PyTree, tasks: PyTree,
+    keys: Key[Array, " B"] | None, *, samples: Samples, cold: bool = False,
+) -> Estimate:  # fmt: skip
+    """The estimate after one more measurement on a batch of tasks.
+
+    Arguments:
+        inner: the inner loop; its step size is not used.
+        rule: the step-size rule.
+        estimate: the estimate so far.
+        problem, params, tasks, keys, samples: as for `resolve`.
+        cold: whether nothing is known yet, so that more products are spent at w_0.
+    """
+
+    def one(inputs):
+        task, key = inputs
+        path = TaskPath(problem, inner, params, task, fold(key, RULE), samples)
+        warmup = _COLD_START if cold else 0
+        return along_path(path.loss, path.split.adapting, path.rest, rule, inner.steps, estimate, warmup, inner.update)
+
+    count = jax.tree.leaves((tasks, keys))[0].shape[0]
+    size = in_flight_for(problem, inner.initial(params), first(tasks), count, samples)
+    values, directions = map_tasks(one, (tasks, keys), size)
+    worst = jnp.argmax(jnp.where(jnp.isfinite(values), values, -1))
+    return rule.update(estimate, values[worst], jax.tree.map(lambda leaf: leaf[worst], directions))
+
+
+def resolve(
+    inner: Inner, problem: AbstractProblem, params: PyTree, tasks: PyTree, keys: Key[Array, " B"] | None = None, *,
+    samples: Samples = Samples(),  # noqa: B008
+) -> Inner:  # fmt: skip
+    r"""The inner loop with its step-size rule replaced by the $\alpha$ that the rule gives on these tasks.
+
+    An inner loop without a rule is returned unchanged.
+
+    Arguments:
+        inner: the inner loop.
+        problem: the problem.
+        params: parameters w.
+        tasks: a batch of tasks, each leaf with a leading axis B; all are measured.
+        keys: B keys, for a resampling problem.
+        samples: sample sizes of a resampling problem.
+
+    Returns: an `Inner` whose step size is a scalar array, so that a new value does not recompile anything.
+
+    Errors: `InputError` if keys are missing or the tasks do not fit the loss.
+
+    Example:
+        >>> import adaptax as ax, jax.numpy as jnp
+        >>> problem = ax.FiniteSum(lambda w, c: 2.0 * jnp.sum((w - c) ** 2), lambda key: None)
+        >>> tasks = ax.Task(jnp.zeros((3, 2)), jnp.zeros((3, 2)))
+        >>> inner = ax.stepsize.resolve(ax.Inner(5, ax.stepsize.Edge()), problem, jnp.ones(2), tasks)
+        >>> round(float(inner.stepsize), 4)  # the Hessian is 4 I
+        0.25
+
+    Source: docs/theory.md, sections 5 and 8.
+    """
+    if not isinstance(inner.stepsize, AbstractRule):
+        return inner
+    require_keys(problem, keys)
+    return inner.with_stepsize(_resolve(inner, problem, params, tasks, keys, samples))
+
+
+@eqx.filter_jit
+def _resolve(inner, problem, params, tasks, keys, samples):
+    inner.check_meta(params)
+    check_batch(tasks, keys)
+    check_key(first(keys))
+    check_problem(problem, inner.initial(params), first(tasks), samples, target=False)
+    # A step size from a rule counts as a constant: the measurement is not differentiated.
+    rule, problem, params, tasks = _tree.constant((inner.stepsize, problem, params, tasks))
+    estimate = first_estimate(inner, params)
+    estimate = refresh(inner, rule, estimate, problem, params, tasks, keys, samples=samples, cold=True)
+    return rule.alpha(estimate.curvature, inner.steps)
+
+
+def resolve_one(
+    inner: Inner, problem: AbstractProblem, params: PyTree, task: PyTree, key: Key[Array, ""] | None, samples: Samples
+) -> Inner:
+    """`resolve` on a single task."""
+    if not isinstance(inner.stepsize, AbstractRule):
+        return inner
+    batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], task)
+    return resolve(inner, problem, params, batch, None if key is None else key[None], samples=samples)
+
+
+def resolve_on_first(
+    inner: Inner, problem: AbstractProblem, params: PyTree, tasks: PyTree, keys: Key[Array, " B"] | None, samples: Samples
+) -> Inner:
+    """`resolve` on the first tasks of a batch, as many as the rule asks for."""
+    if not isinstance(inner.stepsize, AbstractRule):
+        return inner
+    few = jax.tree.map(lambda leaf: leaf[: inner.stepsize.tasks], (tasks, keys))
+    return resolve(inner, problem, params, *few, samples=samples)

@@ -1,0 +1,166 @@
+"""Gymnasium environments that can be told their task, as a resampling problem."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.buffer_callback import buffer_callback
+
+from adaptax._checks import check_real
+from adaptax.errors import InputError
+from adaptax.problem import Resampling
+from adaptax.tasks.rl.environment import Environment, as_horizon, problem
+from adaptax.tasks.rl.simulators import Simulators
+from adaptax.tasks.rl.surrogates import published_surrogate
+
+
+class GymnasiumEnvironment(Environment):
+    """Episodes of gymnasium environments, stepped by a callback of the compiled program; made by `gymnasium_family`.
+
+    Arguments:
+        simulators: the environments on the host.
+        horizon: H.
+        low, high: the bounds that actions are clipped to (None: the actions are finitely many).
+    """
+
+    simulators: Simulators = eqx.field(static=True)
+    horizon: int = eqx.field(static=True, converter=as_horizon)
+    low: tuple[float, ...] | None = eqx.field(static=True)
+    high: tuple[float, ...] | None = eqx.field(static=True)
+
+    @property
+    def host(self) -> bool:
+        """Whether steps call the host: always."""
+        return True
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """The sizes of an observation and of an action (where they are finitely many, their number)."""
+        spaces = self.simulators.observations, self.simulators.first.action_space
+        inputs, outputs = (int(space.n) if hasattr(space, "n") else math.prod(space.shape) for space in spaces)
+        return inputs, outputs
+
+    def reset(self, task, key):
+        seed = jax.random.bits(key)
+        leaves, structure = jax.tree.flatten(task)
+        ranks = tuple(jnp.ndim(leaf) for leaf in leaves)
+        shapes = jax.ShapeDtypeStruct((), jnp.uint32), self._observed()
+        # Declared as a side effect, so that the compiler does not merge the resets of two episodes with one key.
+        call = buffer_callback(
+            _reset_callback(self.simulators, structure, ranks), shapes, has_side_effect=True, vmap_method="broadcast_all"
+        )
+        return tuple(call(seed, *map(jax.lax.stop_gradient, leaves)))
+
+    def observe(self, task, state):
+        return state[1]
+
+    def step(self, task, state, action, key):
+        shape = () if self.low is None else self.simulators.first.action_space.shape
+        if action.shape != shape:
+            raise InputError(
+                f"The environment takes actions of shape {shape}, and the policy gives {action.shape}: make it for "
+                f"{self.sizes[0]} observations and {self.sizes[1]} actions."
+            )
+        if self.low is not None:
+            low, high = (jnp.asarray(bound, action.dtype).reshape(shape) for bound in (self.low, self.high))
+            action = jnp.clip(action, low, high)
+        number = jax.ShapeDtypeStruct((), jnp.float32)
+        shapes = self._observed(), number, jax.ShapeDtypeStruct((), jnp.bool)
+        step = _step_callback(self.simulators, self.horizon)
+        call = buffer_callback(step, shapes, has_side_effect=True, vmap_method="broadcast_all")
+        observation, reward, done = call(state[0], jax.lax.stop_gradient(action))
+        return (state[0], observation), reward, done
+
+    def _observed(self) -> jax.ShapeDtypeStruct:
+        space = self.simulators.observations
+        whole = np.issubdtype(space.dtype, np.integer) and hasattr(space, "n")
+        return jax.ShapeDtypeStruct(space.shape, jnp.int32 if whole else jnp.float32)
+
+
+def gymnasium_family(
+    make: Callable[[], Any], sample_task: Any, *, horizon: int | None = None, loss: Any = None, timeout: float = 60.0
+) -> Resampling:
+    r"""A family of gymnasium environments, one for each task, as a resampling problem.
+
+    The compiled program calls the host for every step of all episodes. Each episode has an instance of its own, which a later
+    episode uses again; it is told its task by `set_task(task)` or through the attribute `task`, and is reset with a seed from
+    its key, so that one integer decides a run. Actions are clipped to their bounds. All instances run on one thread of the
+    host.
+
+    Arguments:
+        make: `make() -> environment`, with gymnasium's `reset(seed=)`, `step`, `observation_space` and `action_space` (a box,
+            or finitely many actions), and `set_task(task)` or an attribute `task` on `environment.unwrapped`.
+        sample_task: `sample_task(key) -> task`, a pytree of arrays, which the environment receives as NumPy arrays.
+        horizon: H (default: the environment's own time limit).
+        loss: the surrogate (default: `LVC(0.99, baseline=LinearBaseline(), per_step=True, normalise=True,
+            discount_weighting=False)`).
+        timeout: seconds that the host may take for one step of all episodes, positive (default 60).
+
+    Returns: an `ax.Resampling` whose parameters are a policy, with the metric "return"; `problem.draw.environment.sizes` are
+        the sizes of an observation and of an action.
+
+    Errors: `InputError` for an environment without these members or without a horizon, for bounds that are not finite and in
+        order, or a horizon or timeout that is not positive. `HostFailure` in training, with the state saved, when an
+        environment raises, takes too long, gives a reward that is not finite, or cuts an episode off before the horizon.
+
+    Example:
+        >>> import adaptax as ax, gymnasium, jax  # doctest: +SKIP
+        >>> class Pendulum(gymnasium.envs.classic_control.PendulumEnv):  # doctest: +SKIP
+        ...     def set_task(self, task):
+        ...         self.m = float(task)
+        >>> mass = lambda key: jax.random.uniform(key, (), minval=0.5, maxval=2.0)
+        >>> problem = ax.tasks.rl.gymnasium_family(Pendulum, mass, horizon=200)  # doctest: +SKIP
+
+    Source: docs/theory.md, section 2.1.
+    """
+    if not callable(make):
+        raise InputError(f"make must be a function that returns an environment, not {type(make).__name__}.")
+    simulators = Simulators(make, check_real("gymnasium_family", "timeout", timeout, above=0))
+    limit = getattr(getattr(simulators.first, "spec", None), "max_episode_steps", None) if horizon is None else horizon
+    if limit is None:
+        raise InputError("The environment has no time limit of its own: pass horizon=, the steps of an episode.")
+    space, low, high = simulators.first.action_space, None, None
+    if not simulators.discrete:
+        low, high = (tuple(np.asarray(bound, np.float64).ravel().tolist()) for bound in (space.low, space.high))
+        if not all(math.isfinite(a) and math.isfinite(b) and a < b for a, b in zip(low, high, strict=True)):
+            raise InputError("The bounds of the environment's actions must be finite, each low below its high: mend its space.")
+    environment = GymnasiumEnvironment(simulators=simulators, horizon=limit, low=low, high=high)
+    return problem(environment, sample_task, published_surrogate() if loss is None else loss)
+
+
+# Cached: with the same function object a program is not compiled again.
+@functools.cache
+def _reset_callback(simulators: Simulators, structure: Any, ranks: tuple[int, ...]) -> Callable[..., None]:
+    def call(context: Any, out: Any, seeds: Any, *leaves: Any) -> None:
+        seeds = np.asarray(seeds).copy().ravel()
+        rows = [np.asarray(leaf).copy() for leaf in leaves]
+        rows = [row.reshape(len(seeds), *row.shape[row.ndim - rank :]) for row, rank in zip(rows, ranks, strict=True)]
+        tasks = [jax.tree.unflatten(structure, [row[i] for row in rows]) for i in range(len(seeds))]
+        _fill(out, simulators.reset(tasks, seeds))
+
+    return call
+
+
+@functools.cache
+def _step_callback(simulators: Simulators, horizon: int) -> Callable[..., None]:
+    def call(context: Any, out: Any, numbers: Any, actions: Any) -> None:
+        numbers, chosen = np.asarray(numbers).copy(), np.asarray(actions).copy()
+        chosen = chosen.reshape(-1, *chosen.shape[numbers.ndim :])
+        _fill(out, simulators.step(numbers.ravel(), chosen, horizon))
+
+    return call
+
+
+def _fill(buffers: Any, columns: tuple[np.ndarray, ...] | None) -> None:
+    """Write the results into the program's buffers; after a failure (None) not-a-number, and zero for integers."""
+    for i, buffer in enumerate(buffers):
+        result = np.asarray(buffer)
+        if columns is None:
+            result[...] = np.nan if np.issubdtype(result.dtype, np.floating) else 0
+        else:
+            result[...] = columns[i].reshape(result.shape)

@@ -1,0 +1,237 @@
+"""Checkpoints of a run: saved whole or not at all, verified before they are read, and never deleted for failing to read."""
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adaptax._tree import first_line
+from adaptax.errors import CheckpointError, InputError
+from adaptax.training.files import write_json
+from adaptax.training.step import State
+
+_KEPT = 2
+
+
+class DamagedCheckpoint(UserWarning):
+    """A checkpoint whose bytes have changed since it was written was set aside, and the one before it is used."""
+
+
+class Checkpoints:
+    """The states in a run folder.
+
+    `checkpoints/STEP` holds a state and `manifest.json` the checksums of its files; a checkpoint counts once the manifest
+    names it. `best/` and `best.json` are the same for the state that did best on validation tasks.
+
+    A checkpoint is damaged if its files differ from their checksums. It is then moved to `damaged/`, which is said in a
+    warning, and the one before it is used. Any other failure, such as a disk error or a reader that does not know the format,
+    raises `CheckpointError` and changes nothing.
+
+    Arguments:
+        folder: the run folder.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def newest(self) -> int:
+        """The meta-step of the newest checkpoint that counts, 0 before the first."""
+        return max(map(int, self._manifest()), default=0)
+
+    def save(self, state: State) -> None:
+        """Write a checkpoint of this state; it counts when the manifest names it."""
+        arrays, step = _arrays(state), int(state.step)
+        with self._manager("checkpoints") as manager:
+            _write_arrays(manager, step, arrays)
+            kept = {str(step) for step in manager.all_steps()}
+        manifest = {name: entry for name, entry in self._manifest().items() if name in kept}
+        write_json(self.folder / "manifest.json", {**manifest, str(step): self._entry("checkpoints", step, arrays)})
+
+    def restore(self, like: State) -> State | None:
+        """The newest whole checkpoint, or None; checkpoints that the manifest does not name are removed."""
+        manifest, checkpoints = self._manifest(), self.folder / "checkpoints"
+        if checkpoints.is_dir():
+            for child in checkpoints.iterdir():
+                if child.name not in manifest:
+                    shutil.rmtree(child, ignore_errors=True)
+        for step in sorted(map(int, manifest), reverse=True):
+            arrays = self._read("checkpoints", step, manifest[str(step)])
+            if arrays is not None:
+                return self._as(like, arrays)
+            self._set_aside(step, manifest)
+        return None
+
+    def load(self, like: State) -> State:
+        """The newest whole checkpoint, for reading: nothing is changed."""
+        manifest = self._manifest()
+        for step in sorted(map(int, manifest), reverse=True):
+            arrays = self._read("checkpoints", step, manifest[str(step)])
+            if arrays is not None:
+                return self._as(like, arrays)
+        raise InputError(f"{self.folder.name} has no whole checkpoint yet: let the run reach its first one.")
+
+    def save_best(self, state: State) -> None:
+        """Keep the state that has done best on validation tasks, beside the checkpoints."""
+        step, arrays = int(state.step), _arrays(state)
+        # A run that is gone through again comes to the same later best once more.
+        if step <= self._best().get("step", -1):
+            return
+        # The one before stays until best.json names this one, so that a run may be killed in between.
+        with self._manager("best") as manager:
+            _write_arrays(manager, step, arrays)
+        write_json(self.folder / "best.json", {"step": step, **self._entry("best", step, arrays)})
+
+    def load_best(self, like: State) -> State | None:
+        """The state that `save_best` kept, or None."""
+        if not (best := self._best()):
+            return None
+        arrays = self._read("best", best["step"], best)
+        if arrays is None:
+            text = f"{self.folder.name} has a best checkpoint that is damaged"
+            raise InputError(f"{text}: delete its best.json to use the newest checkpoint.")
+        return self._as(like, arrays)
+
+    def _read(self, kind: str, step: int, entry: Any) -> dict[str, np.ndarray] | None:
+        """The arrays of one checkpoint; None if its bytes are not those that were written."""
+        # Runs saved before there were checksums of files have that of the arrays alone.
+        digest, files = (entry, None) if isinstance(entry, str) else (entry["sha256"], entry.get("files"))
+        name = f"{self.folder.name}/{kind}/{step}"
+        try:
+            if files is not None and _file_digests(self.folder / kind / str(step)) != files:
+                return None
+            with self._manager(kind) as manager:
+                arrays = _read_arrays(manager, step)
+        except OSError as error:
+            reason = error.strerror or first_line(error)
+            text = f"The checkpoint {name} cannot be read ({reason}); nothing was changed"
+            raise CheckpointError(f"{text}: mend the disk or its permissions, and give the same command again.") from error
+        except Exception as error:
+            text = f"The checkpoint {name} cannot be read by the installed orbax-checkpoint ({first_line(error)})"
+            remedy = f"install the version in its environment.json, or move {kind}/{step} away to do without it"
+            raise CheckpointError(f"{text}; nothing was changed: {remedy}.") from error
+        return arrays if _digest(arrays) == digest else None
+
+    def _set_aside(self, step: int, manifest: dict[str, Any]) -> None:
+        """Move a damaged checkpoint to `damaged/` under a name that is free, and say so."""
+        source, aside = self.folder / "checkpoints" / str(step), self.folder / "damaged"
+        manifest.pop(str(step))
+        others = f"the run goes on from checkpoint {max(map(int, manifest))}" if manifest else "the run begins anew"
+        where = "it is gone"
+        try:
+            if source.exists():
+                aside.mkdir(exist_ok=True)
+                name = next(n for n in (f"{step}", *(f"{step}.{i}" for i in itertools.count(1))) if not (aside / n).exists())
+                os.replace(source, aside / name)
+                where = f"it was moved to damaged/{name}"
+            write_json(self.folder / "manifest.json", manifest)
+        except OSError as error:
+            text = f"The damaged checkpoint {self.folder.name}/checkpoints/{step} cannot be set aside ({error.strerror})"
+            raise CheckpointError(f"{text}: make the folder writable, and give the same command again.") from error
+        text = f"The checkpoint {self.folder.name}/checkpoints/{step} differs from its checksum"
+        warnings.warn(f"{text}: {where}, and {others}.", DamagedCheckpoint, stacklevel=4)
+
+    def _entry(self, kind: str, step: int, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+        return {"sha256": _digest(arrays), "files": _file_digests(self.folder / kind / str(step))}
+
+    def _best(self) -> dict[str, Any]:
+        return self._json("best.json", "delete it to use the newest checkpoint")
+
+    def _manifest(self) -> dict[str, Any]:
+        return self._json("manifest.json", "restore it, or use another output folder")
+
+    def _json(self, name: str, remedy: str) -> dict[str, Any]:
+        path = self.folder / name
+        try:
+            return json.loads(path.read_text()) if path.is_file() else {}
+        except ValueError as error:
+            raise InputError(f"{self.folder.name} has a {name} that cannot be read: {remedy}.") from error
+
+    def _manager(self, kind: str):
+        import orbax.checkpoint as ocp
+
+        options = ocp.CheckpointManagerOptions(max_to_keep=_KEPT, enable_async_checkpointing=False)
+        return ocp.CheckpointManager(self.folder / kind, options=options)
+
+    def _as(self, like: State, arrays: dict[str, np.ndarray]) -> State:
+        """A state made of these arrays; a checkpoint of something else is refused, and kept."""
+        there, here = ([f"{x.dtype}{list(x.shape)}" for _, x in sorted(a.items())] for a in (arrays, _arrays(like)))
+        if there != here:
+            pairs = itertools.zip_longest(there, here, fillvalue="nothing")
+            difference = next(f"{a} there and {b} here" for a, b in pairs if a != b)
+            raise InputError(
+                f"{self.folder.name} holds a state of another model, optimiser or number type (an array is {difference}): "
+                "use those of that run, or another output folder."
+            )
+        return _with_arrays(like, arrays)
+
+
+def _write_arrays(manager, step: int, arrays: dict[str, np.ndarray]) -> None:
+    import orbax.checkpoint as ocp
+
+    manager.save(step, args=ocp.args.StandardSave(arrays))
+
+
+def _read_arrays(manager, step: int) -> dict[str, np.ndarray]:
+    import orbax.checkpoint as ocp
+
+    return manager.restore(step, args=ocp.args.StandardRestore())
+
+
+def _arrays(state: State) -> dict[str, np.ndarray]:
+    """The state's arrays by position, keys as plain numbers, all on one device."""
+    leaves = [leaf for leaf in jax.tree.leaves(state) if _is_kept(leaf)]
+    plain = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in leaves]
+    return {f"{i:05d}": np.asarray(x) for i, x in enumerate(plain)}
+
+
+def _is_kept(leaf: Any) -> bool:
+    # Arrays without entries hold nothing to save, and the writer refuses them.
+    return eqx.is_array(leaf) and leaf.size > 0
+
+
+def _with_arrays(like: State, arrays: dict[str, np.ndarray]) -> State:
+    leaves, treedef = jax.tree.flatten(like)
+    values = iter(arrays[name] for name in sorted(arrays))
+
+    def put(leaf):
+        if not _is_kept(leaf):
+            return leaf
+        value = jnp.asarray(next(values))
+        return jax.random.wrap_key_data(value) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else value
+
+    return jax.tree.unflatten(treedef, [put(leaf) for leaf in leaves])
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        value = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {value.dtype} {value.shape}\n".encode())
+        digest.update(value.tobytes())
+    return digest.hexdigest()
+
+
+def _file_digests(folder: Path) -> dict[str, str]:
+    """The checksum of each file below a folder, by its path there."""
+    digests: dict[str, str] = {}
+    if not folder.is_dir():
+        return digests
+    for root, _, names in os.walk(folder, onerror=_raise):
+        for path in (Path(root, name) for name in names):
+            with open(path, "rb") as file:
+                digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def _raise(error: OSError) -> None:
+    # Without this, a folder that may not be read would look like an empty one.
+    raise error

@@ -1,0 +1,160 @@
+"""What a run folder says of a run begun from Python, and whether a run may go on with other arguments.
+
+A method, an optimiser or a problem is described twice. The text names the classes, functions and numbers that it is made of.
+The code is a checksum that also covers the instructions of functions, everything that they close over, and all arrays. The text
+is always compared; the code only under the same Python and packages, since another version compiles functions differently.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import types
+import warnings
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from adaptax.training.run import Run, differences
+
+_COMPARED = ("problem", "method", "optimizer", "memory")
+
+
+class NotCompared(UserWarning):
+    """A run goes on, and parts of what it was begun with could not be compared with what it goes on with."""
+
+
+def describe_run(steps: int, tasks_per_step: int, seed: int, **parts: Any) -> dict[str, Any]:
+    """The configuration of a run: its numbers, and its parts (`problem`, `method`, `optimizer`, `memory`) in words and code."""
+    given = {name: part for name, part in parts.items() if part is not None}
+    return {
+        "steps": steps,
+        "tasks_per_step": tasks_per_step,
+        "seed": seed,
+        **{name: describe(part) for name, part in given.items()},
+        "code": {name: fingerprint(part) for name, part in given.items()},
+    }
+
+
+def check_resumable(run: Run, here: dict[str, Any], resume: bool) -> bool:
+    """`Run.check` for a run begun from Python: more steps are welcome, and parts are compared as far as they can be."""
+    if not run.is_run(run.folder):
+        return run.check(here, resume)
+    saved = run.config()
+    if "tasks_per_step" not in saved or "task" in saved:
+        return run.check(here, resume)  # begun by the command line, or with config=
+    # Runs from before these were described are compared by the rest.
+    known = {name for name in here if name in saved or name not in (*_COMPARED, "code")}
+    compared = {name: here[name] for name in known - {"code"}}
+    told = differences({name: value for name, value in saved.items() if name != "code"}, compared)
+    if resume and isinstance(saved.get("steps"), int) and saved["steps"] < here["steps"]:
+        told = [text for text in told if not text.startswith("steps is ")]
+    codes, unknown = saved.get("code", {}), sorted(set(_COMPARED) & set(here) - set(saved))
+    other = [name for name, code in here["code"].items() if name in codes and codes[name] != code]
+    same_versions = not any(text.startswith(("python", "packages")) for text in run.changed_environment())
+    if same_versions:
+        told += [
+            f"the functions or arrays of {name} differ" for name in other if not any(t.startswith(f"{name} is ") for t in told)
+        ]
+    run.refuse(told)
+    skipped = unknown + ([] if same_versions else other)
+    if resume and skipped:
+        text = f"{run.folder.name} goes on, but its {', '.join(skipped)} could not be compared"
+        why = "it began under other versions" if not same_versions else "it was begun before they were saved"
+        warnings.warn(f"{text}, since {why}: make sure that they are the same.", NotCompared, stacklevel=3)
+    return run.check({**saved}, resume)
+
+
+def describe(value: Any) -> str:
+    """A method, optimiser or problem with all its options, in words that do not change from one process to another."""
+    if isinstance(value, eqx.Module):
+        fields = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+        return f"{type(value).__name__}({', '.join(f'{name}={describe(entry)}' for name, entry in fields)})"
+    if isinstance(value, functools.partial):
+        return describe(value.func) if not (value.args or value.keywords) else f"partial({describe(value.func)})"
+    if eqx.is_array(value) or isinstance(value, np.ndarray):
+        array = _plain(value)
+        return str(array.tolist()) if array.size <= 8 else f"{array.dtype}{list(array.shape)}"
+    if isinstance(value, tuple) and hasattr(value, "init") and hasattr(value, "update"):
+        return describe(value.update)
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(describe, value))})"
+    if callable(value):
+        return getattr(value, "__qualname__", type(value).__name__)
+    return str(value)
+
+
+def fingerprint(value: Any) -> str:
+    """A checksum of a value with its arrays, and of the functions in it with everything that they close over."""
+    digest, seen = hashlib.sha256(), dict[int, int]()
+    _feed(digest, value, seen)
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, value: Any, seen: dict[int, int]) -> None:
+    def say(*words: Any) -> None:
+        digest.update(("\0".join(map(str, words)) + "\n").encode())
+
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+        say(type(value).__name__, repr(value))
+        return
+    if eqx.is_array(value) or isinstance(value, np.ndarray | np.generic):
+        array = _plain(value)
+        say("array", array.dtype, array.shape)
+        digest.update(np.ascontiguousarray(array).tobytes())
+        return
+    if id(value) in seen:  # an object met before, perhaps one that holds itself
+        say("again", seen[id(value)])
+        return
+    seen[id(value)] = len(seen)
+    if isinstance(value, types.CodeType):
+        say("code", value.co_name, value.co_code.hex(), value.co_names, value.co_varnames)
+        parts: Any = value.co_consts
+    elif isinstance(value, types.FunctionType):
+        say("function", value.__module__, value.__qualname__)
+        cells = [_contents(cell) for cell in value.__closure__ or ()]
+        used = [value.__globals__.get(name) for name in value.__code__.co_names]
+        # Numbers and arrays of the module that the function uses; functions of other modules go by their names.
+        used = [x for x in used if isinstance(x, bool | int | float | str | tuple | np.ndarray) or eqx.is_array(x)]
+        parts = [value.__code__, value.__defaults__, value.__kwdefaults__, *cells, *used]
+    elif isinstance(value, types.MethodType):
+        parts = [value.__func__, value.__self__]
+    elif isinstance(value, functools.partial):
+        say("partial")
+        parts = [value.func, value.args, value.keywords]
+    elif isinstance(value, dict):
+        say("dict", len(value))
+        parts = [part for key in sorted(value, key=str) for part in (str(key), value[key])]
+    elif isinstance(value, set | frozenset):
+        parts = sorted(map(str, value))
+    elif isinstance(value, tuple | list):
+        say(type(value).__name__, len(value))
+        parts = value
+    elif isinstance(value, type | types.ModuleType):
+        say("name", getattr(value, "__module__", ""), getattr(value, "__qualname__", value.__name__))
+        parts = ()
+    elif dataclasses.is_dataclass(value):
+        say("object", type(value).__module__, type(value).__qualname__)
+        parts = [part for field in dataclasses.fields(value) for part in (field.name, getattr(value, field.name, None))]
+    else:
+        say("object", type(value).__module__, type(value).__qualname__)
+        parts = getattr(value, "__wrapped__", None) or getattr(value, "__dict__", None) or ()
+        parts = (parts,) if not isinstance(parts, tuple | dict) else parts
+        parts = [x for key in sorted(parts, key=str) for x in (str(key), parts[key])] if isinstance(parts, dict) else parts
+    for part in parts:
+        _feed(digest, part, seen)
+
+
+def _contents(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not assigned yet
+        return None
+
+
+def _plain(value: Any) -> np.ndarray:
+    """An array as a NumPy array, keys as numbers."""
+    if eqx.is_array(value) and jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key):
+        value = jax.random.key_data(value)
+    return np.asarray(value)

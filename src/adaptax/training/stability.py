@@ -1,0 +1,123 @@
+"""Whether the inner steps are stable: a callback that measures it, with a warning that names the remedy."""
+
+import math
+import warnings
+from typing import Any, ClassVar, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from adaptax._batching import in_flight_for, map_tasks
+from adaptax._keys import STABILITY, draw_tasks, first, fold, numbered
+from adaptax.inner_path import TaskPath
+from adaptax.measure.path_curvature import Budget, measure_path
+from adaptax.stepsize.rates import Rates
+from adaptax.stepsize.rules import Guaranteed
+from adaptax.theory.constants import excess
+from adaptax.training.callbacks import Callback, check_draws_tasks
+from adaptax.training.step import State, Step
+
+_TASKS = 16
+# rho is not measured, and Hessians of a resampling problem are those of 20 samples.
+_BUDGET = Budget(iterations=8, changes=0, draws=20, radius=None)
+
+
+class StabilityWarning(UserWarning):
+    """The inner step size is too large for the curvature along the inner paths."""
+
+
+class Stability(NamedTuple):
+    r"""Stability along the inner paths of 16 tasks apart from those of the meta-step.
+
+    Arguments:
+        q: $(1 + \alpha\hat L)^{2N}$ with the largest $|\text{eigenvalue}|$ found; the theorem needs q < 2.
+        alpha_lambda: $\alpha\hat\lambda$ with the largest eigenvalue found; beyond 2 a step along it overshoots.
+        rising: the share of tasks whose inner loss is larger after the path than before it, or not finite.
+
+    The first two are NaN where an inner optimiser makes the steps. Where there are several step sizes, $\alpha$ is the largest.
+    """
+
+    q: float
+    alpha_lambda: float
+    rising: float
+
+
+class StabilityMonitor(Callback):
+    """`Stability` at intervals; a `StabilityWarning` names the remedy when steps overshoot.
+
+    Arguments:
+        step: the meta-step of the run.
+        every: meta-steps between measurements.
+    """
+
+    name = "stability"
+    columns: ClassVar = {name: name for name in Stability._fields}
+
+    def __init__(self, step: Step, every: int):
+        super().__init__(every)
+        check_draws_tasks(step.problem, "monitor_every=", "give a problem that has some")
+        self.step = step
+
+    def measure(self, state: State) -> dict[str, Any]:
+        found = measure_stability(self.step, state)
+        warn(self.step, int(state.step), found)
+        return found._asdict()
+
+
+def measure_stability(step: Step, state: State) -> Stability:
+    """Measure stability at this state."""
+    alpha, highest, size, rising = (float(x) for x in jax.device_get(_measure(step, state)))
+    if state.inner.optimizer is not None:
+        return Stability(math.nan, math.nan, rising)
+    try:
+        q = 1 + excess(alpha * size, 2 * state.inner.steps)
+    except OverflowError:
+        q = math.inf
+    return Stability(q, alpha * highest, rising)
+
+
+def warn(step: Step, done: int, found: Stability) -> None:
+    """Say in a warning what to change, if anything must be."""
+    rule = step.method.inner.stepsize
+    if found.alpha_lambda > 2:
+        remedy = f"make it {2 / found.alpha_lambda:.2g} times as large or less, or use ax.stepsize.Edge() (--stepsize edge)"
+        if hasattr(rule, "gamma"):
+            remedy = f"lower gamma= of {type(rule).__name__} (edge:0.5), or let it measure more often (every=)"
+        warnings.warn(
+            f"At meta-step {done} the inner step size is {found.alpha_lambda:.3g}/lambda, and beyond 2/lambda steps overshoot "
+            f"({found.rising:.0%} of the tasks end with a larger loss): {remedy}.",
+            StabilityWarning,
+            stacklevel=5,
+        )
+    elif isinstance(rule, Guaranteed) and found.q >= 2:
+        warnings.warn(
+            f"At meta-step {done} q = (1 + alpha L)^(2N) is {found.q:.3g} with the curvature found now, and the theorem needs "
+            "q < 2: lower gamma= of Guaranteed (at most 0.3466), or let it measure more often (every=).",
+            StabilityWarning,
+            stacklevel=5,
+        )
+
+
+@eqx.filter_jit
+def _measure(step: Step, state: State) -> tuple[Array, Array, Array, Array]:
+    problem, inner, samples = step.problem, state.inner, step.method.samples
+    apart = fold(state.key, state.step, STABILITY)
+    tasks, keys = draw_tasks(problem, numbered(apart, jnp.arange(_TASKS)))
+
+    def one(pair):
+        path = TaskPath(problem, inner, state.params, *pair, samples)
+        found = measure_path(path, _BUDGET)
+        # Before and after on the same samples.
+        before, after = (path.loss(w, path.rest, jnp.array(0)) for w in (path.split.adapting, found.final))
+        return found.lambda_max, found.L, ~(after <= before)
+
+    size = in_flight_for(problem, inner.initial(state.params), first(tasks), _TASKS, samples, step.in_flight)
+    highs, sizes, rising = map_tasks(one, (tasks, keys), size)
+    rates = TaskPath(problem, inner, state.params, None, None, samples).rates
+    return _largest(rates), jnp.nanmax(highs), jnp.nanmax(sizes), jnp.mean(rising)
+
+
+def _largest(rates: Rates) -> Array:
+    return jnp.max(jnp.stack([jnp.max(leaf) for leaf in jax.tree.leaves(rates.tree)]))
