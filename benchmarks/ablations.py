@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import optax
 from machine import measurement
-from tables import RESULTS
+from tables import RESULTS, kept
 
 import adaptax as ax
 
@@ -102,16 +102,15 @@ def main() -> None:
     train = everything.without_alphabets([options.held_out])
     test = everything.without_alphabets([a for a in everything.alphabets if a != options.held_out])
     path = RESULTS / "ablations.json"
-    saved = json.loads(path.read_text()) if path.is_file() else {"rows": []}
+    rows = kept("ablations", "rows")
     for name in options.only:
         row = {"recipe": name, "judged_on": list(test.alphabets)}
         row |= run(RECIPES[name], train, test, options.steps, options.seed)
         row["accelerator"] = None if jax.default_backend() == "cpu" else jax.devices()[0].device_kind
         row["measured"] = measurement(parser, options)
         key = ("recipe", "judged_on", "steps", "seed")
-        saved["rows"] = [r for r in saved["rows"] if [r[k] for k in key] != [row[k] for k in key]] + [row]
-        saved |= measurement(parser, options)
-        path.write_text(json.dumps(saved, indent=1) + "\n")
+        rows = [r for r in rows if [r[k] for k in key] != [row[k] for k in key]] + [row]
+        path.write_text(json.dumps(measurement(parser, options) | {"rows": rows}, indent=1) + "\n")
         print(row, flush=True)
 
 

@@ -145,7 +145,7 @@ def measure_jax(inputs: Path, rounds: int, out: Path, ways: list[str]) -> None:
             record["failed"] = found
             continue
         given, program, compiling = found
-        first, seconds = jax.block_until_ready(program(*given)), []
+        outcome, seconds = jax.block_until_ready(program(*given)), []
         for _ in range(rounds):
             start = time.perf_counter()
             for _ in range(1 if chunk else IN_A_ROW):
@@ -157,7 +157,7 @@ def measure_jax(inputs: Path, rounds: int, out: Path, ways: list[str]) -> None:
         print(f"{WAYS[way]}, {precision} {in_flight} {chunk}: {1e3 * statistics.median(seconds):.3f} ms", flush=True)
         if chunk:
             continue
-        loss, grad = first
+        loss, grad = outcome
         leaves = [grad[name] for name in names] if way == "plain JAX" else jax.tree.leaves(grad)
         flat = np.concatenate([np.ravel(leaf) for leaf in leaves]).astype(float)
         reference = flat if reference is None else reference

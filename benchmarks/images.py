@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from machine import measurement
-from tables import RESULTS
+from tables import RESULTS, kept
 
 # The options that differ from the defaults, and the seeds.
 RUNS: dict[str, tuple[list, tuple[int, ...]]] = {
@@ -90,23 +90,25 @@ def pretrained(train: Any, meta_steps: int) -> Any:
     return ax.train(problem, params, method, optimizer=optimizer, steps=meta_steps, tasks_per_step=16)[0].params
 
 
-def run(name: str, seed: int, folder: Path, steps: int | None) -> dict:
+def run(name: str, seed: int, archives: Path, steps: int | None) -> dict:
     """Train and judge one run of the command line; with tuning before that of the pre-trained network."""
     adaptax, chosen = str(Path(sys.executable).parent / "adaptax"), {}
-    data, test = (folder / f"images_background_small{n}.zip" for n in (1, 2))
+    data, test = (archives / f"images_background_small{n}.zip" for n in (1, 2))
     options = ["--data", data, "--test-data", test, "--seed", seed, *RUNS[name][0]]
     options += [] if steps is None else ["--steps", steps]
     if name == "pretrain":
-        tuned = tune(folder, META_STEPS if steps is None else steps)
+        tuned = tune(archives, META_STEPS if steps is None else steps)
         best = tuned[0]
         options += ["--inner-steps", best["inner_steps"], "--stepsize", best["stepsize"], "--adapt", best["adapt"]]
         chosen = {"tuned_on": list(HELD_OUT), "tuned": tuned}
     with tempfile.TemporaryDirectory() as out:
-        kept, began = Path(out) / "run", time.perf_counter()
-        subprocess.run([adaptax, "train", "images", *map(str, options), "--out", str(kept)], check=True)
+        folder, began = Path(out) / "run", time.perf_counter()
+        subprocess.run([adaptax, "train", "images", *map(str, options), "--out", str(folder)], check=True)
         minutes = (time.perf_counter() - began) / 60
-        told = subprocess.run([adaptax, "evaluate", str(kept), "--format", "json"], check=True, capture_output=True, text=True)
-        config = json.loads((kept / "config.json").read_text())
+        told = subprocess.run(
+            [adaptax, "evaluate", str(folder), "--format", "json"], check=True, capture_output=True, text=True
+        )
+        config = json.loads((folder / "config.json").read_text())
     # Saved options may leave out those that have their default value.
     names = ("ways", "shots", "queries", "channels", "adapt")
     config = {key: config[key] for key in names if key in config}
@@ -123,7 +125,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="meta-steps of each run (default: as the command line has them)")
     options = parser.parse_args()
     path = RESULTS / "images.json"
-    runs = json.loads(path.read_text())["runs"] if path.is_file() else []
+    runs = kept("images", "runs")
     for name in options.only:
         for seed in options.seeds or RUNS[name][1]:
             new = run(name, seed, options.data, options.steps) | {"measured": measurement(parser, options)}

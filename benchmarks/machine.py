@@ -64,6 +64,8 @@ def commit() -> str | None:
 
 def run_within(seconds: float, words: list[str], **options: Any) -> int | None:
     """The exit status of a command, or None if it took longer; then it and all processes that it started are stopped."""
+    # A signal to terminate is handled as an interrupt, so that nothing is left running.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     process = subprocess.Popen(words, start_new_session=True, **options)
     try:
         return process.wait(seconds)

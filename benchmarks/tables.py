@@ -17,6 +17,14 @@ def load(name: str) -> dict | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
+def kept(name: str, entries: str) -> list[dict]:
+    """The saved entries of a result that grows entry by entry; each says where it was measured."""
+    result = load(name)
+    if result is None:
+        return []
+    return [{"measured": {"machine": result["machine"]}} | entry for entry in result[entries]]
+
+
 def rows_of(header: list[str], rows: list[list[str]]) -> str:
     """A table in Markdown."""
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *rows])
