@@ -1,4 +1,4 @@
-"""README's program runs, and the documents have the figures of the saved results."""
+"""The programs of README and of the pages run, and the documents have the figures of the saved results."""
 
 import argparse
 import importlib.util
@@ -8,19 +8,94 @@ from pathlib import Path
 
 import pytest
 
+import adaptax as ax
+from adaptax.cli.main import main
+
 ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "configs" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def fences(text):
+    """The blocks of a page: language and code."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def programs(text):
+    """The Python blocks of a page."""
+    return [code for language, code in fences(text) if language == "python"]
+
+
+def commands(text):
+    """The calls of `adaptax` in the blocks of commands and within lines, as lists of words."""
+    shell = "\n".join(code for language, code in fences(text) if not language).replace("\\\n", " ").splitlines()
+    found = [line.split("#")[0].strip() for line in shell + re.findall(r"`([^`\n]+)`", text)]
+    return [line.split()[1:] for line in found if line.startswith("adaptax ")]
 
 
 def test_the_first_program_runs_as_it_stands(capsys):
-    program = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert program is not None
+    (program,) = programs(README)
     names: dict = {}
-    exec(compile(program.group(1), "README.md", "exec"), names)
-    printed = capsys.readouterr().out.splitlines()
-    assert [line[:8] for line in printed] == ["after  0", "after  1", "after 10", "after 20"]
-    losses = names["curve"].mean["loss"]
-    assert losses[2] < losses[1] < losses[0]
-    assert len(program.group(1).strip().splitlines()) <= 17
+    exec(compile(program, "README.md", "exec"), names)
+    losses, adapted = names["curve"].mean["loss"], names["adapted"].losses
+    assert str(losses) in capsys.readouterr().out
+    assert losses[2] < losses[1] < losses[0] / 2 and adapted[-1] < adapted[0]
+    assert not names["history"]["skipped"].any()
+    assert len([line for line in program.splitlines() if line.strip()]) <= 17
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if programs(page.read_text())][1:], ids=lambda page: page.stem)
+def test_the_programs_of_a_page_run_one_after_another(page, tmp_path, monkeypatch):
+    """Those that need a file begin with a line that says so; the names that they take from adaptax exist all the same."""
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for program in programs(page.read_text()):
+        code = compile(program, page.name, "exec")
+        if program.startswith("# Needs "):
+            for name in set(re.findall(r"\bax((?:\.\w+)+)", program)):
+                found = ax
+                for part in name[1:].split("."):
+                    found = getattr(found, part)
+        else:
+            exec(code, names)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if commands(page.read_text())], ids=lambda page: page.parent.name + page.stem
+)
+def test_the_commands_of_a_page_have_these_options(page, capsys):
+    for words in commands(page.read_text()):
+        names = words[:2] if words[0] in ("train", "reproduce") else words[:1]
+        assert main([*names, "--help"]) == 0, words
+        told = capsys.readouterr().out
+        options = [word for word in words if word.startswith("--")]
+        assert [option for option in options if not re.search(rf"{option}\b", told)] == [], words
+
+
+def test_the_links_of_a_page_lead_somewhere():
+    def anchors(path):
+        titles = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+        return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+    broken = []
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            target, _, anchor = link.partition("#")
+            path = (page.parent / target).resolve() if target else page
+            if "://" not in link and (not path.exists() or (anchor and anchor not in anchors(path))):
+                broken.append(f"{page.name}: {link}")
+    assert broken == []
+
+
+def test_readme_is_one_screen():
+    assert 60 <= len(README.splitlines()) <= 90
+    assert (ROOT / "docs" / "sinusoids.png").stat().st_size < 200_000
+
+
+def test_the_files_that_the_theory_names_exist():
+    sources = {path.name for path in (ROOT / "src").rglob("*.py")}
+    text = (ROOT / "docs" / "theory.md").read_text() + (ROOT / "docs" / "architecture.md").read_text()
+    assert {Path(name).name for name in re.findall(r"`([\w/]+\.py)`", text)} - sources - {"test_imports.py"} == set()
 
 
 @pytest.fixture
