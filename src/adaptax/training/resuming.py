@@ -1,4 +1,4 @@
-"""What a run folder says of a run begun from Python, and whether a run may go on with other arguments.
+"""The description of a run begun from Python in its run folder, and whether the run may go on with other arguments.
 
 A method, an optimiser or a problem is described three times. The text names the classes, functions and numbers that it is
 made of. `code` is a checksum that also covers the instructions of functions, everything that they close over, and all arrays.
