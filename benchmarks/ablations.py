@@ -1,9 +1,9 @@
-"""What adapts, which N, step sizes, augmentation: Omniglot's small background set 1, one alphabet of it held out.
+"""Ablations on characters (what adapts, N, step sizes, augmentation), judged on a held-out alphabet of Omniglot's set 1.
 
     python benchmarks/ablations.py --data FOLDER [--steps 1500] [--only NAME ...] [--held-out ALPHABET]
 
-The recipes are compared on an alphabet that none of them trained on; set 2, by which the result is judged (`images.py`),
-chooses nothing. Writes results/ablations.json; rows of other recipes are kept.
+FOLDER holds images_background_small1.zip. The recipes are compared on an alphabet of it that none of them trained on; set 2, by
+which the result is judged (`images.py`), chooses nothing. Writes results/ablations.json; rows of other recipes are kept.
 """
 
 import argparse
@@ -14,15 +14,23 @@ from pathlib import Path
 
 import jax
 import optax
-from machine import description
+from machine import measurement
+from tables import RESULTS, kept
 
 import adaptax as ax
 
 WAYS, SHOTS, QUERIES, TASKS, HELD_OUT = 5, 1, 5, 16, 1000
-RESULTS = Path(__file__).parent / "results" / "ablations.json"
-_HEAD = lambda path: path.startswith("head")  # noqa: E731
-_LEAVES = lambda: ax.stepsize.Learned(0.1, per="leaf", per_step=True)  # noqa: E731
-# What differs from the base: five steps of 0.1 on the last layer, which all classes share at first; classes turned, images
+
+
+def _of_head(path: str) -> bool:
+    return path.startswith("head")
+
+
+def _by_leaf_and_step() -> ax.stepsize.Learned:
+    return ax.stepsize.Learned(0.1, per="leaf", per_step=True)
+
+
+# Differences from the base: five steps of 0.1 on the last layer, which all classes share at first; classes turned, images
 # distorted; Conv4-32; 5 queries; Adam at 0.001.
 RECIPES: dict[str, dict] = {
     "base": {},
@@ -35,9 +43,9 @@ RECIPES: dict[str, dict] = {
     "N = 10, α = 0.4": {"steps": 10, "stepsize": lambda: 0.4},
     "Edge": {"stepsize": lambda: ax.stepsize.Edge()},
     "N = 10, Edge": {"steps": 10, "stepsize": lambda: ax.stepsize.Edge()},
-    "N = 10, learned α by leaf and step": {"steps": 10, "stepsize": _LEAVES},
+    "N = 10, learned α by leaf and step": {"steps": 10, "stepsize": _by_leaf_and_step},
     "Guaranteed": {"stepsize": lambda: ax.stepsize.Guaranteed()},
-    "learned α by leaf and step": {"stepsize": _LEAVES},
+    "learned α by leaf and step": {"stepsize": _by_leaf_and_step},
     "outer rate falls as a cosine": {"cosine": True},
     "not distorted": {"distort": None},
     "distorted more": {"distort": (0.35, 0.3, 2.0, 0.2)},
@@ -58,7 +66,7 @@ def run(recipe: dict, train: ax.tasks.Characters, test: ax.tasks.Characters, ste
     shared = recipe.get("shared", True)
     params = ax.models.conv4(1 if shared else WAYS, key=jax.random.key(seed), channels=recipe.get("channels", 32))
     start = ax.models.shared_head(WAYS) if shared else None
-    inner = ax.Inner(recipe.get("steps", 5), recipe.get("stepsize", lambda: 0.1)(), recipe.get("adapt", _HEAD), start=start)
+    inner = ax.Inner(recipe.get("steps", 5), recipe.get("stepsize", lambda: 0.1)(), recipe.get("adapt", _of_head), start=start)
     if recipe.get("prototypical"):
         problem, judged, inner = ax.tasks.prototypical(problem), ax.tasks.prototypical(judged), ax.Inner(0, 1.0)
     rate = optax.cosine_decay_schedule(1e-3, steps) if recipe.get("cosine") else 1e-3
@@ -69,7 +77,10 @@ def run(recipe: dict, train: ax.tasks.Characters, test: ax.tasks.Characters, ste
     minutes = (time.perf_counter() - began) / 60
     counts = sorted({0, inner.steps, 2 * inner.steps})
     curve = ax.evaluate(judged, state.params, state.inner, counts, HELD_OUT)
-    part = lambda which: [round(float(x), 5) for x in which["accuracy"]]  # noqa: E731
+
+    def part(which) -> list[float]:
+        return [round(float(x), 5) for x in which["accuracy"]]
+
     return {
         "steps": steps, "seed": seed, "minutes": round(minutes, 2), "skipped": int(history["skipped"].sum()),
         "inner_steps": curve.steps.tolist(), "accuracy": part(curve.mean), "low": part(curve.low), "high": part(curve.high),
@@ -78,7 +89,7 @@ def run(recipe: dict, train: ax.tasks.Characters, test: ax.tasks.Characters, ste
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with the two zips")
+    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="folder with the two zips")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -90,15 +101,16 @@ def main() -> None:
     everything = ax.tasks.read_characters(options.data / "images_background_small1.zip")
     train = everything.without_alphabets([options.held_out])
     test = everything.without_alphabets([a for a in everything.alphabets if a != options.held_out])
-    saved = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"rows": []}
+    path = RESULTS / "ablations.json"
+    rows = kept("ablations", "rows")
     for name in options.only:
         row = {"recipe": name, "judged_on": list(test.alphabets)}
         row |= run(RECIPES[name], train, test, options.steps, options.seed)
         row["accelerator"] = None if jax.default_backend() == "cpu" else jax.devices()[0].device_kind
+        row["measured"] = measurement(parser, options)
         key = ("recipe", "judged_on", "steps", "seed")
-        saved["rows"] = [r for r in saved["rows"] if [r[k] for k in key] != [row[k] for k in key]] + [row]
-        saved["machine"] = description()
-        RESULTS.write_text(json.dumps(saved, indent=1) + "\n")
+        rows = [r for r in rows if [r[k] for k in key] != [row[k] for k in key]] + [row]
+        path.write_text(json.dumps(measurement(parser, options) | {"rows": rows}, indent=1) + "\n")
         print(row, flush=True)
 
 

@@ -1,23 +1,28 @@
-"""MAML in PyTorch by learn2learn's algorithm on few-shot characters until an accuracy; `time_to_accuracy.py` calls it."""
+"""Training by the recipe of `recipe.py` in PyTorch, with a process a core; `time_to_accuracy.py` calls it.
 
-import json
-import sys
-import time
+Each process has a share of the tasks; their gradients are added by `torch.distributed`. Inner steps are
+`torch.autograd.grad(create_graph=True)`, as learn2learn, the fastest of the libraries on Conv4, takes them.
+"""
+
+import argparse
+import os
 from pathlib import Path
 
 import numpy as np
-import peer_inputs
+import recipe
 import torch
-from peer_torch import Batch, Learn2LearnStyle, Problem, conv4, keep_freed_memory, to_torch
+from peer_networks import conv4, from_torch, to_torch
+from peer_torch import keep_freed_memory
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch import multiprocessing as mp
+from torch.func import functional_call
 from torch.nn import functional as F
 
-WAYS, SHOTS = 5, 1
-EVERY = 50
 
-
-def network() -> tuple[torch.nn.Module, dict]:
-    """Conv4-64 with the initial parameters of the other benchmarks."""
-    arrays = peer_inputs.conv4(np.random.default_rng(0))
+def network() -> tuple[nn.Sequential, dict[str, nn.Parameter]]:
+    """Conv4-32 with the recipe's initial parameters."""
+    arrays = recipe.initial()
     net, names = conv4(arrays)
     with torch.no_grad():
         for name, parameter in names.items():
@@ -25,63 +30,60 @@ def network() -> tuple[torch.nn.Module, dict]:
     return net.to(memory_format=torch.channels_last), names
 
 
-def episodes(images: np.ndarray, tasks: int, queries: int, rng: np.random.Generator) -> Batch:
-    """A batch of tasks: turned characters are classes of their own."""
-    parts: dict[str, list] = {"support": [], "target": []}
-    for _ in range(tasks):
-        chosen = rng.choice(4 * len(images), WAYS, replace=False)
-        rows = [rng.choice(images.shape[1], SHOTS + queries, replace=False) for _ in chosen]
-        drawn = [np.rot90(images[c // 4][r], c % 4, axes=(1, 2)) for c, r in zip(chosen, rows, strict=True)]
-        parts["support"].append(np.concatenate([x[:SHOTS] for x in drawn]))
-        parts["target"].append(np.concatenate([x[SHOTS:] for x in drawn]))
-    x = {name: torch.from_numpy(np.stack(part).astype(np.float32) / 255)[:, :, None] for name, part in parts.items()}
-    labels = lambda each: torch.arange(WAYS).repeat_interleave(each).repeat(tasks, 1)  # noqa: E731
-    return Batch(x["support"], labels(SHOTS), x["target"], labels(queries))
+def target_loss(
+    net: nn.Sequential, adapt: str, support_x: Tensor, support_y: Tensor, target_x: Tensor, target_y: Tensor
+) -> Tensor:
+    """The loss of one task after its inner steps; features under an adapting head are formed once."""
+    params, last = dict(net.named_parameters()), str(len(net) - 1)
+    params |= {f"{last}.{name}": params[f"{last}.{name}"].repeat_interleave(recipe.WAYS, 0) for name in ("weight", "bias")}
+    if adapt == "head":
+        support_x, target_x = net[:-1](support_x), net[:-1](target_x)
+        net, params = net[-1], {name: params[f"{last}.{name}"] for name in ("weight", "bias")}
+    for _ in range(recipe.INNER_STEPS):
+        loss = F.cross_entropy(functional_call(net, params, (support_x,)), support_y)
+        gradients = torch.autograd.grad(loss, list(params.values()), create_graph=True)
+        params = {name: p - recipe.ALPHA * g for (name, p), g in zip(params.items(), gradients, strict=True)}
+    return F.cross_entropy(functional_call(net, params, (target_x,)), target_y)
 
 
-def accuracy(problem: Problem, batch: Batch) -> float:
-    """Of the network after N, 5 and 10 inner steps: the best of these, on fixed tasks."""
-    learner, counts, right = Learn2LearnStyle(problem), {problem.steps, 5, 10}, dict.fromkeys((problem.steps, 5, 10), 0.0)
-    for support_x, support_y, target_x, target_y in batch:
-        net = learner.clone(problem.net)
-        for step in range(1, max(counts) + 1):
-            slots = [(m, k, p) for m in net.modules() for k, p in m._parameters.items() if p is not None]
-            gradients = torch.autograd.grad(problem.loss(net(support_x), support_y), [p for _, _, p in slots])
-            for (module, key, parameter), gradient in zip(slots, gradients, strict=True):
-                module._parameters[key] = (parameter - problem.stepsize * gradient).detach().requires_grad_()
-            if step in counts:
-                with torch.no_grad():
-                    right[step] += float((net(target_x).argmax(1) == target_y).float().mean()) / len(batch)
-    return max(right.values())
+def train(rank: int, args: argparse.Namespace) -> None:
+    """One process: its share of every batch, and the same outer step as the others."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    meeting = f"file://{args.out.resolve() / 'meeting'}"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=args.processes)
+    clock = recipe.Clock(args.out, args.every, args.seconds) if rank == 0 else None
+    net, names = network()
+    optimizer = torch.optim.Adam(net.parameters(), lr=recipe.RATE)
+    support_y, target_y = (torch.from_numpy(recipe.labels(each)[0]).long() for each in recipe.PARTS.values())
+    for step, images in enumerate(recipe.batches(args.batches), 1):
+        support, target = (torch.from_numpy(x[rank :: args.processes]).permute(0, 1, 4, 2, 3) for x in images)
+        optimizer.zero_grad()
+        for support_x, target_x in zip(support, target, strict=True):
+            (target_loss(net, args.adapt, support_x, support_y, target_x, target_y) / recipe.TASKS).backward()
+        for parameter in net.parameters():
+            dist.all_reduce(parameter.grad)
+        optimizer.step()
+        if step % args.every == 0:
+            left = torch.ones(1)
+            if clock is not None:
+                left[0] = clock.look(step, {name: from_torch(p.detach().numpy()) for name, p in names.items()})
+            dist.broadcast(left, 0)
+            if not left:
+                break
+    dist.destroy_process_group()
 
 
 def main() -> None:
-    inputs, out = map(Path, sys.argv[1:3])
-    steps, stepsize, rate, tasks, queries, seconds, goal, threads = map(float, sys.argv[3:])
-    torch.set_num_threads(int(threads))
-    keep_freed_memory()
-    with np.load(inputs) as file:
-        arrays = {name: file[name] for name in file.files}
-    images = lambda part: torch.from_numpy(arrays[f"{part}_x"]).permute(0, 1, 4, 2, 3)  # noqa: E731
-    labels = lambda part: torch.from_numpy(arrays[f"{part}_y"]).long()  # noqa: E731
-    judged = Batch(images("support"), labels("support"), images("target"), labels("target"))
-    net, names = network()
-    problem = Problem(net, F.cross_entropy, int(steps), stepsize, names)
-    meta_gradient, optimizer = Learn2LearnStyle(problem), torch.optim.Adam(net.parameters(), lr=rate)
-    rng, record, spent, done = np.random.default_rng(0), [], 0.0, 0
-    began = time.perf_counter()
-    while not record or (record[-1]["accuracy"] < goal and record[-1]["seconds"] < seconds):
-        for _ in range(EVERY):
-            batch = episodes(arrays["train"], int(tasks), int(queries), rng)
-            optimizer.zero_grad()
-            meta_gradient(batch)
-            optimizer.step()
-        done += EVERY
-        start = time.perf_counter()
-        record.append({"step": done, "seconds": start - began - spent, "accuracy": accuracy(problem, judged)})
-        print(record[-1], flush=True)
-        out.write_text(json.dumps(record))
-        spent += time.perf_counter() - start
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--adapt", choices=recipe.ADAPT, required=True)
+    parser.add_argument("--batches", type=Path, required=True, help="folder of the batches")
+    parser.add_argument("--every", type=int, required=True, help="meta-steps between looks")
+    parser.add_argument("--seconds", type=float, required=True, help="longest training")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="of one thread each (default: one a core)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the looks")
+    args = parser.parse_args()
+    mp.spawn(train, (args,), nprocs=args.processes)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,25 @@
-"""No blow-up: sinusoids with N inner steps, step-size rules beside fixed step sizes.
+"""Stability against N: sinusoids with N inner steps, step-size rules beside fixed step sizes.
 
     python benchmarks/blowup.py [--steps 2000] [--seeds 3] [--workers 2] [--inner-steps 1 5 ...]
 
-Every run is `ax.train` with Adam 1e-3 and 25 tasks a meta-step; every network is judged on the same 1,000 held-out tasks
-after N steps with the step size it ended with. Prints one table (also as markdown) and writes results/blowup.json.
+Every run is `ax.train` with Adam 1e-3 and 25 tasks a meta-step; every network is judged after N steps,
+with its last step size, on the same 1,000 held-out tasks. Prints one table (also as markdown) and writes results/blowup.json.
 """
 
 import argparse
 import json
 import math
 import multiprocessing
-from pathlib import Path
+
+from machine import measurement
+from tables import RESULTS
 
 INNER_STEPS = (1, 5, 10, 20, 50, 100)
 FIXED = (0.0003, 0.001, 0.003, 0.01, 0.03)
-RESULTS = Path(__file__).parent / "results"
 
 
 def run(job: tuple[int, str, int, int]) -> list[dict]:
-    """One setting, all seeds (they share a compiled program)."""
+    """All seeds of one setting, which share a compiled program."""
     inner_steps, kind, seeds, steps = job
     import jax
     import optax
@@ -64,6 +65,7 @@ def cell(rows: list[dict]) -> str:
 
 
 def table(rows: list[dict]) -> str:
+    """Mean held-out losses by N and step size, as markdown."""
     kinds = ["edge", "guaranteed", *map(str, FIXED)]
     lines = ["| N | " + " | ".join(k if k.isalpha() else f"α = {k}" for k in kinds) + " |", "| --- " * (len(kinds) + 1) + "|"]
     for n in sorted({row["inner_steps"] for row in rows}):
@@ -81,14 +83,12 @@ def main() -> None:
     arguments = parser.parse_args()
     kinds = ["edge", "guaranteed", *map(str, FIXED)]
     jobs = [(n, kind, arguments.seeds, arguments.steps) for n in sorted(arguments.inner_steps, reverse=True) for kind in kinds]
-    from machine import description
-
-    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "blowup.json"
-    settings = {"machine": description(), "meta_steps": arguments.steps, "tasks_per_step": 25}
+    settings = measurement(parser, arguments) | {"meta_steps": arguments.steps, "tasks_per_step": 25}
     saved = json.loads(path.read_text()) if path.exists() else {}
-    # Settings that were measured before, in the same way on the same kind of machine, stay in the table.
-    rows = saved["rows"] if {name: saved.get(name) for name in settings} == settings else []
+    # Rows of the same commit and the same kind of machine, with as many meta-steps, stay.
+    same = ("machine", "commit", "meta_steps", "tasks_per_step")
+    rows = saved["rows"] if all(saved.get(name) == settings[name] for name in same) else []
     with multiprocessing.get_context("spawn").Pool(arguments.workers, maxtasksperchild=6) as pool:
         for new in pool.imap_unordered(run, jobs):
             done = {(r["inner_steps"], r["stepsize"]) for r in new}

@@ -1,4 +1,4 @@
-"""The half cheetah that must find out whether to run forwards or backwards: what an hour on a small machine teaches it.
+"""Meta-reinforcement learning of the half cheetah that must find out whether to run forwards or backwards.
 
     python benchmarks/cheetah.py --runs FOLDER [--minutes 60] [--seeds 3] [-- more options of adaptax train]
 
@@ -16,7 +16,8 @@ import sys
 import time
 from pathlib import Path
 
-from machine import description
+from machine import measurement
+from tables import RESULTS, rows_of
 
 HERE = Path(__file__).parent
 FIGURE = HERE.parent / "docs" / "experiments" / "cheetah"
@@ -25,7 +26,7 @@ EVERY, STEPS, TASKS = 50, 3, 200
 
 
 def train(runs: Path, seeds: int, minutes: float, rest: list[str]) -> None:
-    """All seeds at once, each a process with one device: MuJoCo has threads of its own."""
+    """Train all seeds at once, each in a process with one device, since MuJoCo has threads of its own."""
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     processes = []
     for seed in range(seeds):
@@ -51,7 +52,7 @@ def judge(run: Path) -> dict:
     """The curve of a run, and its returns after 0..STEPS inner steps at its newest checkpoint."""
     lines = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
     curve = [{"step": line["step"], "before": line["return_before"], "after": line["return"]} for line in lines]
-    command = [ADAPTAX, "evaluate", str(run), "--tasks", str(TASKS), "--steps", str(STEPS), "--format", "json"]
+    command = [ADAPTAX, "evaluate", str(run), "--tasks", str(TASKS), "--inner-steps", str(STEPS), "--format", "json"]
     final = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return {"config": json.loads((run / "config.json").read_text()), "curve": curve, "final": final}
 
@@ -86,7 +87,7 @@ def table(result: dict) -> tuple[list[str], list[list[str]]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=Path, required=True, help="folder of the run folders")
+    parser.add_argument("--runs", type=Path, required=True, metavar="FOLDER", help="folder of the run folders")
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--seeds", type=int, default=3)
     arguments, rest = parser.parse_known_args()
@@ -94,11 +95,10 @@ def main() -> None:
         train(arguments.runs, arguments.seeds, arguments.minutes, [word for word in rest if word != "--"])
     records = [judge(arguments.runs / f"seed{seed}") for seed in range(arguments.seeds)]
     draw(records)
-    result = {"machine": description(), "minutes": json.loads((arguments.runs / "minutes.json").read_text()), "seeds": records}
-    (HERE / "results" / "cheetah.json").write_text(json.dumps(result, indent=1) + "\n")
-    header, body = table(result)
-    for cells in (header, ["---"] * len(header), *body):
-        print("| " + " | ".join(cells) + " |")
+    result = measurement(parser, arguments)
+    result |= {"minutes": json.loads((arguments.runs / "minutes.json").read_text()), "seeds": records}
+    (RESULTS / "cheetah.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(rows_of(*table(result)))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """How wide a finite difference may be on a convolutional network: the error of Hv over the width, in single precision.
 
-    python benchmarks/difference_widths.py --data images_background_small1.zip [--tasks 6]
+    python benchmarks/difference_widths.py --data ZIP [--tasks 6]
 
-`conv4` with 32 channels at its initial parameters, 5-way 1-shot, v the gradient of the target loss; on Omniglot's
-characters and on images of noise. Prints one table and writes results/difference_widths.json.
+`conv4` with 32 channels at its initial parameters, 5-way 1-shot, v the gradient of the target loss; on the characters of
+Omniglot's images_background_small1.zip and on images of noise. Prints one table and writes results/difference_widths.json.
 """
 
 import argparse
@@ -13,15 +13,17 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from machine import description
+from jax.flatten_util import ravel_pytree
+from machine import measurement
+from tables import RESULTS
 
 import adaptax as ax
 
-RESULTS = Path(__file__).parent / "results"
 WIDTHS = (None, 1e-1, 1e-2, 1e-3, 1e-4, 3e-5, 1e-5, 3e-6)
 
 
 def noise(key):
+    """A task of images of noise."""
     a, b = jax.random.split(key)
     labels = jnp.arange(5)
     support, target = jax.random.normal(a, (5, 28, 28, 1)), jax.random.normal(b, (25, 28, 28, 1))
@@ -30,12 +32,11 @@ def noise(key):
 
 def errors(loss, model, tasks) -> dict[str, list[float]]:
     """Relative errors of Hv by width, one for each task."""
-    flat = lambda tree: jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])  # noqa: E731
 
     def product(strategy):
         def run(task):
             v = jax.grad(lambda w: loss(w, task.target))(model)
-            return flat(strategy.product(ax.curvature.Local(lambda w, _: loss(w, task.support), model), v)[1][0])
+            return ravel_pytree(strategy.product(ax.curvature.LocalLoss(lambda w, _: loss(w, task.support), model), v)[1][0])[0]
 
         return jax.jit(run)
 
@@ -60,7 +61,7 @@ def table(result: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="an Omniglot zip")
+    parser.add_argument("--data", type=Path, required=True, metavar="ZIP", help="an Omniglot zip")
     parser.add_argument("--tasks", type=int, default=6)
     arguments = parser.parse_args()
     model = ax.models.conv4(5, key=jax.random.key(0), channels=32)
@@ -68,7 +69,7 @@ def main() -> None:
     keys = [jax.random.key(i) for i in range(arguments.tasks)]
     samplers = {"Omniglot": omniglot.sample_task, "noise": noise}
     found = {kind: errors(omniglot.loss, model, [sample(key) for key in keys]) for kind, sample in samplers.items()}
-    result = {"machine": description(), "tasks": arguments.tasks, "errors": found}
+    result = measurement(parser, arguments) | {"tasks": arguments.tasks, "errors": found}
     (RESULTS / "difference_widths.json").write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))
 

@@ -1,4 +1,4 @@
-"""Seconds from a process's start to the end of its first meta-step, and its memory; cold, and from JAX's compilation cache.
+"""Seconds and memory from a process's start to the end of its first meta-step, with and without JAX's compilation cache.
 
     python benchmarks/first_step.py [--rounds 3]
 
@@ -16,15 +16,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
-from machine import description
+from machine import measurement
+from tables import RESULTS, rows_of, spread
 
 CASES = {"cold": (5, 16, 1), "warm": (5, 16, 1), "N = 1,000": (1000, 2, 3)}
 
 
 def run(began: float, steps: int, tasks: int, meta_steps: int) -> None:
-    """One process: import, make data and network, take meta-steps, and print seconds and memory."""
+    """One process imports, makes data and network, takes meta-steps, and prints seconds and memory."""
     import jax
 
     jax.config.update("jax_num_cpu_devices", os.cpu_count())
@@ -40,9 +40,18 @@ def run(began: float, steps: int, tasks: int, meta_steps: int) -> None:
     method = ax.MetaGradient(ax.Inner(steps, alpha, start=ax.models.shared_head(5)))
     state, history = ax.train(problem, params, method, steps=meta_steps, tasks_per_step=tasks)
     jax.block_until_ready(state.params)
-    # Since the parent was about to start this process.
+    # The clock began just before the parent started this process.
     record = {"seconds": time.time() - began, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
     print(json.dumps(record | {"loss": history["loss"].tolist()}))
+
+
+def table(result: dict) -> tuple[list[str], list[list[str]]]:
+    """Seconds and memory of each case."""
+    rows = []
+    for name, records in result["cases"].items():
+        seconds, peaks = ([record[key] for record in records] for key in ("seconds", "peak_mib"))
+        rows.append([name, spread(seconds, "{:.1f}"), f"{statistics.median(peaks):,.0f} MiB"])
+    return ["", "seconds", "most memory resident"], rows
 
 
 def main() -> None:
@@ -57,18 +66,13 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as cache:
             environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
             for name, sizes in CASES.items():
-                if name == "N = 1,000" and found[name]:
-                    continue
                 command = [sys.executable, __file__, "--run", str(time.time()), *map(str, sizes)]
                 printed = subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stdout
                 found[name].append(json.loads(printed.splitlines()[-1]))
                 print(name, found[name][-1], flush=True)
-    print("| | seconds | peak memory |\n| --- | --- | --- |")
-    for name, records in found.items():
-        seconds, peak = (statistics.median(r[key] for r in records) for key in ("seconds", "peak_mib"))
-        print(f"| {name} | {seconds:.1f} | {peak:.0f} MiB |")
-    path = Path(__file__).parent / "results" / "first_step.json"
-    path.write_text(json.dumps({"machine": description(), "cases": found}, indent=1) + "\n")
+    result = measurement(parser, arguments) | {"cases": found}
+    (RESULTS / "first_step.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(rows_of(*table(result)))
 
 
 if __name__ == "__main__":

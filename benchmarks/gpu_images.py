@@ -1,10 +1,11 @@
-"""The exact meta-gradient of Conv4-64 on a GPU: ways to convolve, precisions, tasks in flight, and PyTorch beside them.
+"""Time of the exact meta-gradient of Conv4-64 on a GPU: ways to convolve, precisions, tasks in flight, and PyTorch.
 
     python benchmarks/gpu_images.py [--tasks 32 128] [--rounds 5] [--torch python] [--deterministic]
 
 5-way 1-shot, 5 queries a class, N = 5. `--torch` names a Python that has PyTorch (default: this one). Every side gets the same
 parameters and tasks. PyTorch runs learn2learn's algorithm in eager mode (one task after another), and the same by `torch.func`
-with all tasks abreast, as it is and compiled. Prints one table and writes results/gpu_images.json.
+with all tasks together, as it is and compiled. Plain JAX is `jit(vmap(grad(scan)))` (`peer_jax.py`). Prints a table and writes
+results/gpu_images.json.
 """
 
 import argparse
@@ -24,10 +25,19 @@ from pathlib import Path
 import numpy as np
 import operations
 import peer_inputs
-from machine import description
+from machine import measurement
+from peers import difference
+from tables import RESULTS
 
 HERE = Path(__file__).parent
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
+# The ways of convolving, as tables name them.
+WAYS = {
+    "adaptax": "adaptax",
+    "rows": "adaptax, one matrix product a convolution, its derivatives the compiler's",
+    "grouped": "adaptax, the compiler's convolution",
+    "plain JAX": "plain JAX",
+}
 # The way of convolving, the precision of products, tasks in flight (None: as chosen), whether the row is one program.
 VARIANTS = [
     ("adaptax", "float32", None, False),
@@ -36,9 +46,11 @@ VARIANTS = [
     ("adaptax", "bfloat16", None, False),
     ("rows", "tensorfloat32", None, False),
     ("grouped", "tensorfloat32", None, False),
+    ("plain JAX", "float32", None, False),
+    ("plain JAX", "tensorfloat32", None, False),
     ("adaptax", "tensorfloat32", 8, False),
 ]
-# The option of the compiler by which two runs are equal; the command line sets it.
+# The compiler option that makes two runs equal; the command line sets it.
 DETERMINISTIC = "--xla_gpu_deterministic_ops"
 # Meta-gradients of one measurement.
 IN_A_ROW = 10
@@ -77,33 +89,45 @@ def model_of(params, way: str):
 
 
 def measure_jax(inputs: Path, rounds: int, out: Path, ways: list[str]) -> None:
-    """All variants on one file of inputs; their programs are compiled side by side, then timed one after another."""
+    """Time all variants on one file of inputs: their programs are compiled side by side, then timed one after another."""
     import jax
+    import peer_jax
     from peer_adaptax import load
 
-    from adaptax.batching import in_flight_for
+    from adaptax._batching import in_flight_for
+    from adaptax._keys import first
 
     if jax.default_backend() == "cpu":
         raise SystemExit("JAX finds no accelerator here: this benchmark is for one.")
     problem, method, params, tasks, names = load("conv4", inputs, "float32")
     reference, records, variants = None, [], [variant for variant in VARIANTS if variant[0] in ("adaptax", *ways)]
-    chosen = in_flight_for(problem, params, tasks, None, method.samples, None)
+    chosen = in_flight_for(problem, params, first(tasks), jax.tree.leaves(tasks)[0].shape[0], method.samples)
+    plain, plain_tasks, steps, stepsize = peer_jax.load("conv4", inputs, "float32")
+    by_hand = peer_jax.over_tasks(peer_jax.meta_gradient(peer_jax.loss_of("conv4"), steps, stepsize))
     algorithm = {"float32": "float32", "tensorfloat32": "tensorfloat32", "bfloat16": "BF16_BF16_F32"}
 
     def compiled(variant):
         way, precision, in_flight, chunk = variant
+        start = time.perf_counter()
+        if way == "plain JAX":
+            with jax.default_matmul_precision(algorithm[precision]):
+                lowered = by_hand.lower(plain, plain_tasks)
+            return (plain, plain_tasks), lowered.compile(), time.perf_counter() - start
         with jax.default_matmul_precision(algorithm[precision]):
             model = model_of(params, way)
-            once = lambda p, t: method.batch(problem, p, t, in_flight=in_flight)[:2]  # noqa: E731
+
+            def once(p, t):
+                return method.batch(problem, p, t, in_flight=in_flight)[:2]
 
             def many(p, t):
-                # Descent with a step of next to nothing: the next meta-gradient cannot begin before the last one ends.
-                step = lambda _, p: jax.tree.map(lambda w, g: w - 1e-6 * g, p, once(p, t)[1])  # noqa: E731
+                # Steps of almost nothing make each meta-gradient wait for the one before.
+                def step(_, p):
+                    return jax.tree.map(lambda w, g: w - 1e-6 * g, p, once(p, t)[1])
+
                 return jax.lax.fori_loop(0, IN_A_ROW, step, p)
 
-            start = time.perf_counter()
             lowered = jax.jit(many if chunk else once).lower(model, tasks)
-        return model, lowered.compile(), time.perf_counter() - start
+        return (model, tasks), lowered.compile(), time.perf_counter() - start
 
     def attempt(variant):
         try:
@@ -114,31 +138,33 @@ def measure_jax(inputs: Path, rounds: int, out: Path, ways: list[str]) -> None:
     with ThreadPoolExecutor(8) as pool:
         programs = list(pool.map(attempt, variants))
     for (way, precision, in_flight, chunk), found in zip(variants, programs, strict=True):
-        record = {"way": way, "precision": precision, "in_flight": in_flight or chosen, "one_program": chunk}
+        at_once = len(plain_tasks[0][0]) if way == "plain JAX" else in_flight or chosen
+        record = {"way": way, "precision": precision, "in_flight": at_once, "one_program": chunk}
         records.append(record)
         if isinstance(found, str):
             record["failed"] = found
             continue
-        model, program, compiling = found
-        out_of_it, seconds = jax.block_until_ready(program(model, tasks)), []
+        given, program, compiling = found
+        outcome, seconds = jax.block_until_ready(program(*given)), []
         for _ in range(rounds):
             start = time.perf_counter()
             for _ in range(1 if chunk else IN_A_ROW):
-                last = program(model, tasks)
+                last = program(*given)
             jax.block_until_ready(last)
             seconds.append((time.perf_counter() - start) / IN_A_ROW)
         temporaries = program.memory_analysis().temp_size_in_bytes / 2**20
         record |= {"seconds": seconds, "compile_s": compiling, "temporaries_mib": temporaries}
-        print(f"adaptax {way} {precision} {in_flight} {chunk}: {1e3 * statistics.median(seconds):.3f} ms", flush=True)
+        print(f"{WAYS[way]}, {precision} {in_flight} {chunk}: {1e3 * statistics.median(seconds):.3f} ms", flush=True)
         if chunk:
             continue
-        loss, grad = out_of_it
-        flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(grad)]).astype(float)
+        loss, grad = outcome
+        leaves = [grad[name] for name in names] if way == "plain JAX" else jax.tree.leaves(grad)
+        flat = np.concatenate([np.ravel(leaf) for leaf in leaves]).astype(float)
         reference = flat if reference is None else reference
         off = float(np.linalg.norm(flat - reference) / np.linalg.norm(reference))
         record |= {"loss": float(loss), "difference": off}
         if len(records) == 1:
-            np.savez(out.with_suffix(".npz"), **dict(zip(names, map(np.asarray, jax.tree.leaves(grad)), strict=True)))
+            np.savez(out.with_suffix(".npz"), **dict(zip(names, map(np.asarray, leaves), strict=True)))
     peaks = {}
     for precision in PRECISIONS:
         with jax.default_matmul_precision(algorithm[precision]):
@@ -154,9 +180,9 @@ def measure_jax(inputs: Path, rounds: int, out: Path, ways: list[str]) -> None:
 
 
 def agreement(ours: Path, theirs: Path) -> float:
+    """The difference of PyTorch's gradient from adaptax's, over the norm of the latter."""
     with np.load(ours) as a, np.load(theirs) as b:
-        flat = [np.concatenate([np.ravel(file[name]).astype(float) for name in sorted(a.files)]) for file in (a, b)]
-    return float(np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[0]))
+        return difference(dict(b), dict(a))
 
 
 def main() -> None:
@@ -164,10 +190,10 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, nargs="*", default=(32,))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--torch", default=sys.executable, help="a Python that has PyTorch (default: this one)")
-    parser.add_argument("--ways", nargs="*", default=("rows", "grouped"), help="ways beside adaptax's (default: rows grouped)")
+    parser.add_argument("--ways", nargs="*", default=tuple(WAYS)[1:], help="ways beside adaptax's (default: all)")
     parser.add_argument("--limit", type=float, help="seconds for PyTorch's sides (default: none)")
     parser.add_argument("--deterministic", action="store_true", help="adaptax's side as the command line runs it")
-    parser.add_argument("--out", type=Path, default=HERE / "results" / "gpu_images.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "gpu_images.json")
     parser.add_argument("--side", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
@@ -189,19 +215,19 @@ def main() -> None:
             other = [arguments.torch, str(HERE / "gpu_torch.py"), *common, "--inputs", str(inputs), "--out", str(theirs)]
             flops = operations.meta_gradient("conv4", tasks)
             case = {"tasks": tasks, "operations": flops, "adaptax": json.loads(ours.read_text())}
-            # What it found before it ran out of time is kept.
+            # PyTorch writes each result as it goes, so that those before the limit are kept.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 subprocess.run(other, check=False, timeout=arguments.limit)
             if theirs.exists():
                 case["torch"] = json.loads(theirs.read_text())
                 case["agreement"] = agreement(ours.with_suffix(".npz"), theirs.with_suffix(".npz"))
             cases.append(case)
-            arguments.out.write_text(json.dumps({"machine": description(), "cases": cases}, indent=1) + "\n")
+            arguments.out.write_text(json.dumps(measurement(parser, arguments) | {"cases": cases}, indent=1) + "\n")
     for case in cases:
         print(f"\n{case['tasks']} tasks; PyTorch's float32 gradient differs by {case.get('agreement', math.nan):.1e}")
         print("| side | ms | TFLOP/s by formula | difference from float32 |\n| --- | --- | --- | --- |")
         for side in [*case["adaptax"]["sides"], *case.get("torch", {}).get("sides", [])]:
-            title = side.get("name") or f"adaptax, {side['way']}, {side['in_flight']} in flight"
+            title = side.get("name") or f"{WAYS[side['way']]}, {side['in_flight']} in flight"
             title += f", {side['precision']}" + (", one program" if side.get("one_program") else "")
             if "failed" in side:
                 print(f"| {title} | {side['failed']} | | |")

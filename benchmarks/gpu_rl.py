@@ -1,4 +1,4 @@
-"""Environment steps per second of the half cheetah on an accelerator (mujoco-mjx) and on the processor (MuJoCo's C engine).
+"""Environment steps a second of the half cheetah on an accelerator (mujoco-mjx) and with MuJoCo's C engine.
 
     python benchmarks/gpu_rl.py [--episodes 400 4000 20000] [--engine mjx mujoco]
 
@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
-from machine import description
+from machine import measurement
+from tables import RESULTS
 
 import adaptax as ax
 
@@ -22,7 +23,7 @@ HORIZON, EACH = 100, 20
 
 
 def program(engine: str, episodes: int):
-    """Rewards of all episodes, compiled, and seconds it took."""
+    """The compiled program that gives the mean reward of all episodes, the policy, and seconds of compilation."""
     problem = ax.tasks.rl.cheetah("direction", horizon=HORIZON, physics=engine)
     network = ax.models.mlp((17, 64, 64, 6), key=jax.random.key(0), activation=jax.nn.tanh, init="glorot")
     policy = ax.tasks.rl.GaussianPolicy(network, 6)
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, nargs="*", default=(400, 4000, 20000))
     parser.add_argument("--engine", nargs="*", choices=("mjx", "mujoco"), default=("mjx", "mujoco"))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "gpu_rl.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "gpu_rl.json")
     parser.add_argument("--compile-only", action="store_true", help="fill JAX's compilation cache, and time nothing")
     arguments = parser.parse_args()
     cases = [(engine, episodes) for engine in arguments.engine for episodes in arguments.episodes]
@@ -71,7 +72,9 @@ def main() -> None:
         records[-1] |= {"seconds": seconds[1:], "first_s": seconds[0], "compile_s": compiling, "steps_per_s": rate}
         print(f"{engine}, {episodes} episodes: {rate:,.0f} steps/s, compiled in {compiling:.0f} s", flush=True)
         device = jax.devices()[0].device_kind
-        arguments.out.write_text(json.dumps({"machine": description(), "device": device, "cases": records}, indent=1) + "\n")
+        arguments.out.write_text(
+            json.dumps(measurement(parser, arguments) | {"device": device, "cases": records}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

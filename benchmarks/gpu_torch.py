@@ -6,55 +6,25 @@ import time
 from pathlib import Path
 
 import numpy as np
+import peer_networks
 import peer_torch
 import torch
-from torch import Tensor
-
-
-class Abreast:
-    """Learn2learn's update written with `torch.func`, all tasks at once, the meta-gradient by `torch.func.grad`."""
-
-    def __init__(self, problem: peer_torch.Problem, compiled: bool) -> None:
-        self.problem = problem
-        self.params = {name: p.detach() for name, p in problem.net.named_parameters()}
-        self.gradient = torch.func.grad_and_value(self.mean)
-        if compiled:
-            self.gradient = torch.compile(self.gradient)
-
-    def loss(self, params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return self.problem.loss(torch.func.functional_call(self.problem.net, params, (x,)), y)
-
-    def target_loss(self, params, support_x, support_y, target_x, target_y) -> Tensor:
-        for _ in range(self.problem.steps):
-            gradient = torch.func.grad(self.loss)(params, support_x, support_y)
-            params = {name: p - self.problem.stepsize * gradient[name] for name, p in params.items()}
-        return self.loss(params, target_x, target_y)
-
-    def mean(self, params, *batch) -> Tensor:
-        return torch.func.vmap(self.target_loss, in_dims=(None, 0, 0, 0, 0))(params, *batch).mean()
-
-    def __call__(self, batch: peer_torch.Batch) -> float:
-        parts = batch.support_x, batch.support_y, batch.target_x, batch.target_y
-        gradient, value = self.gradient(self.params, *parts)
-        for name, parameter in self.problem.net.named_parameters():
-            parameter.grad = gradient[name]
-        return value
-
 
 SIDES = {
-    "learn2learn-style, eager": lambda problem: peer_torch.Learn2LearnStyle(problem),
-    "torch.func, eager": lambda problem: Abreast(problem, compiled=False),
-    "torch.func, torch.compile": lambda problem: Abreast(problem, compiled=True),
+    "learn2learn-style, eager": peer_torch.Learn2LearnStyle,
+    "torch.func, eager": peer_torch.Functional,
+    "torch.func, torch.compile": peer_torch.PEERS["torch-compile"],
 }
 
 
 def measure(name: str, tf32: bool, inputs: Path, rounds: int) -> tuple[dict, dict]:
+    """Times and memory of one side, and its meta-gradient."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cudnn.benchmark = True
-    problem, batch = peer_torch.load("conv4", inputs, torch.float32)
+    problem, batch = peer_networks.load("conv4", inputs, torch.float32)
     problem.net.cuda()
     parts = batch.support_x, batch.support_y, batch.target_x, batch.target_y
-    batch = peer_torch.Batch(*(part.cuda() for part in parts))
+    batch = peer_networks.Batch(*(part.cuda() for part in parts))
     meta_gradient, seconds = SIDES[name](problem), []
     torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
@@ -71,7 +41,7 @@ def measure(name: str, tf32: bool, inputs: Path, rounds: int) -> tuple[dict, dic
         "name": name, "precision": "tensorfloat32" if tf32 else "float32", "seconds": seconds[2:], "first_s": first,
         "loss": float(loss), "peak_mib": torch.cuda.max_memory_allocated() / 2**20,
     }  # fmt: skip
-    return record, {n: peer_torch.from_torch(p.grad.cpu().numpy()) for n, p in problem.names.items()}
+    return record, {n: peer_networks.from_torch(p.grad.cpu().numpy()) for n, p in problem.names.items()}
 
 
 def main() -> None:

@@ -1,10 +1,15 @@
-"""Real images: Omniglot's small background set 1 for training, the unseen alphabets of set 2 to judge by.
+"""Few-shot characters: Omniglot's small background set 1 for training, the unseen alphabets of set 2 to judge by.
 
-    python benchmarks/images.py --data FOLDER [--only 5-1 5-5 20-1] [--seeds 0 1 2]
+    python benchmarks/images.py --data FOLDER [--only 5-1 5-5 20-1 prototypical pretrain] [--seeds 0 1 2]
 
 FOLDER holds images_background_small1.zip and images_background_small2.zip, as published. Runs `adaptax train images` with
 its defaults, as a user would, for each number of classes and support images and each seed, with prototypical and pre-trained
-networks beside it (names `prototypical` and `pretrain`, seed 0). Writes results/images.json; other runs in it are kept.
+networks beside it (names `prototypical` and `pretrain`, seed 0).
+
+The fine-tuning of the pre-trained network is tuned as adaptax's own inner loop was (`ablations.py`): a network is trained with
+one alphabet of set 1 held out, every number of steps and step size of the grid is judged on tasks of that alphabet, what adapts
+too, and the best setting serves the network that is trained on all of set 1. The choice and the whole grid are saved with the
+run. Writes results/images.json; other runs in it are kept.
 """
 
 import argparse
@@ -14,57 +19,118 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-from machine import description
+from machine import measurement
+from tables import RESULTS, kept
 
-RESULTS = Path(__file__).parent / "results" / "images.json"
-# What differs from the defaults, and how often.
-RUNS = {
+# The options that differ from the defaults, and the seeds.
+RUNS: dict[str, tuple[list, tuple[int, ...]]] = {
     "5-1": ([], (0, 1, 2)),
     "5-5": (["--shots", 5], (0,)),
     "20-1": (["--ways", 20, "--steps", 2500], (0,)),
     "prototypical": (["--method", "prototypical", "--inner-steps", 0], (0,)),
-    "pretrain": (["--method", "pretrain", "--inner-steps", 5, "--stepsize", 0.1], (0,)),
+    "pretrain": (["--method", "pretrain"], (0,)),
 }
+# Meta-steps, as the command line has them.
+META_STEPS = 5000
+# The alphabets that choose the fine-tuning, each held out in turn, and how many tasks of each.
+HELD_OUT, TUNING_TASKS = ("Latin", "Korean"), 200
+# The grid: step sizes, and numbers of steps for each choice of what adapts.
+STEP_SIZES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+STEPS = {"head": (1, 2, 5, 10, 20, 50, 100), "everything": (1, 2, 5, 10, 20)}
 
 
 def accelerator() -> str | None:
-    """What training runs on, if it is no CPU; asked in a process of its own, which leaves the device free."""
+    """The accelerator that training runs on, or None; asked in a process of its own, which leaves the device free."""
     ask = "import jax; device = jax.devices()[0]; print('' if device.platform == 'cpu' else device.device_kind)"
     return subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True, text=True).stdout.strip() or None
 
 
-def run(name: str, seed: int, folder: Path) -> dict:
-    """Train, judge, and say how long it took."""
-    adaptax = str(Path(sys.executable).parent / "adaptax")
-    data, test = (folder / f"images_background_small{n}.zip" for n in (1, 2))
+def _of_head(path: str) -> bool:
+    return path.startswith("head")
+
+
+def tune(data: Path, meta_steps: int) -> list[dict]:
+    """Every setting of the fine-tuning with its mean accuracy over the held-out alphabets, the best first."""
+    import adaptax as ax
+
+    everything = ax.tasks.read_characters(data / "images_background_small1.zip")
+    found: dict[tuple, list[float]] = {}
+    for alphabet in HELD_OUT:
+        judged = everything.without_alphabets([name for name in everything.alphabets if name != alphabet])
+        problem = ax.tasks.few_shot(judged, 5, 1, 5, rotations=False)
+        params = ax.models.fresh_head(pretrained(everything.without_alphabets([alphabet]), meta_steps))
+        for adapt, counts in STEPS.items():
+            mask = _of_head if adapt == "head" else None
+            for stepsize in STEP_SIZES:
+                inner = ax.Inner(max(counts), stepsize, mask, start=ax.models.shared_head(5))
+                curve = ax.evaluate(problem, params, inner, steps=counts, tasks=TUNING_TASKS, seed=1)
+                for steps, accuracy in zip(counts, curve.mean["accuracy"].tolist(), strict=True):
+                    found.setdefault((adapt, stepsize, steps), []).append(accuracy)
+            print(f"tuning on {alphabet}, {adapt}: done", flush=True)
+    rows = [
+        {"adapt": adapt, "stepsize": stepsize, "inner_steps": steps, "accuracy": sum(each) / len(each)}
+        for (adapt, stepsize, steps), each in found.items()
+    ]
+    return sorted(rows, key=lambda row: -row["accuracy"])
+
+
+def pretrained(train: Any, meta_steps: int) -> Any:
+    """A network that tells all these characters apart, trained as the command line trains it."""
+    import jax
+    import optax
+
+    import adaptax as ax
+
+    problem = ax.tasks.joint(ax.tasks.few_shot(train, 5, 1, 5, distortion=ax.tasks.Affine()))
+    params = ax.models.conv4(problem.loss.ways, key=jax.random.key(0), channels=32)
+    optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, meta_steps))
+    method = ax.MetaGradient(ax.Inner(0, 1.0))
+    return ax.train(problem, params, method, optimizer=optimizer, steps=meta_steps, tasks_per_step=16)[0].params
+
+
+def run(name: str, seed: int, archives: Path, steps: int | None) -> dict:
+    """Train and judge one run of the command line; with tuning before that of the pre-trained network."""
+    adaptax, chosen = str(Path(sys.executable).parent / "adaptax"), {}
+    data, test = (archives / f"images_background_small{n}.zip" for n in (1, 2))
+    options = ["--data", data, "--test-data", test, "--seed", seed, *RUNS[name][0]]
+    options += [] if steps is None else ["--steps", steps]
+    if name == "pretrain":
+        tuned = tune(archives, META_STEPS if steps is None else steps)
+        best = tuned[0]
+        options += ["--inner-steps", best["inner_steps"], "--stepsize", best["stepsize"], "--adapt", best["adapt"]]
+        chosen = {"tuned_on": list(HELD_OUT), "tuned": tuned}
     with tempfile.TemporaryDirectory() as out:
-        options = ["--data", data, "--test-data", test, "--seed", seed, "--out", Path(out) / "run", *RUNS[name][0]]
-        began = time.perf_counter()
-        subprocess.run([adaptax, "train", "images", *map(str, options)], check=True)
+        folder, began = Path(out) / "run", time.perf_counter()
+        subprocess.run([adaptax, "train", "images", *map(str, options), "--out", str(folder)], check=True)
         minutes = (time.perf_counter() - began) / 60
-        kept = Path(out) / "run"
-        told = subprocess.run([adaptax, "evaluate", str(kept), "--format", "json"], check=True, capture_output=True, text=True)
-        config = json.loads((kept / "config.json").read_text())
-    chosen = {key: config[key] for key in ("ways", "shots", "queries", "inner_steps", "stepsize", "channels", "adapt", "steps")}
+        told = subprocess.run(
+            [adaptax, "evaluate", str(folder), "--format", "json"], check=True, capture_output=True, text=True
+        )
+        config = json.loads((folder / "config.json").read_text())
+    # Saved options may leave out those that have their default value.
+    names = ("ways", "shots", "queries", "channels", "adapt")
+    config = {key: config[key] for key in names if key in config}
     # The evaluation's own seed, that of the held-out tasks, is the same for all.
     told = json.loads(told.stdout)
-    return {**told, "name": name, "seed": seed, "minutes": minutes, "accelerator": accelerator(), "config": chosen}
+    return {**told, **chosen, "name": name, "seed": seed, "minutes": minutes, "accelerator": accelerator(), "config": config}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with the two zips")
+    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="folder with the two zips")
     parser.add_argument("--only", nargs="*", default=list(RUNS), choices=list(RUNS), metavar="NAME")
-    parser.add_argument("--seeds", type=int, nargs="*", help="seeds of each (default: 0, of 5-1 also 1 and 2)")
+    parser.add_argument("--seeds", type=int, nargs="*", help="seeds of each (default: 0; of 5-1 also 1 and 2)")
+    parser.add_argument("--steps", type=int, help="meta-steps of each run (default: as the command line has them)")
     options = parser.parse_args()
-    saved = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    runs = saved.get("runs", [])
+    path = RESULTS / "images.json"
+    runs = kept("images", "runs")
     for name in options.only:
         for seed in options.seeds or RUNS[name][1]:
-            new = run(name, seed, options.data)
+            new = run(name, seed, options.data, options.steps) | {"measured": measurement(parser, options)}
             runs = [old for old in runs if (old["name"], old["seed"]) != (name, seed)] + [new]
-            RESULTS.write_text(json.dumps({"machine": description(), "runs": runs}, indent=1) + "\n")
+            path.write_text(json.dumps(measurement(parser, options) | {"runs": runs}, indent=1) + "\n")
             print(f"{name}, seed {seed}: {new['minutes']:.1f} minutes", flush=True)
 
 

@@ -3,22 +3,23 @@
     python benchmarks/memory_method.py [--steps 10000] [--seeds 5]
 
 The cosine problem (known constants) with a pool of 64 tasks, as a finite sum and with noisy samples inside tasks. Every run is
-`ax.train` with `optax.sgd` of one constant step size, in double precision; what is reported is the norm of the exact gradient
-of the meta-objective over the whole pool, after as many task meta-gradients as meta-steps for one task, and after as many
-meta-steps. Prints one table (as markdown) and writes results/memory_method.json.
+`ax.train` with `optax.sgd` of one constant step size, in double precision. Reported is the norm of the exact gradient of the
+meta-objective over the whole pool, for each batch size B after --steps meta-gradients of tasks, and after --steps meta-steps.
+Prints one table (as markdown) and writes results/memory_method.json.
 """
 
 import argparse
 import json
 import math
 import time
-from pathlib import Path
+
+from machine import measurement
+from tables import RESULTS, rows_of
 
 BATCHES = (1, 4, 16)
 TASKS, DIM, INNER_STEPS, ALPHA, BETA = 64, 10, 5, 0.05, 0.05
 # Standard deviations (s_x, s_z) of the samples inside tasks; None: the finite-sum problem.
 PROBLEMS = {"finite-sum": None, "resampling, noise 0.1": (0.1, 0.1), "resampling, noise 0.5": (0.5, 0.5)}
-RESULTS = Path(__file__).parent / "results"
 # Name, rate, and whether a meta-gradient is remembered for each task of the pool.
 METHODS = (
     ("plain", None, False),
@@ -29,6 +30,7 @@ METHODS = (
 
 
 def measure(steps: int, seeds: int) -> list[dict]:
+    """The norms at the end, one row for each problem, method, batch size and seed."""
     import jax.numpy as jnp
     import optax
 
@@ -44,10 +46,14 @@ def measure(steps: int, seeds: int) -> list[dict]:
             # The noise has mean zero, so that the objective is that of the noiseless losses.
             problem, judged = cosine.resampling, ax.FiniteSum(loss, ax.Pool(ax.Task(target, target)))
             method = ax.MetaGradient(exact.inner, samples=ax.Samples(1, 1, 1))
-        norm = lambda w, judged=judged: float(jnp.linalg.norm(exact.batch(judged, w, judged.sample_task.tasks)[1]))  # noqa: E731
-        pool = problem.sample_task
-        # The same draws, of a sampler that does not show its pool.
-        hidden = lambda key, pool=pool: pool(key)  # noqa: E731
+
+        def norm(w, judged=judged) -> float:
+            return float(jnp.linalg.norm(exact.batch(judged, w, judged.sample_task.tasks)[1]))
+
+        # The same draws from a sampler that does not show its pool.
+        def hidden(key, pool=problem.sample_task):
+            return pool(key)
+
         plain = ax.FiniteSum(loss, hidden) if noise is None else ax.Resampling(loss, hidden, problem.draw)
         for name, rate, by_task in METHODS:
             memory = None if rate is None else ax.Memory(rate)
@@ -75,19 +81,21 @@ def cell(values: list[float]) -> str:
 
 
 def table(result: dict) -> str:
+    """Norms by problem, method and batch size, as markdown."""
     steps = result["meta_steps"]
     header = ["problem, method"]
     header += [f"B = {b}, {steps // b:,} meta-steps" for b in BATCHES] + [f"B = {b}, {steps:,} meta-steps" for b in BATCHES[1:]]
-    lines = ["| " + " | ".join(header) + " |", "| --- " * len(header) + "|"]
+
+    def norms(kind: str, name: str, batch: int, label: str) -> str:
+        place = (kind, name, batch)
+        return cell([r[label] for r in result["rows"] if (r["problem"], r["method"], r["tasks_per_step"]) == place])
+
+    rows = []
     for kind in PROBLEMS:
         for name, *_ in METHODS:
-            chosen = lambda b, kind=kind, name=name: [  # noqa: E731
-                r for r in result["rows"] if (r["problem"], r["method"], r["tasks_per_step"]) == (kind, name, b)
-            ]
-            cells = [cell([r["equal_gradients"] for r in chosen(b)]) for b in BATCHES]
-            cells += [cell([r["equal_steps"] for r in chosen(b)]) for b in BATCHES[1:]]
-            lines.append(f"| {kind}, {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            cells = [norms(kind, name, b, "equal_gradients") for b in BATCHES]
+            rows.append([f"{kind}, {name}", *cells, *(norms(kind, name, b, "equal_steps") for b in BATCHES[1:])])
+    return rows_of(header, rows)
 
 
 def main() -> None:
@@ -98,14 +106,12 @@ def main() -> None:
     import jax
 
     jax.config.update("jax_enable_x64", True)
-    from machine import description
 
-    settings = {
-        "machine": description(), "meta_steps": arguments.steps, "pool": TASKS, "dim": DIM, "inner_steps": INNER_STEPS,
+    settings = measurement(parser, arguments) | {
+        "meta_steps": arguments.steps, "pool": TASKS, "dim": DIM, "inner_steps": INNER_STEPS,
         "alpha": ALPHA, "beta": BETA, "samples": 1,
     }  # fmt: skip
     result = {**settings, "rows": measure(arguments.steps, arguments.seeds)}
-    RESULTS.mkdir(exist_ok=True)
     (RESULTS / "memory_method.json").write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))
 

@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+from machine import measurement
+from tables import RESULTS, rows_of, spread
 
 HERE = Path(__file__).parent
 PEER_PYTHON = HERE.parent / ".venv-bench" / "bin" / "python"
@@ -35,21 +37,21 @@ ITERATIONS = {"adaptax": 40, "numpy": 15, "workers": 5, "episodes": 1}
 NAMES = ("w1", "b1", "w2", "b2", "w3", "b3", "log_std")
 
 
-# Multiplications and additions of the policy 2-100-100-2, times two: operations of one forward pass of one step.
+# Operations (multiplications and additions) of one forward pass of the policy 2-100-100-2 for one step.
 FORWARD = 2 * (2 * 100 + 100 * 100 + 100 * 2)
 
 
 def operations() -> float:
-    """The least operations of one meta-iteration, if every forward pass is that of the rollouts.
+    """The least operations of one meta-iteration, where the forward passes of the rollouts serve the gradients too.
 
-    A gradient is two more of what forward passes take, its product with a vector five (one for the outputs, four for the
-    products of backpropagation); the product is needed for the first half of the episodes.
+    A gradient takes twice a forward pass in addition. A Hessian-vector product takes five times a forward pass (one for the
+    outputs, four for the products of backpropagation), and is needed for the first half of the episodes only.
     """
     return FORWARD * STEPS * (1 + 2 + 5 / 2)
 
 
 def product_peak(size: int = 3000, repeats: int = 7) -> float:
-    """Operations a second of a float32 matrix product by NumPy on all cores: what no program here can beat."""
+    """Operations a second of a float32 matrix product by NumPy on all cores, which no program here can beat."""
     square, best = np.random.default_rng(0).random((size, size), np.float32), float("inf")
     for _ in range(repeats):
         start = time.perf_counter()
@@ -59,7 +61,7 @@ def product_peak(size: int = 3000, repeats: int = 7) -> float:
 
 
 def setting():
-    """The problem, the method, the initial policy."""
+    """Problem, method and initial policy."""
     import jax
     import jax.numpy as jnp
 
@@ -75,13 +77,13 @@ def setting():
 
 
 def write_inputs(path: Path) -> dict:
-    """Initial parameters, goals, and episodes at both parameters; the gradient on them, and returns of many more episodes."""
+    """Write parameters, goals, and episodes before and after adaptation; return the gradient on them, and mean returns."""
     import jax
     import jax.numpy as jnp
 
-    import adaptax as ax
+    from adaptax._keys import STEP, TARGET, fold
 
-    # In single precision the baseline's least squares differ by percents from one way of solving to another.
+    # In single precision the baseline's least squares differ by percents between solvers.
     jax.config.update("jax_enable_x64", True)
     problem, method, policy = setting()
     goals = jax.vmap(problem.sample_task)(jax.random.split(jax.random.key(1), TASKS))
@@ -105,14 +107,13 @@ def write_inputs(path: Path) -> dict:
     first, last = collect(jax.random.key(2))
     gradient = jax.tree.leaves(jax.jit(jax.grad(objective))(policy, first, last))
     many = [[float(b.rewards.sum(-1).mean()) for b in collect(jax.random.key(3 + i))] for i in range(10)]
-    # That is what training follows: on episodes of its own, the method gives the same by its recursion.
+    # Training follows the same gradient: on episodes of its own, the method's recursion gives that of differentiation.
     keys = jax.random.split(jax.random.key(4), TASKS)
     ours = method.batch(problem, policy, goals, keys)[1]
 
     def same(policy, key, goal):
-        fold = lambda *numbers: ax.objective.fold(key, *numbers)  # noqa: E731
-        first = problem.draw(goal, policy, fold(ax.objective.STEP, 0), EPISODES)
-        last = problem.draw(goal, step(policy, first), fold(ax.objective.TARGET), EPISODES)
+        first = problem.draw(goal, policy, fold(key, STEP, 0), EPISODES)
+        last = problem.draw(goal, step(policy, first), fold(key, TARGET), EPISODES)
         return jax.grad(objective)(policy, *jax.tree.map(lambda leaf: leaf[None], (first, last)))
 
     plain = jax.tree.map(lambda leaf: leaf.mean(0), jax.jit(jax.vmap(lambda k, g: same(policy, k, g)))(keys, goals))
@@ -126,12 +127,13 @@ def write_inputs(path: Path) -> dict:
 
 
 def difference(a: dict, b: dict) -> float:
-    flat = lambda grads: np.concatenate([np.ravel(grads[name]) for name in NAMES])  # noqa: E731
-    return float(np.linalg.norm(flat(a) - flat(b)) / np.linalg.norm(flat(b)))
+    """The norm of a - b over that of b."""
+    flat = [np.concatenate([np.ravel(grads[name]) for name in NAMES]) for grads in (a, b)]
+    return float(np.linalg.norm(flat[0] - flat[1]) / np.linalg.norm(flat[1]))
 
 
 def run_adaptax(iterations: int, compiling: bool, out: Path) -> None:
-    """`ax.train` on one host device a core; a first run compiles, unless that is to be timed too."""
+    """Time `ax.train` with a host device for each core, after a run that compiles, or together with the compilation."""
     import jax
 
     jax.config.update("jax_platforms", "cpu")
@@ -177,8 +179,6 @@ def main() -> None:
         return run_adaptax(args.iterations, args.compiling, args.out)
     if not PEER_PYTHON.exists():
         raise SystemExit("The peers are not installed: run make bench-env first.")
-    from machine import description
-
     sides: dict = {name: {"title": SIDES[name], "rates": []} for name in args.sides}
     with tempfile.TemporaryDirectory() as folder:
         folder, inputs = Path(folder), Path(folder) / "inputs.npz"
@@ -196,28 +196,22 @@ def main() -> None:
                 if not (side["difference"] < 1e-6 and np.all(off < 5)):
                     raise SystemExit(f"{name} computes something else ({side['difference']}, {off}): compare nothing.")
         whole = 200 * measure("adaptax", 200, inputs, folder, compiling=True)[0]["seconds"][0] if "adaptax" in sides else None
-    for side in sides.values():
-        rates = side["rates"]
-        side["steps_per_second"] = statistics.median(rates)
-        if "adaptax" in sides:
-            ratios = [ours / theirs for ours, theirs in zip(sides["adaptax"]["rates"], rates, strict=True)]
-            side["ratio"] = {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
     least = {"operations": operations(), "product_flops": product_peak()}
-    result = {"machine": description(), "returns": middle.tolist(), "run_of_200_seconds": whole, "sides": sides} | least
+    result = measurement(parser, args) | {"returns": middle.tolist(), "run_of_200_seconds": whole, "sides": sides} | least
     print(table(result))
     if whole is not None:
         print(f"A run of 200 meta-iterations takes adaptax {whole:.0f} s, compilation included.")
-    path = HERE / "results" / "navigation_speed.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / "navigation_speed.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 def table(result: dict) -> str:
-    lines = ["| | environment steps a second | adaptax is faster by |", "| --- | --- | --- |"]
+    """Rates and ratios of all sides, as markdown."""
+    ours, rows = result["sides"].get("adaptax", {"rates": []})["rates"], []
     for side in result["sides"].values():
-        ratio = side.get("ratio", {"median": np.nan, "low": np.nan, "high": np.nan})
-        text = f"{ratio['median']:.3g} x [{ratio['low']:.3g}, {ratio['high']:.3g}]"
-        lines.append(f"| {side['title']} | {side['steps_per_second']:,.0f} | {text} |")
-    return "\n".join(lines)
+        ratios = [mine / theirs for mine, theirs in zip(ours, side["rates"], strict=False)]
+        text = spread(ratios, "{:.3g} ×") if ratios else ""
+        rows.append([side["title"], f"{statistics.median(side['rates']):,.0f}", text])
+    return rows_of(["", "environment steps a second", "adaptax is faster by"], rows)
 
 
 if __name__ == "__main__":

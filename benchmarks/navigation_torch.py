@@ -28,7 +28,7 @@ Params = list[Tensor]
 
 
 class Point:
-    """The environment as gym has it: one episode, one step at a time."""
+    """The environment with gym's interface: one episode, one step at a time."""
 
     def __init__(self, goal: np.ndarray) -> None:
         self.goal = goal
@@ -58,7 +58,7 @@ def act(params: Params, x: np.ndarray) -> np.ndarray:
 
 
 def log_prob(params: Params, x: Tensor, actions: Tensor) -> Tensor:
-    """Up to a constant."""
+    """The log-density of the actions, up to a constant."""
     log_std = params[-1].unsqueeze(-2)
     z = (actions - mean(params, x)) * torch.exp(-log_std)
     return -0.5 * (z**2).sum(-1) - log_std.sum(-1)
@@ -100,7 +100,7 @@ def collect_numpy(params: Params, goals: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def advantages(x: Tensor, rewards: Tensor) -> Tensor:
-    """Returns to go less a least-squares fit to them, standardised; shapes (..., n, H, 2) and (..., n, H)."""
+    """Returns to go minus a least-squares fit, standardised; x (..., n, H, 2) and rewards (..., n, H)."""
     to_go, ahead = torch.empty_like(rewards), torch.zeros_like(rewards[..., 0])
     for t in reversed(range(rewards.shape[-1])):
         ahead = rewards[..., t] + DISCOUNT * ahead
@@ -124,6 +124,10 @@ def surrogate(params: Params, batch: tuple[Tensor, ...]) -> Tensor:
     return -(ratio * advantages(x, rewards).flatten(-2)).mean(-1).sum()
 
 
+def tensors(batch: tuple[np.ndarray, ...]) -> tuple[Tensor, ...]:
+    return tuple(map(torch.from_numpy, batch))
+
+
 def adapt(params: Params, batch: tuple[Tensor, ...]) -> Params:
     gradient = torch.autograd.grad(surrogate(params, batch), params, create_graph=True)
     return [p - ALPHA * g for p, g in zip(params, gradient, strict=True)]
@@ -131,7 +135,6 @@ def adapt(params: Params, batch: tuple[Tensor, ...]) -> Params:
 
 def meta_gradient(params: Params, goals: np.ndarray, collect, given=None) -> tuple[list[Tensor], list[float]]:
     """The gradient summed over `goals` (one goal, or all abreast), and the returns before and after adaptation."""
-    tensors = lambda batch: tuple(map(torch.from_numpy, batch))  # noqa: E731
     first = collect(params, goals) if given is None else given[0]
     tasks = [p.expand(len(goals), *p.shape) for p in params] if goals.ndim == 2 else params
     adapted = adapt(tasks, tensors(first))
@@ -141,7 +144,7 @@ def meta_gradient(params: Params, goals: np.ndarray, collect, given=None) -> tup
 
 
 def share(arrays: list[np.ndarray], goals: np.ndarray, way: str, seed: int) -> tuple[list[np.ndarray], list[list[float]]]:
-    """What one process does: its tasks, one after another."""
+    """The gradients of one process, which takes its tasks one after another, and their returns."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     params = [torch.from_numpy(array).requires_grad_() for array in arrays]
@@ -186,7 +189,7 @@ def main() -> None:
     torch.manual_seed(0)
     with np.load(args.inputs) as file:
         inputs = {name: file[name] for name in file.files}
-    # The shared episodes are in double precision, training is in single.
+    # The gradient on the shared episodes is in double precision, training in single.
     params = [torch.from_numpy(inputs[name]).requires_grad_() for name in NAMES]
     given = [tuple(inputs[f"{when}_{part}"] for part in ("x", "a", "r")) for when in ("first", "last")]
     if args.way == "numpy":
@@ -200,7 +203,7 @@ def main() -> None:
     np.savez(args.out.with_suffix(".npz"), **{n: g.numpy() / count for n, g in zip(NAMES, gradient, strict=True)})
 
     def goals_of(number: int) -> np.ndarray:
-        """The shared goals at first, then new ones."""
+        """The shared goals in the first iteration, new ones in the others."""
         new = np.random.default_rng(number).uniform(-0.5, 0.5, (count, 2))
         return (inputs["goals"] if number == 0 else new).astype(np.float32)
 

@@ -1,10 +1,10 @@
-"""Operations of the image networks by formula: convolutions and heads as defined, whatever way they are computed."""
+"""Operations of the image networks by formula, with convolutions and heads as defined, however they are computed."""
 
 import peer_inputs as given
 
 
 def layers(case: str) -> tuple[list[float], list[float]]:
-    """Operations for one image of every layer, and of those that take the image itself."""
+    """Operations of every layer for one image, and those of the layers that take the image itself."""
     if case == "resnet12":
         side, inputs, found = given.SIDE84, 3, []
         for width in given.RESNET:
@@ -21,13 +21,13 @@ def layers(case: str) -> tuple[list[float], list[float]]:
 
 
 def gradient(case: str) -> float:
-    """A gradient by the parameters for one image: three times the loss, less the gradient by the image."""
+    """Operations of a gradient by the parameters for one image: three times the loss, less the gradient by the image."""
     every, first = layers(case)
     return 3 * sum(every) - sum(first)
 
 
 def phases(case: str, tasks: int, steps: int = given.STEPS) -> dict[str, tuple[int, float]]:
-    """How often each part of a meta-gradient is formed for a batch of tasks, and the operations of one.
+    """For each part of a meta-gradient of a batch of tasks: how often it is formed, and the operations of once.
 
     A Hessian-vector product takes twice what the gradient takes, if nothing of that has to be formed again.
     """

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 import adaptax as ax
-from adaptax.training import devices
+from adaptax import _devices as devices
 
 
 def adaptax_meta_gradient(problem, method, params, tasks, count: int) -> Callable[[], tuple]:
@@ -25,7 +25,7 @@ def adaptax_meta_gradient(problem, method, params, tasks, count: int) -> Callabl
 
     The tasks are spread over all devices, as in training; the optimiser only remembers the gradient it is given.
     """
-    zeros = lambda tree: jax.tree.map(jnp.zeros_like, tree)  # noqa: E731
+    zeros = optax.tree.zeros_like
     remember = optax.GradientTransformation(zeros, lambda grad, state, params=None: (zeros(grad), grad))
     mesh = devices.mesh_of(None, count)
     step = dataclasses.replace(ax.make_step(problem, method, remember, tasks_per_step=count), mesh=mesh)
@@ -47,7 +47,9 @@ def load(case: str, path: Path, dtype: str, mode: str = "recursion"):
     if case == "sinusoid":
         sizes = [1, *(len(arrays[f"params/layers/{i}/bias"]) for i in range(3))]
         params = ax.models.mlp(sizes, key=key)
-        loss = lambda net, batch: jnp.mean((net(batch[0]) - batch[1]) ** 2)  # noqa: E731
+
+        def loss(net, batch):
+            return jnp.mean((net(batch[0]) - batch[1]) ** 2)
     else:
         ways, image = arrays["params/head/weight"].shape[1], arrays["support_x"].shape[2:]
         make, first = (ax.models.resnet12, "units/0/") if case == "resnet12" else (ax.models.conv4, "")

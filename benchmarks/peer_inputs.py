@@ -1,4 +1,4 @@
-"""The inputs of the side-by-side benchmark: initial parameters and tasks, drawn once with NumPy for all sides.
+"""Initial parameters and tasks of the side-by-side benchmarks, drawn once with NumPy for all sides.
 
 Every side of the comparison reads the same `.npz` file, so that all compute the same meta-gradient.
 Layout: `params/...` (initial parameters), `support_x`, `support_y`, `target_x`, `target_y` (leading axis: tasks),
@@ -49,7 +49,7 @@ def draw(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     moved = points @ matrix + SIDE / 2 + rng.uniform(-2, 2, 2)
     grid = np.stack(np.meshgrid(np.arange(SIDE), np.arange(SIDE), indexing="ij"), -1)
     distance = ((grid[:, :, None] - moved) ** 2).sum(-1).min(-1)
-    # Without noise whole areas tie in the max pooling and sit on the same side of a ReLU: then rounding decides.
+    # Without noise whole areas tie in the max pooling and lie at the kink of a ReLU, where rounding decides.
     return np.clip(2 - distance, 0, 1) + rng.normal(size=(SIDE, SIDE)) * 0.1
 
 
@@ -90,6 +90,7 @@ def unit(rng: np.random.Generator, name: str, size: int, inputs: int, outputs: i
 
 
 def head(rng: np.random.Generator, inputs: int) -> dict[str, np.ndarray]:
+    """A linear layer."""
     return {"params/head/weight": rng.normal(size=(inputs, WAYS)) * np.sqrt(1 / inputs), "params/head/bias": np.zeros(WAYS)}
 
 
@@ -116,7 +117,7 @@ CASES = {"sinusoid": sinusoid, "conv4": conv4, "conv4-84": conv4_84, "resnet12":
 
 
 def write(case: str, path: Path, seed: int = 0, steps: int = STEPS, tasks: int | None = None, stepsize=None) -> None:
-    """Write the inputs of `case` to `path`; with `tasks`, only so many of its tasks; with another step size if one is given."""
+    """Write the inputs of `case` to `path`: all of its tasks or the first `tasks`, with its step size or `stepsize`."""
     arrays = CASES[case](np.random.default_rng(seed))
     parts = ("support_x", "support_y", "target_x", "target_y")
     arrays = {name: a[:tasks] if name in parts else a for name, a in arrays.items()}

@@ -1,8 +1,7 @@
-"""One exact second-order MAML meta-gradient in PyTorch, as higher, TorchOpt and learn2learn write it.
+"""One exact second-order MAML meta-gradient in PyTorch, as its libraries and `torch.func` write it; `peers.py` calls it.
 
-Runs in the environment of `requirements-peers.txt`; `peers.py` calls it. Each peer follows its own published MAML
-example: a loop over tasks, N differentiable steps of SGD on the support set, the target loss differentiated through
-them. The inputs come from the `.npz` file of `peer_inputs.py`; the meta-gradient goes back beside the times.
+Runs in the environment of `requirements-peers.txt`. The peers of libraries follow the library's own published MAML example. The
+inputs come from the `.npz` file of `peer_inputs.py`; the meta-gradient goes back beside the times.
 """
 
 import argparse
@@ -12,148 +11,14 @@ import json
 import platform
 import resource
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
+from peer_networks import Batch, Problem, from_torch, load
 from torch import Tensor, nn
 from torch import multiprocessing as mp
-from torch.nn import functional as F
-
-Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The tasks of one meta-step; each array has a leading axis over tasks."""
-
-    support_x: Tensor
-    support_y: Tensor
-    target_x: Tensor
-    target_y: Tensor
-
-    def __len__(self) -> int:
-        return len(self.support_x)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        return zip(self.support_x, self.support_y, self.target_x, self.target_y, strict=True)
-
-    def share(self, rank: int, count: int) -> "Batch":
-        """Every `count`-th task, from task `rank` on."""
-        return Batch(*(x[rank::count] for x in (self.support_x, self.support_y, self.target_x, self.target_y)))
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A network with its initial parameters, the loss, and the inner loop's step count and step size."""
-
-    net: nn.Module
-    loss: Loss
-    steps: int
-    stepsize: float
-    names: dict[str, nn.Parameter]  # the file's name of each parameter
-
-
-def mlp(arrays: dict[str, np.ndarray]) -> tuple[nn.Module, dict[str, nn.Parameter]]:
-    """Dense layers with ReLU between them."""
-    layers, names = [], {}
-    count = sum(name.startswith("params/layers/") and name.endswith("/weight") for name in arrays)
-    for i in range(count):
-        dense = nn.Linear(*arrays[f"params/layers/{i}/weight"].shape)
-        names |= {f"params/layers/{i}/weight": dense.weight, f"params/layers/{i}/bias": dense.bias}
-        layers += [dense] if i == count - 1 else [dense, nn.ReLU()]
-    return nn.Sequential(*layers), names
-
-
-def conv4(arrays: dict[str, np.ndarray]) -> tuple[nn.Module, dict[str, nn.Parameter]]:
-    """Four blocks of 3 × 3 convolution, batch norm by batch statistics, ReLU, 2 × 2 max pooling; a linear head."""
-    layers, names = [], {}
-    count = sum(name.startswith("params/blocks/") and name.endswith("/weight") for name in arrays)
-    for i in range(count):
-        channels, width = arrays[f"params/blocks/{i}/weight"].shape[2:]
-        # No bias: batch norm cancels it. No running statistics: they would only cost time.
-        conv = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-        norm = nn.BatchNorm2d(width, eps=1e-5, track_running_stats=False)
-        names[f"params/blocks/{i}/weight"] = conv.weight
-        names |= {f"params/blocks/{i}/scale": norm.weight, f"params/blocks/{i}/shift": norm.bias}
-        layers += [conv, norm, nn.ReLU(inplace=True), nn.MaxPool2d(2)]
-    head = nn.Linear(*arrays["params/head/weight"].shape)
-    names |= {"params/head/weight": head.weight, "params/head/bias": head.bias}
-    return nn.Sequential(*layers, Rows(), head), names
-
-
-class Rows(nn.Module):
-    """Flatten with the channels last, as they lie in memory here."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.permute(0, 2, 3, 1).flatten(1)
-
-
-class Residual(nn.Module):
-    """Three units of 3 x 3 convolution and batch norm beside one of 1 x 1; leaky ReLU; 2 x 2 max pooling."""
-
-    def __init__(self, inputs: int, width: int) -> None:
-        super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(i, width, 3, padding=1, bias=False) for i in (inputs, width, width))
-        self.norms = nn.ModuleList(nn.BatchNorm2d(width, eps=1e-5, track_running_stats=False) for _ in range(3))
-        self.short = nn.Conv2d(inputs, width, 1, bias=False)
-        self.short_norm = nn.BatchNorm2d(width, eps=1e-5, track_running_stats=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = x
-        for k, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            y = norm(conv(y))
-            y = F.leaky_relu(y, 0.1) if k < 2 else y
-        return F.leaky_relu(F.max_pool2d(y + self.short_norm(self.short(x)), 2), 0.1)
-
-
-def resnet12(arrays: dict[str, np.ndarray]) -> tuple[nn.Module, dict[str, nn.Parameter]]:
-    """Four residual blocks, the mean over pixels, a linear head."""
-    blocks, names = [], {}
-    for i in range(4):
-        block = Residual(*arrays[f"params/blocks/{i}/shortcut/weight"].shape[2:])
-        parts = {f"units/{k}": (block.convs[k], block.norms[k]) for k in range(3)}
-        parts["shortcut"] = block.short, block.short_norm
-        for part, (conv, norm) in parts.items():
-            name = f"params/blocks/{i}/{part}"
-            names |= {f"{name}/weight": conv.weight, f"{name}/scale": norm.weight, f"{name}/shift": norm.bias}
-        blocks.append(block)
-    head = nn.Linear(*arrays["params/head/weight"].shape)
-    names |= {"params/head/weight": head.weight, "params/head/bias": head.bias}
-    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head), names
-
-
-def to_torch(array: np.ndarray) -> np.ndarray:
-    """A parameter in PyTorch's layout: (out, in) and (cout, cin, 3, 3)."""
-    return {1: array, 2: array.T, 4: array.transpose(3, 2, 0, 1) if array.ndim == 4 else array}[array.ndim]
-
-
-def from_torch(array: np.ndarray) -> np.ndarray:
-    """The inverse of `to_torch`."""
-    return {1: array, 2: array.T, 4: array.transpose(2, 3, 1, 0) if array.ndim == 4 else array}[array.ndim]
-
-
-def load(case: str, path: Path, dtype: torch.dtype) -> tuple[Problem, Batch]:
-    """Read the inputs and build the network with exactly those initial parameters."""
-    with np.load(path) as file:
-        arrays = {name: file[name] for name in file.files}
-    net, names = {"sinusoid": mlp, "resnet12": resnet12}.get(case, conv4)(arrays)
-    net = net.to(dtype)
-    with torch.no_grad():
-        for name, parameter in names.items():
-            parameter.copy_(torch.from_numpy(np.ascontiguousarray(to_torch(arrays[name]))))
-    parts = [torch.from_numpy(arrays[f"{part}_{axis}"]) for part in ("support", "target") for axis in "xy"]
-    if case == "sinusoid":
-        loss, batch = F.mse_loss, Batch(*(x.to(dtype) for x in parts))
-    else:
-        # Images stay NHWC in memory ("channels last"), which is the faster format here.
-        net = net.to(memory_format=torch.channels_last)
-        images, labels = (x.to(dtype).permute(0, 1, 4, 2, 3) for x in parts[::2]), (y.long() for y in parts[1::2])
-        (support_x, target_x), (support_y, target_y) = images, labels
-        loss, batch = F.cross_entropy, Batch(support_x, support_y, target_x, target_y)
-    return Problem(net, loss, int(arrays["inner_steps"]), float(arrays["stepsize"]), names), batch
 
 
 class Higher:
@@ -208,39 +73,10 @@ class TorchOpt:
         return float(total)
 
 
-class TorchOptVmap:
-    """TorchOpt's functional SGD under `torch.func.vmap`: all tasks at once, as in its functorch Omniglot example."""
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        self.params = dict(problem.net.named_parameters())
-
-    def target_loss(self, support_x: Tensor, support_y: Tensor, target_x: Tensor, target_y: Tensor) -> Tensor:
-        import torchopt
-
-        problem, params = self.problem, self.params
-
-        def loss(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            return problem.loss(torch.func.functional_call(problem.net, params, (x,)), y)
-
-        optimizer = torchopt.sgd(lr=problem.stepsize)
-        state = optimizer.init(params)
-        for _ in range(problem.steps):
-            gradient = torch.func.grad(loss)(params, support_x, support_y)
-            updates, state = optimizer.update(gradient, state, inplace=False)
-            params = torchopt.apply_updates(params, updates, inplace=False)
-        return loss(params, target_x, target_y)
-
-    def __call__(self, batch: Batch) -> float:
-        losses = torch.func.vmap(self.target_loss)(batch.support_x, batch.support_y, batch.target_x, batch.target_y)
-        loss = losses.mean()
-        loss.backward()
-        return loss.item()
-
-
 class Learn2LearnStyle:
     """The algorithm of learn2learn's `MAML`: clone the module within the graph, then replace its parameters by
-    p − α g, with g from `torch.autograd.grad(create_graph=True)`. The package does not build on Python 3.11."""
+    p − α g, with g from `torch.autograd.grad(create_graph=True)`. The package itself does not build on Python 3.11: its C
+    sources include `longintrepr.h`, which that Python no longer has."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -271,14 +107,103 @@ class Learn2LearnStyle:
         return float(total)
 
 
-PEERS = {"higher": Higher, "torchopt": TorchOpt, "torchopt-vmap": TorchOptVmap, "learn2learn-style": Learn2LearnStyle}
+class Functional:
+    """`torch.func`: `grad` through N steps of `grad`, all tasks together by `vmap`; `torch.compile` around it on request."""
+
+    def __init__(self, problem: Problem, compiled: bool = False) -> None:
+        self.problem = problem
+        self.params = {name: p.detach() for name, p in problem.net.named_parameters()}
+        self.gradient = torch.func.grad_and_value(self.mean)
+        if compiled:
+            self.gradient = torch.compile(self.gradient)
+
+    def loss(self, params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return self.problem.loss(torch.func.functional_call(self.problem.net, params, (x,)), y)
+
+    def target_loss(self, params, support_x, support_y, target_x, target_y) -> Tensor:
+        """The loss of one task after its inner steps."""
+        for _ in range(self.problem.steps):
+            gradient = torch.func.grad(self.loss)(params, support_x, support_y)
+            params = {name: p - self.problem.stepsize * gradient[name] for name, p in params.items()}
+        return self.loss(params, target_x, target_y)
+
+    def mean(self, params, *batch) -> Tensor:
+        return torch.func.vmap(self.target_loss, in_dims=(None, 0, 0, 0, 0))(params, *batch).mean()
+
+    def __call__(self, batch: Batch) -> Tensor:
+        parts = batch.support_x, batch.support_y, batch.target_x, batch.target_y
+        gradient, value = self.gradient(self.params, *parts)
+        for name, parameter in self.problem.net.named_parameters():
+            parameter.grad = gradient[name]
+        return value
+
+
+class ParallelMetalearn:
+    """`metalearn.algorithms.MAML` of the package parallel-metalearn, of second order, with a learning rate that is not learned.
+
+    Its `step` draws a batch, forms the meta-gradient and calls the outer optimiser, which here is `torch.optim.SGD` with a
+    learning rate of 0. Backend "vmap", the default, takes all tasks together; "sequential" takes them in turn, and divides the
+    loss that it reports (not the gradient) by the number of tasks twice.
+    """
+
+    def __init__(self, problem: Problem, backend: str = "vmap") -> None:
+        from metalearn.algorithms import MAML
+        from metalearn.inner_optimizers import InnerSGD
+        from metalearn.loss import BaseLoss
+
+        class Loss(BaseLoss):
+            def forward(self, out_dict, targets, model_states=None, **options):
+                loss = problem.loss(out_dict["logits"], targets["labels"])
+                return loss, loss.detach()
+
+        class Model(nn.Module):
+            """What its `MAML_Model` gives for a network in one piece."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.net = problem.net
+
+            def forward(self, x: Tensor, **options) -> dict:
+                return {"logits": self.net(x), "buffers": {}}
+
+            def get_fast_weights(self) -> dict:
+                return dict(self.named_parameters())
+
+        model = Model()
+        inner = InnerSGD(model.get_fast_weights(), inner_lr=problem.stepsize, learn_lr=False)
+        inner.to(next(problem.net.parameters()).dtype)
+        outer = torch.optim.SGD(model.parameters(), lr=0.0)
+        self.maml = MAML(
+            model=model, optimizer=outer, inner_optimizer=inner, support_loss_fn=Loss(), inner_steps=problem.steps,
+            chunk_size=80, backend=backend,
+        )  # fmt: skip
+
+    def __call__(self, batch: Batch) -> float:
+        labels = {"labels": batch.support_y}, {"labels": batch.target_y}
+        loss = self.maml.step(iter([(batch.support_x, labels[0], batch.target_x, labels[1])]))[0]
+        return loss * len(batch) if self.maml.backend == "sequential" else loss
+
+
+PEERS = {
+    "higher": Higher,
+    "torchopt": TorchOpt,
+    "learn2learn-style": Learn2LearnStyle,
+    "torch-func": Functional,
+    "torch-compile": lambda problem: Functional(problem, compiled=True),
+    "parallel-metalearn": ParallelMetalearn,
+    "parallel-metalearn-sequential": lambda problem: ParallelMetalearn(problem, "sequential"),
+}
+PACKAGES = {
+    "higher": "higher",
+    "torchopt": "torchopt",
+    "parallel-metalearn": "parallel-metalearn",
+    "parallel-metalearn-sequential": "parallel-metalearn",
+}
 
 
 def versions(peer: str) -> dict[str, str]:
     """The versions that the figures belong to."""
-    from importlib.metadata import version
-
-    package = {"higher": "higher", "torchopt": "torchopt", "torchopt-vmap": "torchopt"}.get(peer)
+    package = PACKAGES.get(peer)
     return {"python": platform.python_version(), "torch": torch.__version__} | ({package: version(package)} if package else {})
 
 
@@ -294,7 +219,7 @@ def keep_freed_memory() -> None:
 
 
 class Workers:
-    """The tasks shared out over processes of one thread each, whose gradients are then added."""
+    """Processes of one thread each that share the tasks; their gradients are added in shared memory."""
 
     def __init__(self, args: argparse.Namespace, problem: Problem, tasks: int) -> None:
         context, self.problem, self.count = mp.get_context("spawn"), problem, args.processes
@@ -317,7 +242,7 @@ class Workers:
 
 
 def work(args: argparse.Namespace, rank: int, gradients, losses, peaks, begin, end) -> None:
-    """One process of `Workers`: its share of the tasks again and again, whenever the barrier opens."""
+    """One process of `Workers`: the meta-gradient of its share of the tasks, each time the barrier opens."""
     torch.set_num_threads(1)
     keep_freed_memory()
     problem, batch = load(args.case, args.inputs, getattr(torch, args.dtype))
@@ -325,7 +250,7 @@ def work(args: argparse.Namespace, rank: int, gradients, losses, peaks, begin, e
     while True:
         begin.wait()
         problem.net.zero_grad()
-        losses[rank] = meta_gradient(batch)
+        losses[rank] = float(meta_gradient(batch))
         for name, parameter in problem.names.items():
             gradients[name].copy_(parameter.grad)
         peaks[rank] = peak_mib()
@@ -345,7 +270,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="timed meta-gradients, after the warm-up")
     parser.add_argument("--warmup", type=int, default=2, help="meta-gradients before the timed ones")
     parser.add_argument("--threads", type=int, default=2, help="torch.set_num_threads")
-    parser.add_argument("--processes", type=int, default=1, help="more than 1: tasks shared out, one thread each")
+    parser.add_argument("--processes", type=int, default=1, help="processes of one thread each that share the tasks")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     parser.add_argument("--out", type=Path, required=True, help="JSON; the meta-gradient goes beside it as .npz")
     args = parser.parse_args()
@@ -358,10 +283,11 @@ def main() -> None:
     for _ in range(args.warmup + args.repeats):
         problem.net.zero_grad()
         start = time.perf_counter()
-        loss = meta_gradient(batch)
+        loss = float(meta_gradient(batch))
         times.append(time.perf_counter() - start)
     record = {
         "seconds": times[args.warmup :],
+        "first_s": times[0],
         "loss": loss,
         "peak_mib": peak_mib() + (float(workers.peaks.sum()) if workers else 0),
         "versions": versions(args.peer),

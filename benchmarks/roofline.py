@@ -1,4 +1,4 @@
-"""Where the time of an exact meta-gradient goes: operations, bytes and rates of its parts, beside what the machine can do.
+"""Operations, bytes and rates of the parts of an exact meta-gradient, beside the limits of the machine.
 
     python benchmarks/roofline.py [--case conv4 conv4-84 resnet12] [--rounds 5]
 
@@ -19,10 +19,9 @@ from pathlib import Path
 
 import operations
 import peer_inputs
-from machine import description
-from tables import rows_of
+from machine import measurement
+from tables import RESULTS, rows_of
 
-RESULTS = Path(__file__).parent / "results" / "roofline.json"
 TITLES = {
     "conv4": "Conv4-64, 28×28, 32 tasks, 5 queries",
     "conv4-84": "Conv4-32, 84×84, 4 tasks, 15 queries",
@@ -31,7 +30,7 @@ TITLES = {
 
 
 def seconds(function, rounds: int) -> float:
-    """Median time of a call, after one."""
+    """Median time of a call after the first."""
     function()
     found = []
     for _ in range(rounds):
@@ -42,7 +41,7 @@ def seconds(function, rounds: int) -> float:
 
 
 def limits() -> dict:
-    """Operations and bytes a second of which this machine is capable, on all cores."""
+    """The most operations and bytes a second that this machine reaches on all cores."""
     import jax
     import jax.numpy as jnp
 
@@ -62,29 +61,35 @@ def parts(case: str, folder: Path, rounds: int) -> dict:
     import jax.numpy as jnp
     from peer_adaptax import adaptax_meta_gradient, load
 
-    from adaptax.batching import in_flight_for, map_tasks
-    from adaptax.training import devices
+    from adaptax import _devices as devices
+    from adaptax._batching import in_flight_for, map_tasks
+    from adaptax._keys import first
 
     inputs = folder / f"{case}.npz"
     peer_inputs.write(case, inputs)
     problem, method, params, tasks, _ = load(case, inputs, "float32")
     count = len(jax.tree.leaves(tasks)[0])
-    at_once = in_flight_for(problem, params, tasks, None, method.samples, None)
+    at_once = in_flight_for(problem, params, first(tasks), jax.tree.leaves(tasks)[0].shape[0], method.samples)
     mesh = devices.mesh_of(None, count)
     at_once = min(at_once, devices.share(mesh, count))
-    gradient = lambda w, batch: jax.value_and_grad(problem.loss)(w, batch)  # noqa: E731
+
+    def gradient(w, batch):
+        return jax.value_and_grad(problem.loss)(w, batch)
+
     programs = {
         "inner gradient": lambda w, task: gradient(w, task.support),
         "Hessian-vector product": lambda w, task: jax.jvp(lambda w: gradient(w, task.support)[1], (w,), (w,)),
         "target gradient": lambda w, task: gradient(w, task.target),
     }
-    # In the recursion every task has parameters of its own.
+    # In the recursion every task has its own parameters.
     own = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)) + 0, params)
     group = jax.tree.map(lambda leaf: leaf[:at_once], (own, tasks))
     split = devices.replicate(mesh, (own, tasks))
 
-    def spread(program):
-        local = lambda _, split: ((), map_tasks(lambda pair: program(*pair), split, at_once))  # noqa: E731
+    def on_all_devices(program):
+        def local(_, split):
+            return (), map_tasks(lambda pair: program(*pair), split, at_once)
+
         run = jax.jit(lambda split: devices.spread(mesh, local, (), split)[1])
         return lambda: jax.block_until_ready(run(split))
 
@@ -95,7 +100,7 @@ def parts(case: str, folder: Path, rounds: int) -> dict:
         found[name] = {
             "times": times, "operations": each, "bytes": one.cost_analysis()["bytes accessed"] * count / at_once,
             "temporaries": one.memory_analysis().temp_size_in_bytes,
-            "seconds": seconds(spread(program), rounds),
+            "seconds": seconds(on_all_devices(program), rounds),
         }  # fmt: skip
     whole = seconds(adaptax_meta_gradient(problem, method, params, tasks, count), rounds)
     found["meta-gradient"] = {"times": 1, "operations": operations.meta_gradient(case, count), "seconds": whole}
@@ -126,13 +131,13 @@ def main() -> None:
     import jax
 
     jax.config.update("jax_num_cpu_devices", os.cpu_count())
-    result = {"machine": description(), **limits(), "cases": []}
+    result = measurement(parser, options) | limits() | {"cases": []}
     with tempfile.TemporaryDirectory() as folder:
         for case in options.case:
             result["cases"].append(parts(case, Path(folder), options.rounds if case != "resnet12" else 1))
             print(json.dumps(result["cases"][-1]), flush=True)
     print(rows_of(*table(result)))
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / "roofline.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Every way to form a meta-gradient: its oracle calls, its time on sinusoids and images, and its memory against N.
+"""Oracle calls, time on sinusoids and images, and memory against N of every method and estimator.
 
     python benchmarks/strategies.py [--rounds 7] [--case sinusoids images memory]
 
 Time: one meta-gradient of a task batch, N = 5, on one device: sinusoids with an MLP 1-40-40-1 (25 tasks), images with
-Conv4-64 (8 tasks, 5-way 1-shot, 5 queries a class). All rows are interleaved; ratios are of medians to the exact
+Conv4-64 (8 tasks, 5-way 1-shot, 5 queries a class). The methods take turns; ratios are of medians to the exact
 meta-gradient. Memory: temporaries of the compiled meta-gradient of one sinusoid task, by the compiler's own analysis.
 Prints two tables and writes results/strategies.json.
 """
@@ -12,16 +12,15 @@ import argparse
 import json
 import statistics
 import time
-from pathlib import Path
 
 import jax
 import optax
 from in_flight import images, sinusoids
-from machine import description
+from machine import measurement
+from tables import RESULTS, rows_of
 
 import adaptax as ax
 
-RESULTS = Path(__file__).parent / "results"
 STEPS, IMAGE_TASKS = 5, 8
 MEMORY_STEPS = (1, 16, 64, 256)
 
@@ -30,7 +29,6 @@ def rows(alpha: float, steps: int, head: str) -> dict:
     """The methods by name."""
     c, adam = ax.curvature, optax.adam(alpha, eps_root=1e-8)
     inner = ax.Inner(steps, alpha)
-    learned = lambda **options: ax.Inner(steps, ax.stepsize.Learned(alpha, **options))  # noqa: E731
     values_only = ax.Inner(steps, alpha, gradients=ax.gradients.Smoothed(samples=10))
     return {
         "exact": ax.MetaGradient(inner),
@@ -42,8 +40,8 @@ def rows(alpha: float, steps: int, head: str) -> dict:
         "zeroth order, Q = 10": ax.MetaGradient(inner, c.ZerothOrder()),
         "losses alone, Q = 10": ax.MetaGradient(values_only, c.ZerothOrder()),
         "ANIL": ax.MetaGradient(ax.Inner(steps, alpha, adapt=lambda path: head in path)),
-        "Meta-SGD": ax.MetaGradient(learned(per="parameter")),
-        "rates per layer and step": ax.MetaGradient(learned(per="leaf", per_step=True)),
+        "Meta-SGD": ax.MetaGradient(ax.Inner(steps, ax.stepsize.Learned(alpha, per="parameter"))),
+        "rates per layer and step": ax.MetaGradient(ax.Inner(steps, ax.stepsize.Learned(alpha, per="leaf", per_step=True))),
         "multi-step loss": ax.MetaGradient(inner, multi_step=ax.MultiStep()),
         "inner momentum": ax.MetaGradient(ax.Inner(steps, optimizer=optax.sgd(alpha, momentum=0.9))),
         "inner Adam": ax.MetaGradient(ax.Inner(steps, optimizer=adam)),
@@ -55,12 +53,13 @@ def rows(alpha: float, steps: int, head: str) -> dict:
 
 
 def outer(method: ax.MetaGradient, params):
+    """The outer parameters, which include the rates where these are learned."""
     rule = method.inner.stepsize
     return ax.Meta(params, rule.start(params, method.inner.steps)) if isinstance(rule, ax.stepsize.Learned) else params
 
 
 def timed(make, count: int | None, repeats: int, head: str, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each row, round by round."""
+    """Seconds of each method in every round."""
     problem, params, tasks, alpha = make()
     tasks = jax.tree.map(lambda leaf: leaf[:count], tasks)
     keys = jax.random.split(jax.random.key(3), jax.tree.leaves(tasks)[0].shape[0])
@@ -81,7 +80,7 @@ def timed(make, count: int | None, repeats: int, head: str, rounds: int) -> dict
 
 
 def temporaries() -> dict[str, list[int]]:
-    """Bytes of temporaries of each row at each N."""
+    """Bytes of temporaries of each method at each N."""
     problem, params, tasks, alpha = sinusoids()
     task, key, found = jax.tree.map(lambda leaf: leaf[0], tasks), jax.random.key(0), {}
     for n in MEMORY_STEPS:
@@ -98,24 +97,20 @@ CASES = {"sinusoids": (sinusoids, None, 20, "layers.2"), "images": (images, IMAG
 def table(result: dict) -> str:
     """Calls and times as markdown."""
     cases = [name for name in CASES if name in result]
-    lines = ["| | losses | gradients | HVPs |" + "".join(f" {name}, ms (ratio) |" for name in cases)]
-    lines.append("| --- " * (4 + len(cases)) + "|")
+    rows = []
     for name, calls in result["calls"].items():
         cells = [name, *map(str, calls)]
         for case in cases:
             median = statistics.median(result[case][name])
             cells.append(f"{1e3 * median:.3g} ({median / statistics.median(result[case]['exact']):.2f} x)")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return rows_of(["", "losses", "gradients", "HVPs", *(f"{name}, ms (ratio)" for name in cases)], rows)
 
 
 def memory_table(result: dict) -> str:
     """Temporaries as markdown."""
-    lines = ["| KiB of temporaries at N = | " + " | ".join(map(str, MEMORY_STEPS)) + " |"]
-    lines.append("| --- " * (1 + len(MEMORY_STEPS)) + "|")
-    for name, sizes in result["memory"].items():
-        lines.append(f"| {name} | " + " | ".join(f"{size / 1024:,.0f}" for size in sizes) + " |")
-    return "\n".join(lines)
+    rows = [[name, *(f"{size / 1024:,.0f}" for size in sizes)] for name, sizes in result["memory"].items()]
+    return rows_of(["KiB of temporaries at N =", *map(str, MEMORY_STEPS)], rows)
 
 
 def main() -> None:
@@ -125,7 +120,7 @@ def main() -> None:
     arguments = parser.parse_args()
     path = RESULTS / "strategies.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
-    result = {**kept, "machine": description(), "inner_steps": STEPS}
+    result = kept | measurement(parser, arguments) | {"inner_steps": STEPS}
     result["calls"] = {name: list(method.cost()) for name, method in rows(0.1, STEPS, "").items()}
     for name in arguments.case:
         result[name] = temporaries() if name == "memory" else timed(*CASES[name], arguments.rounds)

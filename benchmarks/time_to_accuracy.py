@@ -1,150 +1,142 @@
-"""Minutes of training until 90 % on unseen alphabets, 5-way 1-shot: adaptax with its defaults, and the peers' own examples.
+"""Minutes of training until 90 % on unseen alphabets: one recipe in adaptax, in plain JAX and in PyTorch.
 
-    make bench-env && python benchmarks/time_to_accuracy.py --data FOLDER [--minutes 12]
+    make bench-env && python benchmarks/time_to_accuracy.py --data FOLDER [--adapt head everything] [--minutes 5]
 
-FOLDER holds images_background_small1.zip, on which all sides train, and images_background_small2.zip, whose alphabets that
-are not in the first one give 500 fixed tasks by which all are judged (5 queries a class, the batch's statistics), with the
-best number of inner steps for each. A side's clock runs from its first compilation to the end of its last meta-step and
-stands still while it is judged; adaptax trains as `adaptax train images` does, every side until it is at 90 %, a peer until
---minutes are over at most. The peers' algorithm is learn2learn's, the fastest of them (`peers.py`), with the settings of two of
-their published Omniglot examples and Conv4-64; classes are turned in all of them. Writes results/time_to_accuracy.json.
+FOLDER holds images_background_small1.zip, on which all sides train, and images_background_small2.zip, whose alphabets that are
+not in the first one give 500 fixed tasks to judge by. The recipe (`recipe.py`) is the same for all: network, initial
+parameters, optimiser, number of tasks, N, α, and what adapts, the last layer or the whole network. The batches are the same
+too: adaptax's sampler draws them beforehand, classes turned and images distorted as in `adaptax train images`, and all read one
+file. A side's clock runs from its first compilation to the end of its last meta-step and stands still while its parameters are
+kept; one program judges what all have kept, after N inner steps. Every side may train for --steps meta-steps and --minutes.
+
+The libraries' own published Omniglot examples are not here: those of TorchOpt and higher train on 1,200 of Omniglot's 1,623
+characters and test on the rest, which is not what these two archives hold, and learn2learn does not build on Python 3.11.
+Writes results/time_to_accuracy.json.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import subprocess
+import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
-from machine import description
+import recipe
+from machine import measurement
 from peers import PEER_PYTHON, require_peers
-from tables import rows_of
+from tables import RESULTS, rows_of
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "time_to_accuracy.json"
-WAYS, SHOTS, QUERIES, TASKS = 5, 1, 5, 500
+JUDGED = 500
 GOAL = 0.9
-# Inner steps, inner step size, outer learning rate, tasks a meta-step, queries a class.
-PEERS = {
-    "learn2learn's example": (1, 0.5, 0.003, 32, 1),
-    "TorchOpt's and higher's example": (5, 0.1, 0.001, 32, 15),
+ADAPTS = {"head": "the last layer", "everything": "the whole network"}
+SIDES = {
+    "adaptax": ("accuracy_jax.py", "--side", "adaptax"),
+    "plain JAX": ("accuracy_jax.py", "--side", "vmap"),
+    "plain JAX, lax.map": ("accuracy_jax.py", "--side", "map"),
+    "PyTorch, a process a core": ("accuracy_torch.py",),
 }
 
 
-class Reached(Exception):
-    """The goal is reached."""
-
-
-def write(data: Path, path: Path):
-    """The training images, and the tasks to judge by, which are returned with their alphabets."""
+def write(data: Path, folder: Path, steps: int):
+    """The batches of all meta-steps, written; the tasks to judge by and their alphabets, returned."""
     import jax
 
     import adaptax as ax
 
     train, other = (ax.tasks.read_characters(data / f"images_background_small{n}.zip") for n in (1, 2))
     test, _ = ax.tasks.held_out(other, train)
-    problem = ax.tasks.few_shot(test, WAYS, SHOTS, QUERIES, rotations=False)
-    tasks = jax.jit(jax.vmap(problem.sample_task))(jax.random.split(jax.random.key(1), TASKS))
-    arrays = {"train": train.images} | {
-        f"{part}_{axis}": np.asarray(value)
-        for part in ("support", "target")
-        for axis, value in zip("xy", getattr(tasks, part), strict=True)
-    }
-    np.savez(path, **arrays)
+    sizes = recipe.WAYS, recipe.SHOTS, recipe.QUERIES
+    problem = ax.tasks.few_shot(train, *sizes, distortion=ax.tasks.Affine())
+    judged = ax.tasks.few_shot(test, *sizes, rotations=False)
+
+    @jax.jit
+    def draw(key):
+        tasks = jax.vmap(problem.sample_task)(jax.random.split(key, recipe.TASKS))
+        return [jax.numpy.round(255 * images[..., 0]).astype("uint8") for images, _ in (tasks.support, tasks.target)]
+
+    files = [
+        np.lib.format.open_memmap(folder / f"{part}.npy", "w+", np.uint8, (steps, recipe.TASKS, recipe.WAYS * each, 28, 28))
+        for part, each in recipe.PARTS.items()
+    ]
+    for step in range(steps):
+        for file, images in zip(files, draw(jax.random.key(step)), strict=True):
+            file[step] = np.asarray(images)
+    tasks = jax.jit(jax.vmap(judged.sample_task))(jax.random.split(jax.random.key(2**32 - 1), JUDGED))
     return tasks, list(test.alphabets)
 
 
-def adaptax(data: Path, tasks, every: int) -> dict:
-    """Train with the defaults of `adaptax train images`, and judge every few meta-steps."""
+def judge(kept: Path, tasks, adapt: str) -> list[dict]:
+    """The accuracy after N inner steps of everything that a side has kept."""
     import jax
+    import jax.numpy as jnp
+    from accuracy_jax import adapted_logits
 
-    import adaptax as ax
-    from adaptax.cli.families import Images
+    @jax.jit
+    def accuracy(params):
+        def right(task):
+            logits = adapted_logits(params, task.support, task.target[0], adapt)
+            return (logits.argmax(-1) == task.target[1]).mean()
 
-    config = Images(data=data / "images_background_small1.zip", test_data=data / "images_background_small2.zip")
-    built = config.build()
-    counts = sorted({config.inner_steps, 2 * config.inner_steps})
-    judged_on = ax.Task(tasks.support, (tasks.support, tasks.target))
-    record, spent = [], 0.0
-    began = time.perf_counter()
+        return jax.lax.map(right, tasks).mean()
 
-    def judge(state, _):
-        nonlocal spent
-        jax.block_until_ready(state.params)
-        start = time.perf_counter()
-        if int(state.step) - (record[-1]["step"] if record else 0) < every:
-            return
-        best = float(ax.evaluate(built.held_out, state.params, state.inner, counts, judged_on).mean["accuracy"].max())
-        record.append({"step": int(state.step), "seconds": start - began - spent, "accuracy": best})
-        print(record[-1], flush=True)
-        spent += time.perf_counter() - start
-        if best >= GOAL:
-            raise Reached
-
-    with contextlib.suppress(Reached):
-        ax.train(
-            built.problem, built.params, built.method, optimizer=built.optimizer, steps=config.steps,
-            tasks_per_step=config.tasks_per_step, seed=config.seed, callback=judge,
-        )  # fmt: skip
-    settings = (
-        f"defaults: N = {config.inner_steps}, step sizes by {config.stepsize}, Conv4-{config.channels}, {config.adapt} adapts"
-    )
-    return {"settings": settings, "curve": record}
-
-
-def peer(name: str, inputs: Path, minutes: float) -> dict:
-    """One of the peers' examples, in a process of its own."""
-    steps, stepsize, rate, tasks, queries = PEERS[name]
-    out = inputs.with_name("out.json")
-    numbers = [steps, stepsize, rate, tasks, queries, 60 * minutes, GOAL, os.cpu_count()]
-    subprocess.run([str(PEER_PYTHON), str(HERE / "accuracy_torch.py"), str(inputs), str(out), *map(str, numbers)], check=True)
-    images = "query image" if queries == 1 else "query images"
-    settings = f"N = {steps}, α = {stepsize}, Adam {rate}, {tasks} tasks, {queries} {images} a class"
-    return {"settings": settings, "curve": json.loads(out.read_text())}
+    looks = json.loads((kept / "looks.json").read_text())
+    for look in looks:
+        with np.load(kept / f"{look['step']}.npz") as file:
+            look["accuracy"] = float(accuracy({name: jnp.asarray(file[name]) for name in file.files}))
+    return looks
 
 
 def reached(curve: list[dict]) -> float | None:
-    """Seconds until the goal, if it was reached; accuracies are sums of single-precision numbers."""
-    return next((entry["seconds"] for entry in curve if entry["accuracy"] >= GOAL - 1e-6), None)
+    """Seconds until the goal, if it was reached; accuracies are means of single-precision numbers."""
+    return next((look["seconds"] for look in curve if look["accuracy"] >= GOAL - 1e-6), None)
 
 
 def table(result: dict) -> tuple[list[str], list[list[str]]]:
-    ours = reached(result["sides"]["adaptax"]["curve"])
+    """A row for each side and what adapts."""
     rows = []
-    for name, side in result["sides"].items():
-        time, last = reached(side["curve"]), side["curve"][-1]
-        best = max(entry["accuracy"] for entry in side["curve"])
-        if time is None:
-            when = f"not in {last['seconds'] / 60:.1f} minutes (best {100 * best:.1f} %)"
-            ratio = "" if ours is None else f"over {last['seconds'] / ours:.1f} x"
-        else:
-            when, ratio = f"{time / 60:.1f} minutes", "" if ours is None else f"{time / ours:.1f} x"
-        rows.append([name, side["settings"], when, ratio])
-    return ["", "settings", f"{100 * GOAL:.0f} % after", "adaptax is sooner by"], rows
+    for adapt, sides in result["recipes"].items():
+        ours = reached(sides["adaptax"])
+        for name, curve in sides.items():
+            time, last = reached(curve), curve[-1]
+            pace = f"{1e3 * (last['seconds'] - curve[0]['seconds']) / max(last['step'] - curve[0]['step'], 1):,.0f} ms"
+            if time is None:
+                best = max(look["accuracy"] for look in curve)
+                when, ratio = f"not in {last['seconds'] / 60:.1f} minutes (best {100 * best:.1f} %)", ""
+            else:
+                when, ratio = f"{time / 60:.2f} minutes", "" if ours is None else f"{time / ours:.2f} ×"
+            rows.append([ADAPTS[adapt], name, f"{last['step']:,}", pace, when, ratio])
+    return ["adapts", "side", "meta-steps", "a meta-step", f"{100 * GOAL:.0f} % after", "ratio to adaptax"], rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with the two zips")
-    parser.add_argument("--minutes", type=float, default=12, help="longest training of a peer")
-    parser.add_argument("--every", type=int, default=50, help="meta-steps between looks at adaptax")
+    parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="folder with the two zips")
+    parser.add_argument("--adapt", nargs="*", choices=recipe.ADAPT, default=recipe.ADAPT, help="what the inner steps change")
+    parser.add_argument("--steps", type=int, default=1000, help="meta-steps at most")
+    parser.add_argument("--every", type=int, default=50, help="meta-steps between looks")
+    parser.add_argument("--minutes", type=float, default=5, help="longest training of a side, up to its next look")
     options = parser.parse_args()
     require_peers()
-    import jax
-
-    jax.config.update("jax_num_cpu_devices", os.cpu_count())
-    with tempfile.TemporaryDirectory() as folder:
-        inputs = Path(folder) / "data.npz"
-        tasks, alphabets = write(options.data, inputs)
-        sides = {"adaptax": adaptax(options.data, tasks, options.every)}
-        for name in PEERS:
-            sides[name] = peer(name, inputs, options.minutes)
-    result = {"machine": description(), "tasks": TASKS, "alphabets": alphabets, "sides": sides}
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    recipes: dict = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tasks, alphabets = write(options.data, folder, options.steps)
+        for adapt in options.adapt:
+            recipes[adapt] = {}
+            for side, (script, *words) in SIDES.items():
+                kept = folder / f"{adapt} {side}"
+                kept.mkdir()
+                python = str(PEER_PYTHON) if script == "accuracy_torch.py" else sys.executable
+                shared = ["--adapt", adapt, "--batches", str(folder), "--every", str(options.every), "--out", str(kept)]
+                limit = ["--seconds", str(60 * options.minutes)]
+                subprocess.run([python, str(HERE / script), *words, *shared, *limit], check=True, env=os.environ)
+                recipes[adapt][side] = judge(kept, tasks, adapt)
+                print(adapt, side, recipes[adapt][side][-1], flush=True)
+    result = measurement(parser, options) | {"rounds": 1, "tasks": JUDGED, "alphabets": alphabets, "recipes": recipes}
+    (RESULTS / "time_to_accuracy.json").write_text(json.dumps(result, indent=1) + "\n")
     print(rows_of(*table(result)))
 
 

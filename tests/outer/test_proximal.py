@@ -112,7 +112,7 @@ def test_steps_that_are_not_finite_are_not_taken():
         (lambda: Proximal(rl.Clipped(), weight=-1.0), "Proximal.*weight"),
         (lambda: Proximal(rl.Clipped(), divergence=1.0), r"divergence=.*must be a function"),
         (lambda: Proximal(rl.Clipped()).update(jnp.ones(2), None, jnp.ones(2)), r"fed by ax\.train"),
-        (lambda: rl.Clipped(clip=0.0), "clip=0.0.*above 0"),
+        (lambda: rl.Clipped(clip=0.0), "clip=0.0.*must be a positive number"),
     ],
 )
 def test_mistakes(make, match):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import adaptax as ax
+from adaptax import _devices as dev
 from adaptax.outer import TrustRegion
 from adaptax.tasks import rl
-from adaptax.training import devices as dev
 
 A = np.array([[2.0, 0.5], [0.5, 1.0]])
 M = np.array([[1.0, -0.3], [-0.3, 3.0]])

@@ -181,7 +181,7 @@ def test_seeds_decide():
     [
         ({"dim": 0}, "dim=0.*at least 1: change dim="),
         ({"tasks": 2.5}, "tasks=2.5.*whole number"),
-        ({"smallest": 0.0}, "smallest=0.* above 0: change smallest="),
+        ({"smallest": 0.0}, "smallest=0.* positive number: change smallest="),
         ({"largest": 0.01}, "largest=0.01.* of at least 0.1: change largest="),
         ({"amplitude": -1.0}, "amplitude=-1.* of at least 0"),
         ({"amplitude": float("nan")}, "amplitude=nan.* finite number"),

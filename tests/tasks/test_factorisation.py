@@ -75,7 +75,7 @@ def test_refusals():
             with pytest.raises(InputError, match=r"dim=.* must be a whole number of at least 1: change dim="):
                 function(dim)
     for sigma in (0, -0.1, float("nan"), float("inf"), None):
-        with pytest.raises(InputError, match=r"sigma=.* must be a finite number above 0"):
+        with pytest.raises(InputError, match=r"sigma=.* must be a positive number"):
             factorisation(sigma=sigma)
     with pytest.raises(InputError, match=r"takes an array of shape \(20,\) as parameters, not \(20, 1\)"):
         factorisation().loss(jnp.ones((20, 1)), jnp.ones(20))

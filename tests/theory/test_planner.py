@@ -160,7 +160,7 @@ def test_chebyshev_s_certificate():
         if norm > off:
             assert abs(theory.certified_gradient(path, c, norm - off, 50, confidence=0.9) / norm - 1) < 1e-12
     assert theory.certified_gradient(path, c, 0.0, 1, confidence=0.999999) == math.inf
-    with pytest.raises(InputError, match=r"confidence=1\.0.* above 0 and below 1: change"):
+    with pytest.raises(InputError, match=r"confidence=1\.0.* must be a positive number below 1: change"):
         theory.certified_gradient(path, c, 0.0, 10, confidence=1.0)
 
 
@@ -197,7 +197,7 @@ def test_what_a_bound_needs_is_named():
         theory.plan(dataclasses.replace(c, gap=None), epsilon=0.1, steps=5)
     with pytest.raises(InputError, match="tasks_per_step=0 must be a finite number of at least 1"):
         theory.finite_sum(c, 0.01, 5, tasks_per_step=0, **small)
-    with pytest.raises(InputError, match=r"L=0.* above 0"):
+    with pytest.raises(InputError, match=r"L=0.* must be a positive number"):
         theory.Constants(L=0, rho=1, sigma=1)
     with pytest.raises(InputError, match=r"sigma=-1.* of at least 0"):
         theory.Constants(L=1, rho=1, sigma=-1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import adaptax as ax
-from adaptax.training import devices as dev
+from adaptax import _devices as dev
 
 
 def test_there_are_two_devices(tiny):

@@ -8,8 +8,6 @@ from typing import Any
 from adaptax._checks import check_real, check_whole
 from adaptax.errors import InputError
 
-check_number = check_real
-
 
 @dataclass(frozen=True)
 class Constants:

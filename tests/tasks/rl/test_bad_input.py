@@ -1,4 +1,4 @@
-"""One sentence that names the remedy."""
+"""Mistakes in reinforcement learning are refused in one sentence that names the remedy; NumPy's numbers are accepted."""
 
 import jax
 import jax.numpy as jnp
@@ -13,22 +13,22 @@ from adaptax.tasks import rl
     "make, match",
     [
         (lambda: rl.Navigation(0), r"horizon=0 must be a whole number of at least 1"),
-        (lambda: rl.Navigation(radius=-1.0), r"Navigation\(radius=-1.0\) must be a finite number above 0"),
+        (lambda: rl.Navigation(radius=-1.0), r"Navigation\(radius=-1.0\) must be a positive number"),
         (lambda: rl.navigation("circle"), 'must be "square" or "semicircle"'),
         (lambda: rl.tabular(actions=1), "actions=1.*at least 2"),
         (lambda: rl.tabular(discount=1.5), "discount=1.5.*at least 0 and at most 1"),
         (lambda: rl.DiCE(2.0), "discount=2.0.*at least 0 and at most 1"),
         (lambda: rl.LVC(gae_lambda=-0.1), "gae_lambda=-0.1.*at least 0 and at most 1"),
         (lambda: rl.LoadedDiCE(baseline=3.0), "baseline= must be a function"),
-        (lambda: rl.LinearBaseline(ridge=0.0), r"ridge=0.0\) must be a finite number above 0"),
+        (lambda: rl.LinearBaseline(ridge=0.0), r"ridge=0.0\) must be a positive number"),
         (lambda: rl.NetworkBaseline((32, 0)), r"NetworkBaseline\(hidden=0\) must be a whole number of at least 1"),
         (lambda: rl.NetworkBaseline(32), "hidden=32.*must be a tuple of widths"),
         (lambda: rl.NetworkBaseline(steps=0), "steps=0.*at least 1"),
-        (lambda: rl.NetworkBaseline(learning_rate=-1.0), "learning_rate=-1.0.*above 0"),
+        (lambda: rl.NetworkBaseline(learning_rate=-1.0), "learning_rate=-1.0.*must be a positive number"),
         (lambda: rl.SoftmaxPolicy(jnp.zeros(3)), r"shape \(states, actions\), not \(3,\)"),
         (lambda: rl.GaussianPolicy(3, 2), "must be a network"),
         (lambda: rl.GaussianPolicy(jnp.tanh, 0), "size=0.*at least 1"),
-        (lambda: rl.GaussianPolicy(jnp.tanh, 2, std=0.0), "std=0.0.*above 0"),
+        (lambda: rl.GaussianPolicy(jnp.tanh, 2, std=0.0), "std=0.0.*must be a positive number"),
         (lambda: rl.problem(3, None, None), "Environment, not int: subclass it"),
         (lambda: rl.environment_steps(ax.Reptile(ax.Inner(1, 0.1)), rl.navigation()), "of ax.MetaGradient, not of Reptile"),
         (lambda: rl.environment_steps(ax.MetaGradient(ax.Inner()), ax.tasks.sinusoid_resampling()), "needs a problem made by"),

@@ -12,6 +12,7 @@ import pytest
 import adaptax as ax
 from adaptax.errors import HostFailure, forget_failures, raise_failure
 from adaptax.tasks import rl
+from adaptax.training.resuming import describe, fingerprint
 
 
 class Slope:
@@ -134,6 +135,15 @@ def test_failures_of_the_host(options, match):
         ax.evaluate(problem, policy(), METHOD.inner, [0], 2, samples=METHOD.samples)
 
 
+def test_a_saved_run_knows_the_family_again():
+    """Neither addresses nor the episodes that were played are part of what a run says of its problem."""
+    problem = family()
+    before = describe(problem), fingerprint(problem)
+    jax.block_until_ready(jax.jit(lambda key: problem.draw(jnp.ones(()), policy(), key, 2).rewards)(jax.random.key(0)))
+    assert (describe(problem), fingerprint(problem)) == before and " at 0x" not in before[0]
+    assert fingerprint(family()) == before[1] != fingerprint(family(at=4))
+
+
 class Deaf(Slope):
     __slots__ = ()
 
@@ -149,7 +159,7 @@ class Boundless(Slope):
     "make, match",
     [
         (lambda: rl.gymnasium_family(3, None), "make must be a function"),
-        (lambda: rl.gymnasium_family(Slope, None, timeout=0), "timeout=0.*above 0"),
+        (lambda: rl.gymnasium_family(Slope, None, timeout=0), "timeout=0.*must be a positive number"),
         (lambda: rl.gymnasium_family(Deaf, None), r"Deaf cannot be told its task: give it set_task\(task\)"),
         (lambda: rl.gymnasium_family(lambda: 3, None), "int has no reset"),
         (lambda: rl.gymnasium_family(Slope, lambda key: key), "no time limit of its own: pass horizon="),

@@ -30,7 +30,7 @@ def test_steps_are_those_of_gymnasium(name, capfd):
     advance, contacts = jax.jit(engine.advance), 0
     for _ in range(30):
         control = random.uniform(-1, 1, env.model.nu).astype(np.float32)
-        # Each of our intervals starts the solver cold.
+        # The engine starts the solver cold at every interval.
         env.data.qacc_warmstart[:] = 0
         env.do_simulation(control.astype(np.float64), env.frame_skip)
         contacts += env.data.ncon > 0

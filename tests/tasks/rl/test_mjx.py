@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 mujoco = pytest.importorskip("mujoco")
 pytest.importorskip("mujoco.mjx")
 
-# Index of the height, and where the body rests.
+# For each body the index of its height among the positions, and the positions at rest.
 BODIES = {"half_cheetah": (1, np.zeros(9)), "ant": (2, np.array([0, 0, 0.75, 1, 0, 0, 0, 0, 1, 0, -1, 0, -1, 0, 1.0]))}
 
 
@@ -63,7 +63,7 @@ def states_of(name, model):
 
 
 def largest_differences(name):
-    """Of positions and velocities one interval later, beside how far these moved at most."""
+    """The largest differences in positions and in velocities after one interval; the bodies must move far more than that."""
     model = physics.load_model(name)
     states, torques = states_of(name, model)
     data, expected = mujoco.MjData(model), []

@@ -121,7 +121,7 @@ UNBIASED = {
 def test_dice_is_the_objective_as_a_function(name, terminal):
     family, mdp, policy = setting(terminal=terminal)
     assert max(errors(family, mdp, policy, UNBIASED[name])) < 1e-10
-    # It is so at other parameters than those of the collection too, hence for all derivatives.
+    # The two agree at other parameters than those of the collection too, hence in all derivatives.
     others = jnp.stack([family.policy(seed, scale=2.0).logits for seed in (5, 6, 7)])
     np.testing.assert_allclose(*elsewhere(family, mdp, policy, UNBIASED[name], others), rtol=0, atol=1e-10)
 

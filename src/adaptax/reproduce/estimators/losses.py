@@ -30,17 +30,17 @@ class Place(NamedTuple):
     def hv(self) -> Float[Array, " d"]:
         return self.h @ self.v
 
-    def local(self) -> ax.curvature.Local:
+    def local(self) -> ax.curvature.LocalLoss:
         """The loss as a curvature strategy takes it."""
-        return ax.curvature.Local(lambda w, rest: self.loss(w), self.w)
+        return ax.curvature.LocalLoss(lambda w, rest: self.loss(w), self.w)
 
-    def model(self) -> ax.curvature.Local:
+    def model(self) -> ax.curvature.LocalLoss:
         r"""The quadratic model at w, as a function of the displacement: no truncation, hardly any rounding.
 
         With $\delta = 1$ and the same key a strategy draws the same directions here as on the loss itself, so the difference of
         the two products is the error that the width $\delta$ makes.
         """
-        return ax.curvature.Local(
+        return ax.curvature.LocalLoss(
             lambda z, rest: jnp.vdot(self.gradient, z) + jnp.vdot(z, self.h @ z) / 2, jnp.zeros_like(self.w)
         )
 

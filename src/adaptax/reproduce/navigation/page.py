@@ -39,7 +39,7 @@ from adaptax.reproduce.navigation.settings import (
 )
 from adaptax.reproduce.page_text import capital, listed, network
 from adaptax.reproduce.strategies import EXACT, FINITE_DIFFERENCE, FIRST_ORDER, GGS, STEIN
-from adaptax.tasks.rl.navigation import LONGEST
+from adaptax.tasks.rl.navigation import LARGEST_STEP
 
 _ESTIMATORS = (EXACT, FIRST_ORDER, FINITE_DIFFERENCE, GGS, STEIN, FROM_RETURNS)
 _PAIRS = (
@@ -129,9 +129,9 @@ def _about(setting: Setting) -> str:
     return (
         "A policy moves a point from the origin to a goal that it is not told of; it adapts to the goal by policy-gradient "
         f"steps on trajectories of its own ([theory](../../theory.md), section 10.3). Goals are uniform on [−{GOAL_BOX:g}, "
-        f"{GOAL_BOX:g}]², both entries of an action are clipped to ±{LONGEST:g}, the reward is minus the distance to the goal. "
-        f"The return is undiscounted, and its mean is over {setting.goals} held-out goals, always the same. A meta-step takes "
-        f"{setting.tasks} goals, with {setting.trajectories} trajectories at every use. The outer step is "
+        f"{GOAL_BOX:g}]², both entries of an action are clipped to ±{LARGEST_STEP:g}, the reward is minus the distance to the "
+        f"goal. The return is undiscounted, and its mean is over {setting.goals} held-out goals, always the same. A meta-step "
+        f"takes {setting.tasks} goals, with {setting.trajectories} trajectories at every use. The outer step is "
         f"`TrustRegion(mean_kl)` with divergence at most {TRUST['radius']:g}, damping {TRUST['damping']:.0e} and "
         f"{TRUST['backtracks']} trials, each {TRUST['shrink']:g} times as long as the last; F is formed on {setting.fisher} of "
         "the goals."

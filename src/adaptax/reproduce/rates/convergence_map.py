@@ -73,7 +73,7 @@ def measure_sinusoid(
     params = ax.models.mlp((1, 40, 40, 1), key=jax.random.key(0))
     tasks = jax.vmap(problem.sample_task)(jax.random.split(jax.random.key(1), 32))
     rule = ax.stepsize.Edge(tasks=32)
-    L = float(1 / ax.Inner(1, rule).resolve(problem, params, tasks).stepsize)
+    L = float(1 / ax.stepsize.resolve(ax.Inner(1, rule), problem, params, tasks).stepsize)
     alphas = np.geomspace(1e-2, 100.0, columns) / L
     judged = jax.vmap(problem.sample_task)(jax.random.split(jax.random.key(2), held_out))
     untrained = float(jax.vmap(lambda task: problem.loss(params, task.target))(judged).mean())

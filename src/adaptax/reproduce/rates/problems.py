@@ -87,9 +87,9 @@ def method(steps: int, alpha: float) -> ax.MetaGradient:
     return ax.MetaGradient(ax.Inner(steps, alpha), samples=PURPOSES)
 
 
-def adaptive(constants: theory.Constants, tasks: int = TASKS) -> ax.stepsize.AdaptiveOuter:
+def adaptive(constants: theory.Constants, tasks: int = TASKS) -> ax.outer.AdaptiveOuter:
     """The theorems' outer step with known constants, which measures the smoothness on so many tasks."""
-    return ax.stepsize.AdaptiveOuter(constants, C_BETA, tasks, samples=SMOOTHNESS)
+    return ax.outer.AdaptiveOuter(constants, C_BETA, tasks, samples=SMOOTHNESS)
 
 
 def constant(constants: theory.Constants) -> Any:

@@ -19,7 +19,10 @@ Goal = Literal["direction", "velocity", "position"]
 
 
 class Locomotion(Environment):
-    r"""A MuJoCo body driven by torques a in $[-1, 1]^k$. It observes all coordinates but those that only the reward depends on.
+    r"""A MuJoCo body driven by torques a in $[-1, 1]^k$.
+
+    The observation holds all positions and velocities but the place on the ground, which is observed only if the goal is a
+    position.
 
     With v the forward velocity over a step and x the position after it, the reward of a step is $gv$ for a direction
     $g = \pm1$, $-|v - g|$ for a velocity g, $-\|x - g\|_1$ for a position g in the plane, less the cost of the torques. The

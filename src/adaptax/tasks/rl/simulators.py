@@ -1,5 +1,6 @@
 """Gymnasium environments on the host, one instance for each episode under way, which compiled programs call."""
 
+import dataclasses
 import itertools
 import queue
 import threading
@@ -12,16 +13,22 @@ from adaptax._tree import first_line
 from adaptax.errors import InputError, note_failure
 
 
+# Two of them are equal only if they are one object, because each has instances of its own.
+@dataclasses.dataclass(eq=False, repr=False)
 class Simulators:
     """Instances of one kind of gymnasium environment. A compiled program knows an episode under way by its number.
 
     Arguments:
         make: makes one instance.
         timeout: seconds that a call for all episodes may take.
+
+    These two alone are fields, since they say which environments a saved run was trained on; the instances are not.
     """
 
-    def __init__(self, make: Callable[[], Any], timeout: float):
-        self.make, self.timeout = make, timeout
+    make: Callable[[], Any]
+    timeout: float
+
+    def __post_init__(self):
         self.idle: list[Any] = []
         self.running: dict[int, _Episode] = {}
         self.numbers = itertools.count()
@@ -30,6 +37,9 @@ class Simulators:
         self.first = self._new()
         self.observations, self.discrete = self.first.observation_space, hasattr(self.first.action_space, "n")
         self.idle.append(self.first)
+
+    def __repr__(self) -> str:
+        return f"Simulators({getattr(self.make, '__qualname__', type(self.make).__name__)}, timeout={self.timeout:g})"
 
     def _new(self) -> Any:
         env = self.make()

@@ -23,12 +23,12 @@ from adaptax.tasks.rl.environment import Trajectories
 
 
 def _from_0_to_1(name: str) -> Callable[[Any], float]:
-    """The converter of a field."""
+    """The converter of a field that is a number from 0 to 1."""
     return functools.partial(check_real, "", name, least=0, most=1)
 
 
 def _boolean(name: str) -> Callable[[Any], bool]:
-    """The converter of a field."""
+    """The converter of a field that is True or False."""
     return functools.partial(check_true_or_false, "", name)
 
 
@@ -232,7 +232,7 @@ class Clipped(AbstractAdvantageSurrogate):
 
 
 def published_surrogate(discount: float = 0.99) -> LVC:
-    """The default loss of environments with published step sizes: standardised advantages, no discount weighting, means.
+    """The default loss of environments with published step sizes: standardised advantages, no discount weighting.
 
     In trials the half cheetah learned with it, but not with `LoadedDiCE`, whose Hessian has a larger variance.
     """

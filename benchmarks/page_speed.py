@@ -1,0 +1,190 @@
+"""Sections of docs/benchmarks.md on speed, memory, stability and reinforcement learning; each takes the results of its name."""
+
+import statistics
+
+import blowup as stability
+import cheetah as halfcheetah
+import difference_widths as widths
+import first_step as start
+import in_flight as groups
+import memory as compiled
+import memory_method as remembered
+import memory_peers as resident
+import navigation_speed as navigation
+import peers as sides
+import strategies as methods
+from tables import rows_of
+
+
+def demo(result: dict) -> str:
+    header = ["gradient steps on a new task", *map(str, result["steps"])]
+    rows = [[row["name"], *(f"{x:.2f}" for x in row["loss"]["mean"])] for row in result["methods"]]
+    text = (
+        f"Mean squared error on {result['held_out_tasks']:,} held-out sinusoids, 10 points each, by `make demo` (N = "
+        f"{result['inner_steps']}, `Edge`, {result['meta_steps']:,} meta-steps, {result['seconds']:.0f} s on 2 cores). On "
+        "a processor that rounds otherwise the same seed ends elsewhere."
+    )
+    return f"{text}\n\n{rows_of(header, rows)}"
+
+
+_PLAIN = (
+    " Plain JAX is `jit(vmap(grad(scan)))` of a network with `lax.conv_general_dilated`, without adaptax. PyTorch's libraries "
+    "and `torch.func` run eagerly except where `torch.compile` is named."
+)
+
+
+def _compiled_or_not(cases: list[dict]) -> str:
+    """How far the compiler alone goes on the small network, where the figures show it."""
+    case = next((case for case in cases if case["name"] == "sinusoid"), {"sides": {}})
+    medians = {name: statistics.median(side["seconds"]) for name, side in case["sides"].items() if "failed" not in side}
+    plain = [time / medians["adaptax"] for name, time in medians.items() if name.startswith("plain JAX")]
+    eager = [medians[name] / medians["adaptax"] for name in ("TorchOpt", "higher", "learn2learn-style") if name in medians]
+    if not (plain and eager and min(plain) < 1.5 and min(eager) > 5):
+        return ""
+    return (
+        f" On the sinusoids plain JAX takes {min(plain):.2f} times as long as adaptax, and PyTorch's loops {min(eager):.0f} to "
+        f"{max(eager):.0f} times: that gap is between compiled programs and Python's loops, not between libraries."
+    )
+
+
+def peers(result: dict) -> str:
+    new = {case["name"] for case in result["cases"] if case.get("commit")}
+    # Figures of an older program are not shown beside those of this one.
+    cases = [case for case in result["cases"] if case.get("commit") or case["name"] not in new]
+    double = max(case["difference_float64"] or 0.0 for case in cases)
+    single = max(side.get("difference", 0) for case in cases for side in case["sides"].values())
+    text = (
+        "One exact second-order meta-gradient of a batch of tasks, N = 5: median time, ratio to adaptax over the rounds, how "
+        "the cores are used, most memory resident. Every side has the same inputs and all cores, and computes the same "
+        f"gradient: in double precision to {double:.0e} (ResNet-12 was not asked), in single to {100 * single:.0f} %, "
+        "since rounding decides on which side of a ReLU a number lies, and inner steps amplify it."
+    )
+    text += _PLAIN + _compiled_or_not(cases) if any("plain JAX" in case["sides"] for case in cases) else ""
+    parts = []
+    for case in cases:
+        where = case["machine"]["cpu"].replace("(R)", "")
+        parts += [f"### {case['title']}, on {where}", rows_of(*sides.table(case)), provenance(case)]
+    return "\n\n".join([text, *parts])
+
+
+def memory(result: dict) -> str:
+    text = "MiB of temporaries of one compiled meta-gradient of one task, Conv4-64, 28×28, by the compiler's own analysis."
+    return f"{text}\n\n{rows_of(*compiled.table(result))}"
+
+
+def memory_peers(result: dict) -> str:
+    text = (
+        "Most memory resident of a process that forms one exact meta-gradient of one task, Conv4-64, 28×28. Each process "
+        f"may hold {result['limit_gib']} GiB; those of adaptax and plain JAX hold the compiler too."
+    )
+    return f"{text}\n\n{rows_of(*resident.table(result))}"
+
+
+def in_flight(result: dict) -> str:
+    text = (
+        "Milliseconds of one exact meta-gradient of a batch of tasks on one device, by how many tasks are computed at a "
+        "time; the size that adaptax chooses from the shapes is marked."
+    )
+    return f"{text}\n\n{rows_of(*groups.table(result))}"
+
+
+def first_step(result: dict) -> str:
+    text = (
+        "Seconds from a process's start to the end of the first meta-step of Conv4-32 (16 tasks, 5-way 1-shot, N = 5), "
+        "cold and with what JAX's compilation cache holds, and to the end of three meta-steps of 2 tasks with N = 1,000."
+    )
+    return f"{text}\n\n{rows_of(*start.table(result))}"
+
+
+def blowup(result: dict) -> str:
+    text = (
+        f"Held-out loss after N steps, mean and standard error over seeds 0 to 2, {result['meta_steps']:,} meta-steps on "
+        "sinusoids with Adam; meta-steps that had to be skipped in brackets."
+    )
+    return f"{text}\n\n{stability.table(result['rows'])}"
+
+
+def navigation_speed(result: dict) -> str:
+    limit = navigation.STEPS / (result["operations"] / result["product_flops"])
+    text = (
+        "Planar navigation, 20 tasks of 20 episodes, horizon 100, one inner step, policy 2-100-100-2, Adam on the "
+        "meta-gradient; training included. All sides compute the same gradient from the same episodes. A run of 200 "
+        f"meta-iterations takes adaptax {result['run_of_200_seconds']:.0f} s, compilation included. A meta-iteration "
+        f"takes at least {result['operations'] / 1e9:.1f} GFLOP, and matrix products reach "
+        f"{result['product_flops'] / 1e9:.0f} GFLOP/s here, so that more than {limit / 1e6:.2f} million environment steps "
+        "a second are out of reach of any program in single precision."
+    )
+    return f"{text}\n\n{navigation.table(result)}"
+
+
+def cheetah(result: dict) -> str:
+    config, counts = result["seeds"][0]["config"], {record["final"]["step"] for record in result["seeds"]}
+    taken = f"{min(counts):,}" + (f" to {max(counts):,}" if len(counts) > 1 else "")
+    text = (
+        f"The half cheetah must find out whether to run forwards or backwards: {len(result['seeds'])} seeds side by side "
+        f"for {result['minutes']:.0f} minutes on {result['machine']['cores']} cores, {taken} meta-steps of "
+        f"{config['tasks_per_step']} tasks with {config['trajectories']} episodes of {config['horizon']} steps. Return on "
+        f"held-out tasks, 95 % over tasks, before and after 1, 2, 3 gradient steps of {config['trajectories']} episodes; "
+        "[along training](experiments/cheetah/returns.png)."
+    )
+    return f"{text}\n\n{rows_of(*halfcheetah.table(result))}"
+
+
+def gpu_rl(result: dict) -> str:
+    names = {"mjx": "mujoco-mjx", "mujoco": "MuJoCo's C engine, called from the compiled program"}
+    rows = [
+        [names[case["engine"]], f"{case['episodes']:,}", f"{case['steps_per_s']:,.0f}"]
+        for case in result["cases"]
+        if "failed" not in case
+    ]
+    text = (
+        f"Environment steps of the half cheetah a second on one {result['device']}, all episodes abreast; nothing is trained."
+    )
+    return f"{text}\n\n{rows_of(['engine', 'episodes', 'steps a second'], rows)}"
+
+
+def strategies(result: dict) -> str:
+    text = (
+        f"One meta-gradient, N = {result['inner_steps']}: oracle calls for one task; median time of a batch on one "
+        "device, in brackets the ratio to the exact one. Sinusoids: MLP 1-40-40-1, 25 tasks; images: Conv4-64, 28×28, 8 "
+        "tasks, 5-way 1-shot, 5 queries."
+    )
+    memory = "Temporaries of one compiled meta-gradient of one sinusoid task, by the compiler's own analysis:"
+    return f"{text}\n\n{methods.table(result)}\n\n{memory}\n\n{methods.memory_table(result)}"
+
+
+def memory_method(result: dict) -> str:
+    text = (
+        "Norm of the exact gradient of the meta-objective at the end, mean ± standard deviation over seeds: cosine "
+        f"problem, a pool of {result['pool']} tasks, N = {result['inner_steps']}, α = {result['alpha']}, `optax.sgd` with "
+        f"the constant step size {result['beta']}, B tasks a meta-step."
+    )
+    return f"{text}\n\n{remembered.table(result)}"
+
+
+def difference_widths(result: dict) -> str:
+    text = (
+        "Relative error of Hv of `FiniteDifference` over its width, single precision, `conv4` with 32 channels at its "
+        f"initial parameters, 5-way 1-shot: median [range] over {result['tasks']} tasks. Leaving the Hessian out has an "
+        "error of 1."
+    )
+    return f"{text}\n\n{widths.table(result)}"
+
+
+def provenance(result: dict) -> str:
+    """Where and with which program something was measured: each of its entries, where these say it themselves."""
+    entries = [entry for name in ("runs", "rows") for entry in result.get(name, []) if isinstance(entry, dict)]
+    if any("measured" in entry for entry in entries):
+        return " ".join(dict.fromkeys(_origin(entry["measured"]) for entry in entries))
+    return _origin(result)
+
+
+def _origin(result: dict) -> str:
+    machine = result.get("machine")
+    if machine is None:
+        return ""
+    cores = f"{machine['cores']} core{'s' if machine['cores'] > 1 else ''}"
+    where = f"{machine['cpu'].replace('(R)', '')}, {cores}, JAX {machine['packages']['jax']}"
+    if result.get("commit") is None:
+        return f"Measured on {where}, by an earlier version, whose commit was not recorded."
+    return f"Measured by `{result['command']}` at commit {result['commit']}, on {where}."
