@@ -2,7 +2,7 @@
 
 import json
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +11,18 @@ import optax
 
 import adaptax as ax
 from adaptax.cli.building import initial_key
-from adaptax.cli.commands import Demo
 from adaptax.cli.evaluate import SEED, scores
 from adaptax.cli.progress import Progress
 from adaptax.report import drawing, tables
+
+if TYPE_CHECKING:
+    from adaptax.cli.commands import Demo
 
 INNER_STEPS, TASKS_PER_STEP, LEARNING_RATE, HIDDEN = 10, 25, 1e-3, (40, 40)
 JUDGED_AFTER, HELD_OUT, DRAWN = (0, 1, 2, 5, 10, 20), 1000, 3
 
 
-def demo(options: Demo) -> int:
+def demo(options: "Demo") -> int:
     """Train, judge, print, draw."""
     began = time.perf_counter()
     # Before the work, so that a disk that refuses costs none.
@@ -61,7 +63,7 @@ def demo(options: Demo) -> int:
     return 0
 
 
-def _train(title: str, problem: ax.FiniteSum, params: Any, method: ax.MetaGradient, options: Demo) -> ax.State:
+def _train(title: str, problem: ax.FiniteSum, params: Any, method: ax.MetaGradient, options: "Demo") -> ax.State:
     optimizer = optax.adam(LEARNING_RATE)
     with Progress(title, options.steps, TASKS_PER_STEP) as progress:
         return ax.train(
