@@ -10,15 +10,15 @@ import time
 import jax
 import pytest
 
+MISSION = (pytest.mark.slow, pytest.mark.mission)
+
 
 def newest(folder):
     manifest = folder / "manifest.json"
     return max(map(int, json.loads(manifest.read_text())), default=0) if manifest.is_file() else 0
 
 
-@pytest.mark.parametrize(
-    "options", ["--stepsize 0.01", pytest.param("--stepsize edge --evaluate-every 100", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("options", ["--stepsize 0.01", pytest.param("--stepsize edge --evaluate-every 100", marks=MISSION)])
 def test_a_killed_run_goes_on_bit_for_bit(train, small, tmp_path, options):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     arguments = f"{small['matrix']} --steps 300 --checkpoint-every 30 {options}".split()

@@ -1,5 +1,8 @@
 """The navigation experiment: its page from made-up rows, what its verdicts say, and a small run."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -113,6 +116,13 @@ def test_bad_sizes(tmp_path, seeds, steps, processes, name):
     with pytest.raises(ax.InputError, match=name):
         experiment.navigation(tmp_path / "out", seeds, steps, processes=processes)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_finished_experiment_is_not_run_again(tmp_path):
+    committed = Path(__file__).resolve().parents[2] / "docs" / "experiments" / "navigation"
+    shutil.copy(committed / "navigation.csv", tmp_path)
+    experiment.navigation(tmp_path, 5, 200, pytest.fail)
+    assert (tmp_path / "README.md").read_text() == (committed / "README.md").read_text()
 
 
 @pytest.mark.slow

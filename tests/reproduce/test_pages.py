@@ -69,7 +69,7 @@ RATES = [
     ({"rule": FIXED, "outer": ADAPTIVE}, lambda row: {"measure": "reached", "x": 7, "value": 7.0},
      "not all seeds reach the accuracy at N = 16", "K is 7, 7, 7, 7, 7, 7, 7 at N = 1, 2, 4, 8, 16, 32, 64 (finite-sum)"),
     ({"rule": FIXED, "outer": CONSTANT}, lambda row: {"measure": "diverged"},
-     "which reaches the accuracy at every N", "which does not reach it at every N either"),
+     "which reaches the accuracy at every N", "which does not reach the accuracy at every N."),
     ({"rule": EDGE}, times(lambda row: 100, "x"), "K is at most 2 at N = 16, 32 and 64", "K is at most 2 at N = 32 and 64"),
     ({"part": "plan"}, times(lambda row: row["steps"]), "the exponents 0.93 (finite-sum)", "the exponents 1.93 (finite-sum)"),
     # Bias and second moment.

@@ -1,6 +1,7 @@
 """The rates experiment: its short cuts are exact, and a small run in full writes its files and page."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,15 @@ import adaptax as ax
 from adaptax import theory
 from adaptax.report.rows import pick
 from adaptax.reproduce.csv_rows import read_rows
-from adaptax.reproduce.rates import cost_of_accuracy, fits, problems
+from adaptax.reproduce.rates import (
+    bias_and_second_moment,
+    convergence_map,
+    convergence_without_noise,
+    cost_of_accuracy,
+    fits,
+    noise_floor,
+    problems,
+)
 from adaptax.reproduce.rates.problems import COSINE, FINITE, QUADRATIC, RESAMPLING, Exact, Scales
 
 
@@ -98,3 +107,39 @@ def test_pools_share_what_they_should(x64):
     assert dataclasses.replace(one.constants, sigma=1, b=1) == dataclasses.replace(whole.constants, sigma=1, b=1)
     assert problems.pool_of(QUADRATIC).constants.rho == 0
     assert isinstance(problems.problem_of(whole, RESAMPLING, Scales.of(1)), ax.Resampling)
+
+
+@pytest.mark.parametrize("sizes, name", [({"seeds": 1}, "seeds=1"), ({"scale": 0}, "scale=0"), ({"largest": 0}, "largest=0")])
+def test_bad_sizes(tmp_path, sizes, name):
+    from adaptax.reproduce.rates import rates
+
+    with pytest.raises(ax.InputError, match=f"{name}.*: change {name.split('=')[0]}="):
+        rates(tmp_path / "out", **sizes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_sizes_reach_every_experiment(tmp_path, monkeypatch):
+    """The five experiments stand in by the committed rows, of which the CSV and the page are made again."""
+    from adaptax.reproduce.rates import rates
+
+    committed = Path(__file__).resolve().parents[2] / "docs" / "experiments" / "rates"
+    rows, seen = read_rows(committed / "rates.csv"), []
+    wanted = {
+        convergence_without_noise: {"measure": [("part", "noise-free")]},
+        noise_floor: {"measure": [("part", "floor")]},
+        cost_of_accuracy: {"measure": [("part", "cost"), ("part", "plan")]},
+        bias_and_second_moment: {"measure": [("part", "moments")]},
+        convergence_map: {"measure_cosine": [("problem", "rough cosine")], "measure_sinusoid": [("problem", "sinusoid")]},
+    }
+    for module, functions in wanted.items():
+        for name, entries in functions.items():
+
+            def stand_in(*sizes, entries=entries):
+                seen.append(sizes)
+                return [row for row in rows if any(row.get(column) == value for column, value in entries)]
+
+            monkeypatch.setattr(module, name, stand_in)
+    rates(tmp_path, 3, 0.1, lambda text: None, largest=8)
+    assert seen == [(3, 1000), (3, 250), (3, 300, 8), (6400,), (50, 8), (80, 8)]
+    assert sorted(map(str, read_rows(tmp_path / "rates.csv"))) == sorted(map(str, rows))
+    assert (tmp_path / "README.md").read_text() == (committed / "README.md").read_text()

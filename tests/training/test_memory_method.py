@@ -1,6 +1,7 @@
 """Memory of meta-gradients: what it remembers, what the optimiser follows, and that its error goes away."""
 
 import dataclasses
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,6 @@ import pytest
 
 import adaptax as ax
 from adaptax import _devices as dev
-from adaptax.training.loop import _on
 
 COUNT = 6
 
@@ -154,7 +154,7 @@ def test_training_is_the_same_loop_on_one_device_and_two_and_traced_once(tiny):
 
 def test_filling_touches_no_row(tiny):
     problem = pooled(tiny, 50)
-    step = _on(ax.make_step(problem, tiny.fixed, follow(), 3, memory=ax.Memory(1)), dev.mesh_of(tiny.two, 3))
+    step = replace(ax.make_step(problem, tiny.fixed, follow(), 3, memory=ax.Memory(1)), mesh=dev.mesh_of(tiny.two, 3))
     state = dev.replicate(step.mesh, step.init(tiny.start))
     indices = drawn(step, state)
     state, _ = step(state)

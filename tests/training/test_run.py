@@ -8,6 +8,7 @@ import pytest
 
 import adaptax as ax
 from adaptax.training import loop
+from adaptax.training.checkpoints import DamagedCheckpoint
 from adaptax.training.run import Run
 
 
@@ -91,7 +92,7 @@ def test_another_configuration_is_refused_with_the_difference(tiny, options):
     tiny.train(**{**options, "steps": np.int64(4)}, seed=np.int64(0))
     before = contents(options["out"])
     for change, match in (
-        ({"steps": 8}, r"steps is 4 there and 8 here"),
+        ({"steps": 2}, r"steps is 4 there and 2 here"),
         ({"steps": 4, "seed": 1}, r"seed is 0 there and 1 here"),
         ({"steps": 4, "tasks_per_step": 3}, r"tasks_per_step is 5 there and 3 here"),
         ({"steps": 4, "method": ax.MetaGradient(ax.Inner(2))}, r"method is .*steps=3, .* there and .*steps=2, .* here"),
@@ -111,7 +112,7 @@ def test_another_model_or_optimiser_is_refused_and_the_checkpoints_are_kept(tiny
         (tiny.problem, tiny.start, optax.sgd(0.1)),
         (tiny.problem, tiny.start.astype(jnp.bfloat16), tiny.adam),
     ):
-        with pytest.raises(ax.InputError, match="state of another model, optimiser or number type"):
+        with pytest.raises(ax.InputError, match=r"another configuration|state of another model, optimiser or number type"):
             ax.train(problem, params, **{**options, "steps": 4}, optimizer=optimizer, tasks_per_step=5, resume=True)
     assert contents(options["out"] / "checkpoints").keys() == before.keys()
     assert int(tiny.train(**{**options, "steps": 4}, resume=True)[0].step) == 4
@@ -156,7 +157,8 @@ def test_a_damaged_checkpoint_does_not_count(tiny, options, whole, damage):
                 if path.is_file():
                     damage(path)
         seen = []
-        resumed = tiny.train(**options, resume=True, callback=lambda state, _, seen=seen: seen.append(int(state.step)))
+        with pytest.warns(DamagedCheckpoint, match="differs from its checksum"):
+            resumed = tiny.train(**options, resume=True, callback=lambda state, _, seen=seen: seen.append(int(state.step)))
         assert seen[0] == first
         assert same_run(tiny, resumed, whole)
 
@@ -175,7 +177,8 @@ def test_a_checkpoint_that_the_manifest_does_not_name_is_removed(tiny, options, 
     entries = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**entries, "12": "0" * 64}))
     seen = []
-    resumed = tiny.train(**options, resume=True, callback=lambda state, record: seen.append(int(state.step)))
+    with pytest.warns(DamagedCheckpoint, match="differs from its checksum"):
+        resumed = tiny.train(**options, resume=True, callback=lambda state, record: seen.append(int(state.step)))
     assert seen[0] == 9
     assert same_run(tiny, resumed, whole)
 
@@ -202,7 +205,7 @@ def test_reading_a_run_changes_nothing(tiny, options, whole):
     tiny.train(**options)
     run = Run(options["out"])
     before = contents(options["out"])
-    state = run.load(ax.make_step(tiny.problem, tiny.edge, tiny.adam, 5).init(jnp.zeros(3), seed=7))
+    state = run.checkpoints.load(ax.make_step(tiny.problem, tiny.edge, tiny.adam, 5).init(jnp.zeros(3), seed=7))
     assert tiny.same(state, whole[0])
     assert run.history()["loss"] == whole[1]["loss"].tolist()
     assert contents(options["out"]) == before

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,6 @@ import pytest
 
 import adaptax as ax
 from adaptax import _devices as dev
-from adaptax.training.loop import _on
 
 
 def test_a_step_is_the_mean_meta_gradient_handed_to_the_optimiser(tiny):
@@ -113,7 +114,7 @@ def recorder():
 @pytest.mark.parametrize("count", (1, 2))
 def test_optimisers_get_the_value_the_function_and_the_info(tiny, count):
     step = ax.make_step(tiny.problem, tiny.fixed, recorder(), 5)
-    step = _on(step, dev.mesh_of(jax.devices()[:count], 5))
+    step = replace(step, mesh=dev.mesh_of(jax.devices()[:count], 5))
     (batch,) = tiny.batches(1)
     state, info = step(step.init(tiny.start), batch)
     value, again, told, gap, beside = np.asarray(state.opt_state)

@@ -18,6 +18,7 @@ from adaptax.cli.options import Mark, canonical_stepsize, flag, marked
 from adaptax.cli.saved import check_data, from_saved
 from adaptax.cli.training import Training
 from adaptax.errors import InputError
+from adaptax.models.protocol import HasMoments, offers
 from adaptax.report import tables
 from adaptax.training.run import Run
 from adaptax.training.step import State, Step
@@ -62,7 +63,7 @@ def judge(
     # The step size in use at the end of training, never one measured on the held-out tasks.
     params, inner = (state.params, state.inner) if built.tuned is None else built.tuned(state)
     steps, held_out = range(config.last_step() + 1), built.held_out
-    if isinstance(held_out, ax.FiniteSum) and built.calibration is not None and hasattr(params, "moments"):
+    if isinstance(held_out, ax.FiniteSum) and built.calibration is not None and offers(params, HasMoments):
         held_out = ax.tasks.with_statistics(held_out, ax.training.step_statistics(built.calibration, params, inner, steps))
     curve = ax.evaluate(held_out, params, inner, steps, config.evaluation_tasks, seed, samples=built.method.samples)
     rule = canonical_stepsize(config.stepsize)

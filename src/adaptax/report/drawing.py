@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Okabe and Ito's colours, which the colour-blind can tell apart.
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
 _TRUTH, _BEFORE, _AFTER = "#9a9a9a", "#e69f00", "#0072b2"
 
 

@@ -30,7 +30,7 @@ def draw_directions(folder: Path, name: str, rows: Rows, floors: Mapping[str, fl
             q, value, error, predicted = (np.array([row[k] for row in run], float) for k in _NUMBERS)
             style = {"color": COLOURS[i], "linestyle": DASHES[i]}
             if len(run) == 1:
-                # Those without directions: lines, which may lie far below.
+                # Estimators without directions are lines, which may lie far below.
                 ax.plot([1, largest], [value[0]] * 2, linewidth=1.3, label=estimator, **style)
                 if value[0] < 1e-3:
                     text = f"{estimator}: {value[0]:.0e}, below"
@@ -53,7 +53,7 @@ def draw_directions(folder: Path, name: str, rows: Rows, floors: Mapping[str, fl
 
 
 def draw_radii(folder: Path, name: str, rows: Rows) -> None:
-    r"""What the radius $\delta$ does to a product, apart from the noise of its directions.
+    r"""The error that the radius $\delta$ makes in a product, apart from the noise of its directions.
 
     Arguments:
         folder, name: where NAME.png and NAME.svg go.
@@ -70,7 +70,7 @@ def draw_radii(folder: Path, name: str, rows: Rows) -> None:
                 delta, value, color=colour, linestyle=DASHES[i + 1], marker=_MARKERS[i + 1], markersize=3.2, label=estimator
             )
             if "predicted" in run[0] and run[-1]["predicted"] > 0:
-                # Only where the truncation is above the rounding.
+                # Predictions are drawn only where truncation exceeds rounding.
                 predicted = np.array([row["predicted"] for row in run], float)
                 seen = predicted > value.min() / 3
                 ax.plot(delta[seen], predicted[seen], color=colour, linewidth=3.5, alpha=0.35, label=f"{estimator}, predicted")

@@ -7,7 +7,7 @@ import numpy as np
 from adaptax.report.figures import COLOURS, DASHES, grid, legend, save
 from adaptax.report.rows import Rows, by_seed, distinct, pick
 
-# Column of the CSV, and what the axis is called.
+# The columns of the CSV for the axes below, and the names of these axes.
 AXES = (("meta_step", "meta-steps"), ("calls", "oracle calls"), ("in_losses", "oracle calls, in evaluations of the loss"))
 # Losses above this are not drawn.
 _SHOWN = 1e6

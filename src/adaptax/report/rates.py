@@ -114,7 +114,7 @@ def draw_moments(folder: Path, name: str, rows: Rows, steps: int, S: float, D: f
 
 
 def draw_maps(folder: Path, name: str, rows: Rows) -> None:
-    """Where training converges, stalls and diverges, and the largest alpha of the theorem."""
+    """The outcomes of training over (N, α), and the largest α of the theorem."""
     panels = distinct(rows, "problem", "outer")
     figure, axes = grid(1, len(panels), width=3.4, height=2.9, sharey=False)
     for ax, (problem, outer) in zip(axes[0], panels, strict=True):

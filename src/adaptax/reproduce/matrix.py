@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 import adaptax as ax
+from adaptax._checks import check_whole
 from adaptax.reproduce import predictions as predict
 from adaptax.reproduce.csv_rows import Row, Say, write_rows
 from adaptax.reproduce.meta_training import (
@@ -25,7 +26,7 @@ from adaptax.reproduce.strategies import EXACT, FIRST_ORDER, GGS, NAMES, STEIN, 
 # The step sizes of the paper, then larger inner ones.
 SETTINGS = (StepSizes(1e-2, 3e-3, published=True), StepSizes(5e-2, 3e-3), StepSizes(1e-1, 3e-3))
 DIM, ERROR_TASKS = 20, 400
-# How many parts a curve along training has.
+# The number of parts of a curve along training.
 _PARTS = 25
 
 
@@ -54,7 +55,7 @@ def matrix(out: Path, seeds: int = 5, steps: int = 2000, say: Say = print, *, er
         say: called with a sentence about the progress (default: it is printed).
         error_tasks: tasks whose meta-gradients are compared with exact ones at the initial parameters of each seed.
 
-    Errors: `InputError` for fewer than 2 seeds, more than 1000, or fewer than one meta-step.
+    Errors: `InputError` for fewer than 2 seeds, more than 1000, fewer than one meta-step or fewer than one task.
 
     Example:
         >>> from pathlib import Path
@@ -63,6 +64,7 @@ def matrix(out: Path, seeds: int = 5, steps: int = 2000, say: Say = print, *, er
     Source: the matrix factorisation of Ji, Yang, Liang (2020), arXiv 2002.07836v1; docs/theory.md, section 10.
     """
     seeds, steps = check_sizes(seeds, steps)
+    error_tasks = check_whole("", "error_tasks", error_tasks)
     out.mkdir(parents=True, exist_ok=True)
     what = experiment(steps)
     rows = [row for setting in SETTINGS for seed in range(seeds) for row in gradient_errors(what, setting, seed, error_tasks)]

@@ -21,7 +21,7 @@ COLUMNS = ("part", "alpha", "outer_stepsize", "method", "seed", "meta_step", "ca
 _INITIAL = 2**32 - 1
 # The seed of the held-out tasks.
 _HELD_OUT = 2**31
-# All seeds are trained side by side, which takes memory for each.
+# All seeds are trained side by side, and each takes memory.
 _MOST_SEEDS = 1000
 
 
@@ -45,7 +45,7 @@ GRADIENT_DESCENT, ADAM = Outer("gradient descent", optax.sgd), Outer("Adam", opt
 
 @dataclass(frozen=True)
 class Experiment:
-    r"""What is trained, and how it is judged.
+    r"""A problem with its meta-training and the way in which it is judged.
 
     Arguments:
         title, about: the heading of the page, and its sentences about loss, tasks and parameters.

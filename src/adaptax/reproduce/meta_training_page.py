@@ -24,8 +24,8 @@ from adaptax.reproduce.strategies import (
     strategies,
 )
 
-# A method is said to do as exact does if the ratio of the losses is within this of 1, to two standard errors over seeds. It is
-# said to differ if the ratio is farther from 1 than three standard errors.
+# A method ends as exact does if the ratio of the losses is within this of 1, up to two standard errors over seeds. It differs
+# if the ratio is farther from 1 than three standard errors.
 _BARELY = 0.01
 _OUTER_STEP = {
     GRADIENT_DESCENT.name: "Where the eigenvalues of αH lie between 0 and 2, the factors I − αH shorten the gradient, so that "

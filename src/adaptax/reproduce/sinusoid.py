@@ -12,7 +12,7 @@ from adaptax.reproduce.page_text import network
 # The step sizes of the paper, then larger inner ones.
 SETTINGS = (StepSizes(1e-4, 1e-4, published=True), StepSizes(1e-3, 1e-4), StepSizes(1e-2, 1e-4))
 SHOTS, QUERIES = 10, 10
-# How many parts a curve along training has.
+# The number of parts of a curve along training.
 _PARTS = 30
 
 

@@ -129,7 +129,8 @@ class Checkpoints:
         try:
             if source.exists():
                 aside.mkdir(exist_ok=True)
-                name = next(n for n in (f"{step}", *(f"{step}.{i}" for i in itertools.count(1))) if not (aside / n).exists())
+                names = itertools.chain([str(step)], (f"{step}.{i}" for i in itertools.count(1)))
+                name = next(name for name in names if not (aside / name).exists())
                 os.replace(source, aside / name)
                 where = f"it was moved to damaged/{name}"
             write_json(self.folder / "manifest.json", manifest)

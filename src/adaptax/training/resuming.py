@@ -1,8 +1,10 @@
-"""What a run folder says of a run begun from Python, and whether a run may go on with other arguments.
+"""The description of a run begun from Python in its run folder, and whether the run may go on with other arguments.
 
-A method, an optimiser or a problem is described twice. The text names the classes, functions and numbers that it is made of.
-The code is a checksum that also covers the instructions of functions, everything that they close over, and all arrays. The text
-is always compared; the code only under the same Python and packages, since another version compiles functions differently.
+A method, an optimiser or a problem is described three times. The text names the classes, functions and numbers that it is
+made of. `code` is a checksum that also covers the instructions of functions, everything that they close over, and all arrays.
+`attributes` is a checksum of the attributes of plain objects among these, which may be counters or caches. A difference in the
+text or the code is refused, one in the attributes is said in a warning. Checksums are compared only under the same Python and
+packages, since another version compiles functions differently.
 """
 
 import dataclasses
@@ -10,7 +12,7 @@ import functools
 import hashlib
 import types
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -19,6 +21,7 @@ import numpy as np
 from adaptax.training.run import Run, differences
 
 _COMPARED = ("problem", "method", "optimizer", "memory")
+_CHECKSUMS = ("code", "attributes")
 
 
 class NotCompared(UserWarning):
@@ -33,7 +36,8 @@ def describe_run(steps: int, tasks_per_step: int, seed: int, **parts: Any) -> di
         "tasks_per_step": tasks_per_step,
         "seed": seed,
         **{name: describe(part) for name, part in given.items()},
-        "code": {name: fingerprint(part) for name, part in given.items()},
+        "code": {name: fingerprint(part).code for name, part in given.items()},
+        "attributes": {name: fingerprint(part).attributes for name, part in given.items()},
     }
 
 
@@ -45,25 +49,33 @@ def check_resumable(run: Run, here: dict[str, Any], resume: bool) -> bool:
     if "tasks_per_step" not in saved or "task" in saved:
         return run.check(here, resume)  # begun by the command line, or with config=
     # Runs from before these were described are compared by the rest.
-    known = {name for name in here if name in saved or name not in (*_COMPARED, "code")}
-    compared = {name: here[name] for name in known - {"code"}}
-    told = differences({name: value for name, value in saved.items() if name != "code"}, compared)
+    compared = {name: here[name] for name in here if name not in _CHECKSUMS and (name in saved or name not in _COMPARED)}
+    told = differences({name: value for name, value in saved.items() if name not in _CHECKSUMS}, compared)
     if resume and isinstance(saved.get("steps"), int) and saved["steps"] < here["steps"]:
         told = [text for text in told if not text.startswith("steps is ")]
-    codes, unknown = saved.get("code", {}), sorted(set(_COMPARED) & set(here) - set(saved))
-    other = [name for name, code in here["code"].items() if name in codes and codes[name] != code]
+    other, moved = (
+        [name for name, checksum in here[kind].items() if saved.get(kind, {}).get(name, checksum) != checksum]
+        for kind in _CHECKSUMS
+    )
     same_versions = not any(text.startswith(("python", "packages")) for text in run.changed_environment())
     if same_versions:
         told += [
             f"the functions or arrays of {name} differ" for name in other if not any(t.startswith(f"{name} is ") for t in told)
         ]
     run.refuse(told)
-    skipped = unknown + ([] if same_versions else other)
-    if resume and skipped:
-        text = f"{run.folder.name} goes on, but its {', '.join(skipped)} could not be compared"
-        why = "it began under other versions" if not same_versions else "it was begun before they were saved"
-        warnings.warn(f"{text}, since {why}: make sure that they are the same.", NotCompared, stacklevel=3)
+    unknown = sorted(set(_COMPARED) & set(here) - set(saved))
+    if resume and unknown:
+        _warn(run, unknown, "could not be compared, since it was begun before they were saved")
+    if resume and other and not same_versions:
+        _warn(run, other, "could not be compared, since it began under other versions")
+    if resume and moved and same_versions:
+        _warn(run, moved, "holds objects whose attributes are others than when it began")
     return run.check({**saved}, resume)
+
+
+def _warn(run: Run, names: list[str], text: str) -> None:
+    message = f"{run.folder.name} goes on, but its {', '.join(names)} {text}: make sure that they are the same."
+    warnings.warn(message, NotCompared, stacklevel=5)
 
 
 def describe(value: Any) -> str:
@@ -85,14 +97,26 @@ def describe(value: Any) -> str:
     return str(value)
 
 
-def fingerprint(value: Any) -> str:
-    """A checksum of a value with its arrays, and of the functions in it with everything that they close over."""
-    digest, seen = hashlib.sha256(), dict[int, int]()
-    _feed(digest, value, seen)
-    return digest.hexdigest()
+class Fingerprint(NamedTuple):
+    """Checksums of a value: of its functions, arrays and fields, and of the attributes of plain objects in it."""
+
+    code: str
+    attributes: str
 
 
-def _feed(digest: Any, value: Any, seen: dict[int, int]) -> None:
+def fingerprint(value: Any) -> Fingerprint:
+    """The checksums of a value."""
+    code, attributes, plain = hashlib.sha256(), hashlib.sha256(), list[Any]()
+    _feed(code, value, {}, plain)
+    seen: dict[int, int] = {}
+    while plain:
+        _feed(attributes, getattr(plain.pop(0), "__dict__", None), seen, plain)
+    return Fingerprint(code.hexdigest(), attributes.hexdigest())
+
+
+def _feed(digest: Any, value: Any, seen: dict[int, int], plain: list[Any]) -> None:
+    """Feed a value to a checksum; plain objects are only named, and appended to a list."""
+
     def say(*words: Any) -> None:
         digest.update(("\0".join(map(str, words)) + "\n").encode())
 
@@ -137,13 +161,14 @@ def _feed(digest: Any, value: Any, seen: dict[int, int]) -> None:
     elif dataclasses.is_dataclass(value):
         say("object", type(value).__module__, type(value).__qualname__)
         parts = [part for field in dataclasses.fields(value) for part in (field.name, getattr(value, field.name, None))]
+    elif (wrapped := getattr(value, "__wrapped__", None)) is not None:
+        parts = (wrapped,)
     else:
         say("object", type(value).__module__, type(value).__qualname__)
-        parts = getattr(value, "__wrapped__", None) or getattr(value, "__dict__", None) or ()
-        parts = (parts,) if not isinstance(parts, tuple | dict) else parts
-        parts = [x for key in sorted(parts, key=str) for x in (str(key), parts[key])] if isinstance(parts, dict) else parts
+        plain.append(value)
+        parts = ()
     for part in parts:
-        _feed(digest, part, seen)
+        _feed(digest, part, seen, plain)
 
 
 def _contents(cell: Any) -> Any:

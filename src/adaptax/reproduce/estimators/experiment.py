@@ -45,7 +45,7 @@ COLUMNS = (
 )
 
 SAMPLES = (1, 10, 100, 1000)
-# Between truncation and rounding, for differences of values and of gradients in double precision.
+# The radius at which directions are compared, between truncation and rounding in double precision.
 DELTA = 1e-3
 DELTAS = tuple(10.0 ** (k / 2) for k in range(-18, 3))
 RADIUS_SAMPLES = 10
@@ -80,7 +80,7 @@ def hessian_estimators(
         deltas: the radii $\delta$, increasing.
         kinds: the losses; a ReLU network has kinks, so there is no prediction over its directions.
 
-    Errors: `InputError` if `repeats` is not a whole number of at least 10.
+    Errors: `InputError` if `repeats` is not a whole number of at least 10, or the seed none of at least 0.
 
     Example:
         >>> from pathlib import Path
@@ -88,7 +88,7 @@ def hessian_estimators(
 
     Source: docs/theory.md, section 7.
     """
-    repeats = check_whole("", "repeats", repeats, 10)
+    repeats, seed = check_whole("", "repeats", repeats, 10), check_whole("", "seed", seed, 0)
     out.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = [{"part": "run", "measure": "seed", "value": seed}]
     with jax.enable_x64(True), jax.threefry_partitionable(False):
@@ -147,8 +147,8 @@ def _moments(place: Place, name: str, q: int, errors: np.ndarray) -> list[Row]:
     mean, centred = errors.mean(axis=0), errors - errors.mean(axis=0)
     spread = np.sum(centred**2, axis=1) * count / (count - 1)
     along = errors @ np.asarray(v)
-    # The squared mean error is divided by its mean under noise alone, the trace of the covariance over the count; of that
-    # quotient the variance is twice the sum of squared eigenvalues over the squared trace.
+    # The squared mean error is measured in units of its mean under noise alone, the trace of the covariance over the count.
+    # The variance of that quotient is twice the sum of squared eigenvalues over the squared trace.
     covariance = centred.T @ centred / (count - 1)
     trace = float(np.trace(covariance))
     noise = math.sqrt(2 * float(np.sum(covariance**2))) / trace

@@ -14,11 +14,11 @@ from adaptax.reproduce.page_text import listed
 from adaptax.reproduce.strategies import EXACT, FINITE_DIFFERENCE, FIRST_ORDER, GGS, STEIN, UNCORRECTED
 
 NAME = "hessian-estimators"
-# The number of standard errors that a measured number may be from the predicted one.
+# A measured number agrees with the predicted one up to this number of standard errors.
 _NEAR = 4.0
-# The number of directions at which estimators are compared, where it was measured.
+# The number of directions at which estimators are compared, if it was measured.
 _COMPARED = 10
-# Truncation is compared with its leading term from this radius on, where rounding plays no part, as long as it is small.
+# Truncation is compared with its leading term from this radius on, where rounding plays no part, and up to this error.
 _TRUNCATION, _SMALL = 1e-3, 1e-2
 _ABOUT_LOSSES = {True: "a quadratic with known eigenvalues", False: "small networks that fit one sinusoid, where v is the "
                  "target's gradient"}  # fmt: skip

@@ -45,7 +45,7 @@ COLUMNS = (
 )  # fmt: skip
 # The seed of the held-out goals, which no training run has.
 _HELD_OUT = 1_000_003
-# Trajectories in the figure, for each goal.
+# The number of trajectories that the figure shows for each goal.
 _DRAWN = 3
 
 
@@ -76,7 +76,7 @@ def navigation(
     processes = check_whole("", "processes", processes)
     out.mkdir(parents=True, exist_ok=True)
     cases = [(which, case) for which, group in enumerate(_cases(settings)) for case in range(len(group))]
-    # Seed by seed, so that the long runs do not all come last.
+    # Jobs go seed by seed, so that the long runs do not all come last.
     jobs = [(*case, seed) for seed in range(seeds) for case in cases]
     found = _kept(out / "navigation.csv", jobs, settings, steps)
     for job, (rows, text) in _results([job for job in jobs if job not in found], settings, steps, processes):
@@ -126,7 +126,7 @@ def _take_cores(shares: Any, processes: int) -> None:
 def _run(settings: Sequence[Setting], job: tuple[int, int, int], steps: int) -> tuple[list[Row], str]:
     """One run: its rows and one sentence about it."""
     which, case, seed = job
-    # Compiled programs take memory maps, a process on Linux may have 65,530 of them, and no run uses those of another.
+    # Compiled programs take memory maps, of which a process has 65,530 on Linux, and no run uses the programs of another.
     jax.clear_caches()
     with jax.threefry_partitionable(False):
         return run_case(settings[which], _cases(settings)[which][case], seed, steps)

@@ -12,15 +12,15 @@ from adaptax.reproduce.strategies import EXACT, FINITE_DIFFERENCE, FIRST_ORDER, 
 ALPHA, DISCOUNT = 0.1, 0.95
 # Goals are uniform on a square with this half-width (`ax.tasks.rl.navigation`).
 GOAL_BOX = 0.5
-# The standard deviation of the policy at first.
+# The initial standard deviation of the policy.
 STD = 1.0
-# The outer step: the bound on the divergence, the damping, and the trials with the factor between them.
+# The trust region of the outer step.
 TRUST = {"radius": 1e-2, "damping": 1e-5, "backtracks": 15, "shrink": 0.8}
 ADAM_STEP = 1e-3
 # Numbers of inner steps after which a policy is judged: along training, and at the end.
 TESTED_IN_TRAINING, TESTED = (0, 1), (0, 1, 2, 3, 5)
 FIXED_STEPS, EDGE_STEPS, GUARANTEED_STEPS = (2, 3, 5), (1, 2, 3, 5), (1, 2, 3, 5)
-# Where every shifted parameter draws episodes anew, a width must lie far above their noise, and directions must be few.
+# Every shifted parameter draws episodes anew, so that the width must lie far above their noise and directions must be few.
 DIRECTIONS, VALUES, WIDTH = 2, 10, 0.05
 # The goals whose trajectories are drawn.
 GOALS = ((0.4, 0.4), (-0.4, 0.3), (-0.2, -0.45), (0.45, -0.15))

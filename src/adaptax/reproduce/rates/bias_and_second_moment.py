@@ -28,12 +28,12 @@ from adaptax.reproduce.rates.problems import (
 DRAWS, GROUPS = 4_000, 16
 PART, BIAS, SECOND = "moments", "bias", "second moment"
 NOISE, T = (1.0, 1.0), 4.0
-# N, S and D where another of them varies, and the values of the one that does.
+# N, S and D take the first values where another one varies, and the second ones where they vary themselves.
 AT_STEPS, AT_S, AT_D = 8, 4.0, 4.0
 STEPS, S_VARIED, D_VARIED = (1, 2, 4, 8, 16, 32), (1.0, 16.0, 64.0), (1.0, 16.0)
 # The fit over N begins here, since the bound's power holds from two steps on.
 _FIRST = 2
-# A measured power of S this near to -1 is said to be -1.
+# A measured power of S is taken for -1 if it is at most this far away.
 _ONE = 0.1
 
 
@@ -108,7 +108,7 @@ def section(rows: list[Row]) -> str:
 
 
 def _holds(rows: list[Row], name: str) -> str:
-    """Whether a bound holds, up to the errors of the measured numbers."""
+    """A sentence that says whether a bound holds, up to the errors of the measured numbers."""
     above = [row for row in rows if not row["value"] - 1.96 * row["error"] <= row["bound"]]
     if above:
         return f"The bound on the {name} is exceeded in {len(above)} of {len(rows)} rows."

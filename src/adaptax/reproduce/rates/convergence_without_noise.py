@@ -29,9 +29,9 @@ from adaptax.reproduce.rates.problems import (
 
 ITERATIONS, STEPS = 10_000, 5
 PART, MEAN, LEAST = "noise-free", "mean phi", "least square"
-# Below this, squares of gradients are rounding errors; above the second number, the run has not come near its minimum.
+# Squares of gradients below the first number are rounding errors; above the second, a run has not come near its minimum.
 _ROUNDED, _NEAR = 1e-25, 1e-3
-# A slope in K that is this near to -1 is said to be -1, and a fit is said to be straight from this R² on.
+# A slope in K is taken for -1 if it is at most the first number away; a fit is taken for straight from this R² on.
 _ONE, _STRAIGHT = 0.05, 0.99
 
 
@@ -110,7 +110,7 @@ def section(rows: list[Row]) -> str:
 
 
 def _holds(name: str, ratios: np.ndarray) -> str:
-    """Whether measured numbers lie below their bounds, from their ratios."""
+    """A sentence that says whether all ratios of measured numbers to their bounds are at most 1."""
     above = int(np.sum(~(ratios <= 1)))
     if not above:
         return f"The bound on {name} holds everywhere; the largest ratio of measured to bound is {ratios.max():.2f}."

@@ -10,7 +10,7 @@ from adaptax import theory
 from adaptax.report.rows import distinct, pick
 from adaptax.report.tables import markdown
 from adaptax.reproduce.csv_rows import Row
-from adaptax.reproduce.page_text import listed
+from adaptax.reproduce.page_text import capital, listed
 from adaptax.reproduce.rates.fits import Slope, slope
 from adaptax.reproduce.rates.problems import (
     ADAPTIVE,
@@ -44,11 +44,11 @@ EPSILON = 0.1
 B, D, T, D_L = 16, 4, 64, 16
 S_FALLING, S_CONSTANT = 64, 16
 FALLING, UNCHANGED = f"S = {S_FALLING}/N", f"S = {S_CONSTANT}"
-# The growth in N that the theorem promises: the exponent is at most 1 where α = γ/(NL).
+# The growth in N that the theorem predicts for the exponent of the cost.
 _PREDICTED = {(GUARANTEED, ADAPTIVE): "at most 1", (FIXED, ADAPTIVE): "exponential"}
-# Numbers of meta-steps are said to hardly depend on N if the largest is at most this times the smallest.
+# The number of meta-steps hardly depends on N if the largest is at most this times the smallest.
 _ALIKE = 1.2
-# Runs that take at most so many meta-steps have the accuracy at the start, but for noise.
+# A run of at most so many meta-steps has the accuracy almost without training.
 _AT_ONCE = 2
 
 
@@ -104,7 +104,8 @@ class _Line:
     """One line of the table: K for each N, None where not all seeds reached the accuracy; and the exponent of the cost."""
 
     def __init__(self, rows: list[Row]):
-        self.case, self.rule, self.outer, self.samples = (rows[0].get(k) for k in ("case", "rule", "outer", "samples"))
+        self.case, self.rule, self.outer = (str(rows[0][column]) for column in ("case", "rule", "outer"))
+        self.samples = str(rows[0].get("samples", ""))
         self.steps = distinct(rows, "steps")
         by_n = [pick(rows, steps=n) for n in self.steps]
         whole = [all(row["measure"] == REACHED for row in run) for run in by_n]
@@ -115,7 +116,7 @@ class _Line:
 
     @property
     def name(self) -> str:
-        return f"{self.case}, {self.samples}" if self.samples else str(self.case)
+        return f"{self.case}, {self.samples}" if self.samples else self.case
 
     def is_a(self, rule: str, outer: str) -> bool:
         return (self.rule, self.outer) == (rule, outer)
@@ -193,17 +194,17 @@ def _fixed(lines: list[_Line]) -> Iterator[str]:
         told.append(f"{text} ({line.name})")
     if told:
         yield (
-            f"With {FIXED} the adaptive outer step divides by q = (1 + αL)^(2N), which grows exponentially in N: "
-            f"{'. '.join(told)}."
+            f"With {FIXED} the adaptive outer step divides by q = (1 + αL)^(2N), which grows exponentially in N. "
+            + " ".join(f"{capital(text)}." for text in told)
         )
 
 
 def _outside(lines: list[_Line]) -> Iterator[str]:
-    """What the constant outer step does with a fixed α, which the theorem says nothing about."""
+    """The constant outer step with a fixed α, which the theorem says nothing about."""
     whole = [line.name for line in lines if line.exponent is not None]
     if lines:
-        reached_by = f"reaches the accuracy at every N ({'; '.join(whole)})" if whole else "does not reach it at every N either"
-        yield f"The theorem says nothing about the constant outer step with {FIXED}, which {reached_by}."
+        found = f"reaches the accuracy at every N ({'; '.join(whole)})" if whole else "does not reach the accuracy at every N"
+        yield f"The theorem says nothing about the constant outer step with {FIXED}, which {found}."
 
 
 def _at_once(lines: list[_Line]) -> Iterator[str]:

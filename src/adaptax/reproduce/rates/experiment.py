@@ -33,9 +33,9 @@ def rates(out: Path, seeds: int = 8, scale: float = 1.0, say: Say = print, *, la
         seeds: runs behind every band (default 8).
         scale: a factor on the numbers of meta-steps and draws (default 1).
         say: called with a sentence about the progress (default: it is printed).
-        largest: the largest N, a power of two (default 64).
+        largest: N goes through the powers of two up to this number (default 64).
 
-    Errors: `InputError` for fewer than two seeds or a scale that is not a positive, finite number.
+    Errors: `InputError` for fewer than two seeds, a scale that is not a positive, finite number, or a largest N below 1.
 
     Example:
         >>> from pathlib import Path
@@ -44,7 +44,7 @@ def rates(out: Path, seeds: int = 8, scale: float = 1.0, say: Say = print, *, la
     Source: docs/theory.md, sections 5, 6 and 9; cf. Ji, Yang, Liang (2022), JMLR 23.
     """
     seeds = check_whole("", "seeds", seeds, 2)
-    scale = check_real("", "scale", scale, above=0)
+    scale, largest = check_real("", "scale", scale, above=0), check_whole("", "largest", largest)
     out.mkdir(parents=True, exist_ok=True)
 
     def times(count: int) -> int:

@@ -31,7 +31,7 @@ from adaptax.reproduce.rates.problems import (
 ITERATIONS, STEPS = 2_500, 5
 PART = "floor"
 SIZES = tuple(2**k for k in range(7))
-# Against B all samples have this size; steps without noise lead to where training settles.
+# The size of all samples where B varies, and the steps without noise by which a run comes near the minimum first.
 SAMPLES, _SETTLING = 64, 2000
 _PREDICTED = -1
 
