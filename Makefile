@@ -6,7 +6,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-all lint bench bench-env clean
+.PHONY: demo test test-mission test-all lint bench bench-env clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -14,6 +14,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+test-mission: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m mission
 
 test-all: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "slow or not slow"
@@ -25,15 +28,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/python -m pytest tests/test_imports.py
 
 bench: $(VENV)/.installed-test .venv-bench/.installed
-	$(BIN)/python benchmarks/memory.py
-	$(BIN)/python benchmarks/in_flight.py
-	$(BIN)/python benchmarks/peers.py
-	$(BIN)/python benchmarks/navigation_speed.py
-	$(BIN)/python benchmarks/first_step.py
-	$(BIN)/python benchmarks/blowup.py
-	$(BIN)/python benchmarks/memory_method.py
-	$(BIN)/python benchmarks/strategies.py
-	$(BIN)/python benchmarks/readme.py
+	$(BIN)/python benchmarks/all.py --minutes 40
 
 bench-env: .venv-bench/.installed
 

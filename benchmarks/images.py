@@ -83,7 +83,7 @@ def pretrained(train: Any, meta_steps: int) -> Any:
 
     import adaptax as ax
 
-    problem = ax.tasks.joint(ax.tasks.few_shot(train, 5, 1, 5, distortion=ax.tasks.Affine()))
+    problem = ax.tasks.joint_classification(ax.tasks.few_shot(train, 5, 1, 5, distortion=ax.tasks.Affine()))
     params = ax.models.conv4(problem.loss.ways, key=jax.random.key(0), channels=32)
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, meta_steps))
     method = ax.MetaGradient(ax.Inner(0, 1.0))

@@ -28,6 +28,7 @@ def temporaries(make, steps, **options):
 
 
 @pytest.mark.slow
+@pytest.mark.mission
 @pytest.mark.parametrize("channels, side", [(16, 16), (64, 28)], ids=["small", "Conv4-64"])
 def test_convolutions_keep_iterates_only(channels, side):
     make = images(ways=5, channels=channels, side=side, shots=1)

@@ -10,6 +10,8 @@ import adaptax as ax
 
 STEPS = (0, 1, 2, 3, 10, 50)
 
+MISSION = (pytest.mark.slow, pytest.mark.mission)
+
 
 def quadratic(w, batch):
     matrix, vector = batch
@@ -92,7 +94,7 @@ def test_quadratics_have_the_central_difference(x64):
 
 @pytest.mark.parametrize(
     "make, steps",
-    [pytest.param(regression, 5, id="mlp"), pytest.param(images, 2, id="conv4", marks=pytest.mark.slow)],
+    [pytest.param(regression, 5, id="mlp"), pytest.param(images, 2, id="conv4", marks=MISSION)],
 )
 def test_networks_have_the_derivative_of_backpropagation_and_of_differences(x64, make, steps):
     problem, model, task = make()

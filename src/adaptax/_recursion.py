@@ -37,7 +37,7 @@ class Descent(NamedTuple):
 
 
 class ForwardPass(NamedTuple):
-    """What the forward pass keeps for the reverse one.
+    """The results of the forward pass that the reverse one needs.
 
     Arguments:
         anchor: w_0.

@@ -126,7 +126,7 @@ class TaskPath:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """What step j takes, stacked over the steps: its number and its step size."""
+        """The inputs of the steps, stacked: the number of each step and its step size."""
         return {"j": jnp.arange(self.steps), "rate": self.rates.stacked(self.steps)}
 
     def stepper(self) -> Callable[[Any, dict], tuple[Any, Array]]:
@@ -162,7 +162,7 @@ class TaskPath:
         return self.loss_on(CURVATURE, self.samples.curvature) if independent else self.loss_on(STEP, self.samples.step)
 
     def factors(self, curvature: AbstractCurvature, loss: StepLoss) -> tuple[Product, Gradient]:
-        """What the reverse recursion asks of a curvature strategy: products, and gradients at the same points."""
+        """Hessian-vector products by a curvature strategy, and gradients at the same points, for the reverse recursion."""
 
         def local(w, rest, j):
             return LocalLoss(lambda w, rest: loss(w, rest, j), w, rest, self.inner.gradients, fold(self.key, FACTOR, j))

@@ -3,15 +3,17 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import optax
 
 import adaptax as ax
 from adaptax.cli.options import canonical_stepsize
-from adaptax.cli.training import Training
 from adaptax.training.step import Step
+
+if TYPE_CHECKING:
+    from adaptax.cli.training import Training
 
 # Meta-steps fold small numbers into the seed's key; the initial parameters come from one that no run reaches.
 _INITIAL = 2**32 - 1
@@ -56,7 +58,7 @@ class Built:
         return ax.make_step(self.problem, self.method, self.optimizer, tasks_per_step)
 
 
-def method_of(config: Training, inner: ax.Inner | None = None, **more: Any) -> ax.MetaGradient:
+def method_of(config: "Training", inner: ax.Inner | None = None, **more: Any) -> ax.MetaGradient:
     """The meta-gradient that the options give; it is made here alone, so that an option reaches it in every family.
 
     Arguments:
@@ -67,7 +69,7 @@ def method_of(config: Training, inner: ax.Inner | None = None, **more: Any) -> a
     return ax.MetaGradient(inner_of(config) if inner is None else inner, _CURVATURES[config.curvature](), **more)
 
 
-def inner_of(config: Training, **more: Any) -> ax.Inner:
+def inner_of(config: "Training", **more: Any) -> ax.Inner:
     """The inner loop that the options give; `more` are arguments of `ax.Inner` that only this family sets."""
     return ax.Inner(config.inner_steps, parse_stepsize(config.stepsize), **more)
 

@@ -2,7 +2,7 @@
 
 import json
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +11,20 @@ import optax
 
 import adaptax as ax
 from adaptax.cli.building import initial_key
-from adaptax.cli.commands import Demo
 from adaptax.cli.evaluate import SEED, scores
 from adaptax.cli.progress import Progress
 from adaptax.report import drawing, tables
 
+if TYPE_CHECKING:
+    from adaptax.cli.commands import Demo
+
 INNER_STEPS, TASKS_PER_STEP, LEARNING_RATE, HIDDEN = 10, 25, 1e-3, (40, 40)
 JUDGED_AFTER, HELD_OUT, DRAWN = (0, 1, 2, 5, 10, 20), 1000, 3
+# Baselines choose among these multiples of the Edge step size on validation tasks, which are not those that judge.
+MULTIPLES, VALIDATION = tuple(2.0**k for k in range(-2, 6)), 200
 
 
-def demo(options: Demo) -> int:
+def demo(options: "Demo") -> int:
     """Train, judge, print, draw."""
     began = time.perf_counter()
     # Before the work, so that a disk that refuses costs none.
@@ -34,8 +38,8 @@ def demo(options: Demo) -> int:
     pooled = _train("pre-training", _pooled(problem), initial, ax.MetaGradient(ax.Inner(0)), options)
     candidates = {
         "meta-trained": (state.params, state.inner),
-        "pre-trained on all tasks": (pooled.params, _edge(problem, pooled.params, rule, options.seed)),
-        "random": (initial, _edge(problem, initial, rule, options.seed)),
+        "pre-trained on all tasks": (pooled.params, _tuned(problem, pooled.params, rule, options.seed)),
+        "random": (initial, _tuned(problem, initial, rule, options.seed)),
     }
     rows = []
     for name, (params, inner) in candidates.items():
@@ -61,7 +65,7 @@ def demo(options: Demo) -> int:
     return 0
 
 
-def _train(title: str, problem: ax.FiniteSum, params: Any, method: ax.MetaGradient, options: Demo) -> ax.State:
+def _train(title: str, problem: ax.FiniteSum, params: Any, method: ax.MetaGradient, options: "Demo") -> ax.State:
     optimizer = optax.adam(LEARNING_RATE)
     with Progress(title, options.steps, TASKS_PER_STEP) as progress:
         return ax.train(
@@ -80,10 +84,16 @@ def _pooled(problem: ax.FiniteSum) -> ax.FiniteSum:
     return ax.FiniteSum(problem.loss, sample_task)
 
 
-def _edge(problem: ax.FiniteSum, params: Any, rule: ax.stepsize.Edge, seed: int) -> ax.Inner:
-    """An inner loop with the step size of the rule at these parameters, as it would be measured in training there."""
+def _tuned(problem: ax.FiniteSum, params: Any, rule: ax.stepsize.Edge, seed: int) -> ax.Inner:
+    """The inner loop of a baseline: of several multiples of the rule's step size there, the best one on validation tasks."""
     method = ax.MetaGradient(ax.Inner(INNER_STEPS, rule))
-    return ax.make_step(problem, method, optax.sgd(1.0), TASKS_PER_STEP).init(params, seed).inner
+    edge = ax.make_step(problem, method, optax.sgd(1.0), TASKS_PER_STEP).init(params, seed).inner
+
+    def loss(inner):
+        found = ax.evaluate(problem, params, inner, [INNER_STEPS], VALIDATION, SEED + 2).mean["loss"][0]
+        return found if np.isfinite(found) else np.inf
+
+    return min((edge.with_stepsize(factor * edge.stepsize) for factor in MULTIPLES), key=loss)
 
 
 def _curves(problem: ax.FiniteSum, params: Any, inner: ax.Inner) -> list[drawing.Curves]:
@@ -108,7 +118,7 @@ def _waves(x: np.ndarray) -> np.ndarray:
 def _text(result: dict[str, Any]) -> str:
     title = (
         f"Sinusoids from 10 points: mean squared error on {result['held_out_tasks']} held-out tasks [95 % interval],\n"
-        f"after {result['meta_steps']} meta-steps with N = {result['inner_steps']}. Each adapts with the Edge step size "
-        "of its own parameters."
+        f"after {result['meta_steps']} meta-steps with N = {result['inner_steps']}. The meta-trained network adapts "
+        f"with its Edge step size;\nthe baselines with the multiple of theirs that is best on {VALIDATION} validation tasks."
     )
     return f"{title}\n\n{tables.comparison(result)}"

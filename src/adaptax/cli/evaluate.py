@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -13,7 +13,6 @@ import numpy as np
 
 import adaptax as ax
 from adaptax.cli.building import Built
-from adaptax.cli.commands import Evaluate
 from adaptax.cli.options import Mark, canonical_stepsize, flag, marked
 from adaptax.cli.saved import check_data, from_saved
 from adaptax.cli.training import Training
@@ -23,11 +22,14 @@ from adaptax.report import tables
 from adaptax.training.run import Run
 from adaptax.training.step import State, Step
 
+if TYPE_CHECKING:
+    from adaptax.cli.commands import Evaluate
+
 # The seed of the held-out tasks, whatever the seed of the run.
 SEED = 1
 
 
-def evaluate(options: Evaluate) -> int:
+def evaluate(options: "Evaluate") -> int:
     """Print the evaluation of a run's newest checkpoint, or of its best one if it was validated."""
     run, saved = open_run(options.run)
     config = _changed(from_saved(saved, str(options.run)), options)
@@ -96,9 +98,9 @@ def finite(number: Any) -> float | None:
     return float(number) if number is not None and math.isfinite(number) else None
 
 
-def _changed(config: Training, options: Evaluate) -> Training:
+def _changed(config: Training, options: "Evaluate") -> Training:
     """The configuration with other numbers of tasks and steps, and the data where they lie now."""
-    data = {name: path for name in marked(Evaluate, Mark.DATA) if (path := getattr(options, name)) is not None}
+    data = {name: path for name in marked(type(options), Mark.DATA) if (path := getattr(options, name)) is not None}
     for name in data:
         if name not in marked(type(config), Mark.DATA):
             raise InputError(f"{flag(name)} is for runs that read data from files: leave it out for {config.task}.")

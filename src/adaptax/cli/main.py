@@ -72,4 +72,8 @@ def _run(arguments: list[str]) -> int:
         repeat_exactly()
         use_all_cores()
         keep_precision()
+    if isinstance(command, Training):
+        from adaptax.cli.train import train
+
+        return train(command)
     return command.execute()

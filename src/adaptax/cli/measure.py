@@ -4,14 +4,13 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import adaptax as ax
 from adaptax import theory
 from adaptax.cli.building import Built
-from adaptax.cli.commands import Measure, Plan
 from adaptax.cli.evaluate import finite, load, open_run
 from adaptax.cli.families import FAMILIES
 from adaptax.cli.saved import from_saved
@@ -20,10 +19,13 @@ from adaptax.errors import InputError
 from adaptax.report import tables
 from adaptax.training.step import State
 
+if TYPE_CHECKING:
+    from adaptax.cli.commands import Measure, Plan
+
 _CONSTANTS = ("L", "lambda_max", "rho", "sigma", "b")
 
 
-def measure(options: Measure) -> int:
+def measure(options: "Measure") -> int:
     """Measure, and print the result."""
     run, saved = open_run(options.run)
     config = _measurable(from_saved(saved, str(options.run)))
@@ -33,7 +35,7 @@ def measure(options: Measure) -> int:
     return 0
 
 
-def measured(config: Training, built: Built, state: State, options: Measure) -> dict[str, Any]:
+def measured(config: Training, built: Built, state: State, options: "Measure") -> dict[str, Any]:
     """Constants and certificate as a dict for JSON; None where a number is not finite."""
     inner, few = state.inner, min(options.tasks, config.constants_tasks)
     constants = ax.measure.constants(built.problem, state.params, inner, tasks=few, seed=options.seed)
@@ -64,7 +66,7 @@ def measured(config: Training, built: Built, state: State, options: Measure) -> 
     }
 
 
-def for_plan(options: Plan, name: str) -> theory.Constants:
+def for_plan(options: "Plan", name: str) -> theory.Constants:
     """Constants of a task at its initial parameters, or of a run at its newest checkpoint.
 
     All losses of these tasks are at least 0, so that the loss after adaptation bounds the gap.

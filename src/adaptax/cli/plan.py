@@ -3,15 +3,17 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adaptax import theory
-from adaptax.cli.commands import Plan
 from adaptax.cli.families import FAMILIES
 from adaptax.cli.options import Mark, marked
 from adaptax.cli.saved import read_file
 from adaptax.errors import InputError
 from adaptax.report import tables
+
+if TYPE_CHECKING:
+    from adaptax.cli.commands import Plan
 
 _NAMES = [field.name for field in dataclasses.fields(theory.Constants)]
 _LOCAL = (
@@ -20,7 +22,7 @@ _LOCAL = (
 )
 
 
-def plan(options: Plan) -> int:
+def plan(options: "Plan") -> int:
     """Print the plan for constants from a file or measured ones. Without measuring, JAX is not imported."""
     if (options.constants is None) == (options.measure is None):
         raise InputError("adaptax plan needs constants: give either --constants FILE or --measure TASK (or a run folder).")
@@ -55,7 +57,7 @@ def read_constants(path: Path) -> theory.Constants:
         raise InputError(f"--constants {path}: {error}") from None
 
 
-def measured(options: Plan) -> theory.Constants:
+def measured(options: "Plan") -> theory.Constants:
     """Constants as measured on a task or a run."""
     name, family = options.measure or "", FAMILIES.get(options.measure or "")
     if family is None and not Path(name, "config.json").is_file():

@@ -93,9 +93,3 @@ class Training:
     def last_step(self) -> int:
         """The number of inner steps up to which the result is judged."""
         return 2 * self.inner_steps if self.evaluation_steps is None else self.evaluation_steps
-
-    def execute(self) -> int:
-        """Train, and return the exit code."""
-        from adaptax.cli.train import train
-
-        return train(self)

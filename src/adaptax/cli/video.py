@@ -3,13 +3,12 @@
 import dataclasses
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
 import adaptax as ax
-from adaptax.cli.commands import Video
 from adaptax.cli.evaluate import load, open_run
 from adaptax.cli.families import FAMILIES
 from adaptax.cli.families.locomotion import Locomotion
@@ -17,8 +16,11 @@ from adaptax.cli.saved import from_saved
 from adaptax.errors import InputError
 from adaptax.tasks.rl.video import check_video_path
 
+if TYPE_CHECKING:
+    from adaptax.cli.commands import Video
 
-def video(options: Video) -> int:
+
+def video(options: "Video") -> int:
     """Write the video, and print the returns."""
     run, saved = open_run(options.run)
     config = from_saved(saved, str(options.run))

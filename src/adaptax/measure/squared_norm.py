@@ -1,4 +1,4 @@
-r"""What M independent vectors say about the squared norm of their mean, from their Gram matrix alone."""
+r"""An estimate of the squared norm of a mean, with bounds, from the Gram matrix of M independent vectors alone."""
 
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
+from adaptax._checks import check_real
 from adaptax.errors import InputError
 
 
@@ -65,8 +66,7 @@ def squared_norm(gram: Any, confidence: float = 0.95) -> SquaredNorm:
     count = gram.shape[-1]
     if gram.ndim < 2 or gram.shape[-2] != count or count < 8:
         raise InputError(f"A bound on the squared norm needs a Gram matrix of at least 8 vectors, not {gram.shape}: take more.")
-    if not 0.5 < confidence < 1:
-        raise InputError(f"confidence={confidence!r} must lie between 0.5 and 1.")
+    confidence = check_real("squared_norm", "confidence", confidence, above=0.5, below=1)
     # Scaled, so that no power over- or underflows.
     unit = np.maximum(np.trace(gram, axis1=-2, axis2=-1) / count, np.finfo(float).tiny)
     gram = gram / unit[..., None, None]

@@ -1,7 +1,7 @@
 """Gradients before adaptation, on tasks apart from those of the meta-step: the input of the adaptive outer step."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -67,7 +67,7 @@ class InitialGradients(eqx.Module):
 
     def measure(self, tasks: int, samples: int) -> SmoothnessConstants:
         def one(path: TaskPath):
-            key, directions = jax.random.split(path.key)
+            key, directions = jax.random.split(cast(Any, path.key))
             path = TaskPath(self.problem, self.method.inner, self.params, path.task, key, path.samples)
             w, end = path.split.adapting, path.forward().final
             losses = (lambda w: path.loss(w, path.rest, jnp.array(0)), lambda w: path.target(w, path.rest))
@@ -96,7 +96,8 @@ class InitialGradients(eqx.Module):
         sizes = Samples(samples, samples, samples)
 
         def on_task(pair):
-            return one(TaskPath(self.problem, self.method.inner, self.params, *pair, sizes))
+            task, key = pair
+            return one(TaskPath(self.problem, self.method.inner, self.params, task, key, sizes))
 
         return map_tasks(on_task, (tasks, keys), size)
 

@@ -11,7 +11,7 @@ from adaptax.training.step import RECORDED
 
 
 class History:
-    """What `ax.train` returns as a dict of arrays, while it grows.
+    """The history of a run while it grows; `ax.train` returns it as a dict of arrays.
 
     Arguments:
         first: the number of meta-steps taken before the history begins.

@@ -198,7 +198,7 @@ def _check_arguments(state, out, resume, checkpoint_every, callback, tasks) -> N
         raise InputError(f"tasks= must be an iterable of task batches, not {type(tasks).__name__}.")
 
 
-def _own_callbacks(step, run, seed, evaluate_every, validation, monitor_every, certify) -> list[Any]:
+def _own_callbacks(step, run, seed, evaluate_every, validation: Any, monitor_every, certify) -> list[Any]:
     """The callbacks that `evaluate_every`, `validation`, `monitor_every` and `certify` stand for."""
     if validation is not None and evaluate_every is None:
         raise InputError("validation= needs evaluate_every= to say when the state is judged.")
@@ -210,14 +210,14 @@ def _own_callbacks(step, run, seed, evaluate_every, validation, monitor_every, c
         if value is not None:
             check_whole("", name, value)
     own: list[Any] = []
-    if evaluate_every is not None and validation is None:
-        own.append(Evaluation(step, evaluate_every, step.problem, seed))
-    elif evaluate_every is not None:
+    if validation is not None and evaluate_every is not None:
         own.append(BestState(step, evaluate_every, validation, seed, run))
+    elif evaluate_every is not None:
+        own.append(Evaluation(step, evaluate_every, step.problem, seed))
     if monitor_every is not None:
         own.append(StabilityMonitor(step, monitor_every))
-    if certify:
-        own.append(Certificate(step, monitor_every, seed))
+        if certify:
+            own.append(Certificate(step, monitor_every, seed))
     return own
 
 

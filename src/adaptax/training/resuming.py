@@ -1,4 +1,4 @@
-"""What a run folder says of a run begun from Python, and whether a run may go on with other arguments.
+"""The description of a run begun from Python in its run folder, and whether the run may go on with other arguments.
 
 A method, an optimiser or a problem is described three times. The text names the classes, functions and numbers that it is
 made of. `code` is a checksum that also covers the instructions of functions, everything that they close over, and all arrays.
@@ -12,11 +12,13 @@ import functools
 import hashlib
 import types
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import numpy as np
+import optax
 
 from adaptax.training.run import Run, differences
 
@@ -73,7 +75,7 @@ def check_resumable(run: Run, here: dict[str, Any], resume: bool) -> bool:
     return run.check({**saved}, resume)
 
 
-def _warn(run: Run, names: list[str], text: str) -> None:
+def _warn(run: Run, names: Sequence[str], text: str) -> None:
     message = f"{run.folder.name} goes on, but its {', '.join(names)} {text}: make sure that they are the same."
     warnings.warn(message, NotCompared, stacklevel=5)
 
@@ -88,7 +90,7 @@ def describe(value: Any) -> str:
     if eqx.is_array(value) or isinstance(value, np.ndarray):
         array = _plain(value)
         return str(array.tolist()) if array.size <= 8 else f"{array.dtype}{list(array.shape)}"
-    if isinstance(value, tuple) and hasattr(value, "init") and hasattr(value, "update"):
+    if isinstance(value, optax.GradientTransformation):
         return describe(value.update)
     if isinstance(value, tuple | list):
         return f"({', '.join(map(describe, value))})"

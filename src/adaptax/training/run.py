@@ -77,7 +77,7 @@ class Run:
             raise InputError(text) from error
 
     def config(self) -> dict[str, Any]:
-        """What `config.json` says."""
+        """The contents of `config.json`."""
         try:
             config = json.loads((self.folder / "config.json").read_text())
         except (OSError, ValueError) as error:

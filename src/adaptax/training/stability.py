@@ -107,7 +107,8 @@ def _measure(step: Step, state: State) -> tuple[Array, Array, Array, Array]:
     tasks, keys = draw_tasks(problem, numbered(apart, jnp.arange(_TASKS)))
 
     def one(pair):
-        path = TaskPath(problem, inner, state.params, *pair, samples)
+        task, key = pair
+        path = TaskPath(problem, inner, state.params, task, key, samples)
         found = measure_path(path, _BUDGET)
         # Before and after on the same samples.
         before, after = (path.loss(w, path.rest, jnp.array(0)) for w in (path.split.adapting, found.final))

@@ -58,11 +58,13 @@ BIASED = [rl.LikelihoodRatio(DISCOUNT), rl.LVC(DISCOUNT)]
 
 
 @pytest.mark.slow
+@pytest.mark.mission
 def test_loaded_dice_is_unbiased_given_the_path():
     assert np.max(np.abs(z_scores(UNBIASED[1], 2, 5_000))) < 4
 
 
 @pytest.mark.slow
+@pytest.mark.mission
 @pytest.mark.parametrize("steps", [1, 2, 3])
 @pytest.mark.parametrize("surrogate", UNBIASED)
 def test_independent_samples_are_unbiased_given_the_path(surrogate, steps):
@@ -70,6 +72,7 @@ def test_independent_samples_are_unbiased_given_the_path(surrogate, steps):
 
 
 @pytest.mark.slow
+@pytest.mark.mission
 @pytest.mark.parametrize("steps", [1, 2, 3])
 @pytest.mark.parametrize("surrogate", BIASED)
 def test_surrogates_with_a_wrong_hessian_are_biased_given_the_path(surrogate, steps):
@@ -92,6 +95,7 @@ def sampled_path_mean():
 
 
 @pytest.mark.slow
+@pytest.mark.mission
 def test_reused_samples_are_biased_and_fresh_ones_are_not():
     reference = sampled_path_mean()
     fresh = z_scores(rl.DiCE(DISCOUNT), 1, 100_000, reference, exact_steps=False)
@@ -100,6 +104,7 @@ def test_reused_samples_are_biased_and_fresh_ones_are_not():
 
 
 @pytest.mark.slow
+@pytest.mark.mission
 def test_exact_problem_is_solved_by_every_method():
     family, mdp, policy = setting()
     task, inner = ax.Task(mdp, mdp), ax.Inner(3, ALPHA)

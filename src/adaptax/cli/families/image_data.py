@@ -2,15 +2,17 @@
 
 import functools
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
-from adaptax.cli.families.images import Images
 from adaptax.cli.progress import Reading
 from adaptax.errors import InputError
 from adaptax.tasks.images import Characters, ImageClasses, held_out, prepare_images, read_characters, read_images
 from adaptax.tasks.images.io.sources import TARS
+
+if TYPE_CHECKING:
+    from adaptax.cli.families.images import Images
 
 Data = Characters | ImageClasses
 # Folded into the seed's key to draw the classes that are kept for validation.
@@ -26,7 +28,7 @@ class Parts(NamedTuple):
     left_out: tuple[str, ...] = ()
 
 
-def load(config: Images) -> Parts:
+def load(config: "Images") -> Parts:
     """The data of a run; without test data the network is judged on its training data."""
     assert config.data is not None  # checked by check_together
     read = _reader(config)
@@ -54,7 +56,7 @@ def judged_on(train: Data, test: Data) -> str:
     return f"{len(test)} classes with {sum(test.counts):,} images"
 
 
-def _hold_out(config: Images, wanted: str, train: Data, read: Any) -> tuple[Data, Data]:
+def _hold_out(config: "Images", wanted: str, train: Data, read: Any) -> tuple[Data, Data]:
     """The classes that are left to train on, and those that are kept for validation."""
     number, key = wanted.isdecimal(), jax.random.fold_in(jax.random.key(config.seed), _VALIDATION)
     if isinstance(train, Characters):
@@ -77,7 +79,7 @@ def _hold_out(config: Images, wanted: str, train: Data, read: Any) -> tuple[Data
     return train, held_out(validation, train)[0]
 
 
-def _reader(config: Images):
+def _reader(config: "Images"):
     """A function that reads a path and a split.
 
     It reads Omniglot's characters if every source is a zip and no option asks for anything else.
@@ -93,7 +95,7 @@ def _general(path: Path) -> bool:
     return path.is_dir() or path.name.lower().endswith((".npz", *TARS))
 
 
-def _read(config: Images, path: Path, split: str | None) -> ImageClasses:
+def _read(config: "Images", path: Path, split: str | None) -> ImageClasses:
     size, channels = 84 if config.size is None else config.size, 3 if config.colour else 1
     progress = Reading(path.name)
     if config.cache is None:
