@@ -149,12 +149,12 @@ def _policy(results: Callable) -> list[str]:
     ]
 
 
-_MARKED = re.compile(r"(<!-- figures:begin -->\n).*?(\n<!-- figures:end -->)", re.DOTALL)
+_MARKED = re.compile(r"(<!-- figures:begin -->\n)(?:.*?\n)?(<!-- figures:end -->)", re.DOTALL)
 
 
 def with_figures(text: str) -> str:
     """The text with the figures between its markers."""
-    return _MARKED.sub(lambda found: found[1] + figures() + found[2], text)
+    return _MARKED.sub(lambda found: found[1] + figures() + "\n" + found[2], text)
 
 
 def documents() -> dict[Path, str]:

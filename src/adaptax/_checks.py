@@ -75,7 +75,12 @@ def check_real(
     )
     if outside:
         kind = "positive" if above == 0 else "finite"
-        bounds = [("of at least", least), ("above", above or None), ("at most", most), ("below", below)]
+        bounds = [
+            ("of at least", least),
+            ("above", above or None),
+            ("of at most" if least is None else "at most", most),
+            ("below", below),
+        ]
         text = " and ".join(f"{words} {bound:g}" for words, bound in bounds if bound is not None)
         raise InputError(f"{_written(where, name, value)} must be a {kind} number {text}".rstrip() + f": change {name}=.")
     return number

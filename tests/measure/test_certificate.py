@@ -92,7 +92,7 @@ def test_resampling_draws_and_numbers_that_are_not_finite(pool):
     "options, match",
     [
         ({"tasks": 7}, "tasks=7 must be a whole number of at least 8"),
-        ({"epsilon": 0.0}, "epsilon=0.0 must be positive"),
+        ({"epsilon": 0.0}, "epsilon=0.0 must be a positive number"),
         ({"bias": -1.0}, "bias=-1.0"),
         ({"confidence": 1.0}, "confidence=1.0"),
         ({"seed": True}, "seed=True"),

@@ -126,7 +126,7 @@ def test_lanczos_breaks_down_in_order():
         ({"iterations": 0}, "iterations=0"),
         ({"draws": 7}, "draws=7"),
         ({"seed": -1}, "seed=-1"),
-        ({"radius": 0.0}, "radius=0.0 must be positive"),
+        ({"radius": 0.0}, "radius=0.0 must be a positive number"),
     ],
 )
 def test_refusals(pool, options, match):

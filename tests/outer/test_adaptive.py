@@ -116,7 +116,10 @@ BAD = [
     (lambda: AdaptiveOuter(CONSTANTS, C_beta=0.0), "C_beta=0.0.* must be a positive number"),
     (lambda: AdaptiveOuter(CONSTANTS, tasks=0), "tasks=0.* must be a whole number of at least 1"),
     (lambda: AdaptiveOuter(2.0), "must be ax.theory.Constants or None, not float"),
-    (lambda: AdaptiveOuter(CONSTANTS).update(W, AdaptiveOuter(CONSTANTS).init(W)), "fed by ax.train"),
+    (
+        lambda: AdaptiveOuter(CONSTANTS).update(W, AdaptiveOuter(CONSTANTS).init(W)),
+        "needs gradients before adaptation, which ax.train",
+    ),
 ]
 
 

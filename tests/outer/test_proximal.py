@@ -111,7 +111,7 @@ def test_steps_that_are_not_finite_are_not_taken():
         (lambda: Proximal(rl.Clipped(), epochs=0), "Proximal.*epochs"),
         (lambda: Proximal(rl.Clipped(), weight=-1.0), "Proximal.*weight"),
         (lambda: Proximal(rl.Clipped(), divergence=1.0), r"divergence=.*must be a function"),
-        (lambda: Proximal(rl.Clipped()).update(jnp.ones(2), None, jnp.ones(2)), r"fed by ax\.train"),
+        (lambda: Proximal(rl.Clipped()).update(jnp.ones(2), None, jnp.ones(2)), r"needs the adapted path, which ax\.train"),
         (lambda: rl.Clipped(clip=0.0), "clip=0.0.*must be a positive number"),
     ],
 )

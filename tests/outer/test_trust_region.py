@@ -97,7 +97,7 @@ def test_wrong_numbers(options):
 def test_wrong_uses():
     with pytest.raises(ax.InputError, match=r"divergence.*must be a function"):
         TrustRegion(3)
-    with pytest.raises(ax.InputError, match=r"fed by ax\.train"):
+    with pytest.raises(ax.InputError, match=r"needs the adapted path, which ax\.train"):
         TrustRegion(apart).update(jnp.ones(2), None, jnp.ones(2))
 
 

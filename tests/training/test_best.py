@@ -30,9 +30,9 @@ def test_the_best_state_is_returned_and_the_run_goes_on_from_the_last(tiny, vali
     kept = {**options, "out": tmp_path / "run", "checkpoint_every": 6}
     assert tiny.same(tiny.train(**kept)[0], early)
     run = Run(tmp_path / "run")
-    assert run.newest() == 12 and int(run.load_best(early).step) == 4
+    assert run.newest() == 12 and int(run.checkpoints.load_best(early).step) == 4
     # Without a validation problem the last state is returned, and it is that of an undisturbed run.
-    assert tiny.same(run.load(early), tiny.train()[0])
+    assert tiny.same(run.checkpoints.load(early), tiny.train()[0])
 
 
 def test_an_interrupted_run_keeps_the_same(tiny, validation, tmp_path):
@@ -66,14 +66,14 @@ def test_what_is_best():
 def test_a_run_killed_while_it_keeps_the_best_has_the_one_before(tiny, tmp_path):
     run, states = Run(tmp_path / "run"), [tiny.train(steps=steps)[0] for steps in (4, 8)]
     run.create({})
-    run.save_best(states[0])
+    run.checkpoints.save_best(states[0])
     before = (run.folder / "best.json").read_text()
-    run.save_best(states[1])
+    run.checkpoints.save_best(states[1])
     # As if the process had ended just before best.json was written.
     (run.folder / "best.json").write_text(before)
-    assert tiny.same(run.load_best(states[1]), states[0])
-    run.save_best(states[1])
-    assert tiny.same(run.load_best(states[0]), states[1])
+    assert tiny.same(run.checkpoints.load_best(states[1]), states[0])
+    run.checkpoints.save_best(states[1])
+    assert tiny.same(run.checkpoints.load_best(states[0]), states[1])
 
 
 def test_damage_is_told(tiny, validation, tmp_path):
@@ -82,10 +82,10 @@ def test_damage_is_told(tiny, validation, tmp_path):
     path = run.folder / "best.json"
     path.write_text(path.read_text().replace('"step": 4', '"step": 5'))
     with pytest.raises(ax.InputError, match=r"damaged: delete its best\.json to use the newest"):
-        run.load_best(state)
+        run.checkpoints.load_best(state)
     path.write_text("{")
     with pytest.raises(ax.InputError, match="cannot be read: delete it"):
-        run.load_best(state)
+        run.checkpoints.load_best(state)
 
 
 @pytest.mark.parametrize(

@@ -258,10 +258,10 @@ def test_bad_input_is_refused_in_a_sentence(tiny):
     batches = tiny.batches(2)
     cases = [
         *(
-            (lambda rate=rate: ax.Memory(rate), "above 0 and at most 1")
+            (lambda rate=rate: ax.Memory(rate), "positive number of at most 1")
             for rate in (0, -0.1, 1.5, True, "1", None, float("nan"))
         ),
-        (lambda: ax.Memory(jnp.ones(2)), "above 0 and at most 1"),
+        (lambda: ax.Memory(jnp.ones(2)), "positive number of at most 1"),
         (lambda: ax.Pool(ax.Task(np.ones((2, 3)), np.ones((3, 3)))), "one leading axis"),
         (lambda: ax.Pool(np.ones((0, 3))), "one leading axis"),
         (lambda: ax.Pool([1.0, np.ones(3)]), "one leading axis"),

@@ -22,7 +22,7 @@ class FiniteDifference(AbstractCurvature):
         delta: $\delta$, an absolute distance; default: $\epsilon^{1/2}\|w\|/d^{1/4}$, with $\epsilon$ the precision of the
             number type of the d parameters: narrower than is best for smooth losses, where rounding leaves an error of about
             $\epsilon^{1/2}$. It is still far too wide where relu and max pool bend the loss sharply: for `ax.models.conv4`
-            in single precision give about 1e-5, and compare with `Exact` (docs/strategies.md has measurements).
+            in single precision give about 1e-5, and compare with `Exact` (docs/benchmarks.md has measurements).
 
     Errors: `InputError` if delta is not positive.
 

@@ -112,10 +112,10 @@ def stationarity(
     """
     if not isinstance(method, AbstractMethod):
         raise InputError(f"method must be a method such as ax.MetaGradient(inner), not {type(method).__name__}.")
-    count, seed = check_whole("stationarity", "tasks", tasks, 8), check_whole("stationarity", "seed", seed, 0)
-    epsilon = None if epsilon is None else check_real("stationarity", "epsilon", epsilon, above=0)
-    bias = check_real("stationarity", "bias", bias, least=0)
-    confidence = check_real("stationarity", "confidence", confidence, above=0.5, below=1)
+    count, seed = check_whole("", "tasks", tasks, 8), check_whole("", "seed", seed, 0)
+    epsilon = None if epsilon is None else check_real("", "epsilon", epsilon, above=0)
+    bias = check_real("", "bias", bias, least=0)
+    confidence = check_real("", "confidence", confidence, above=0.5, below=1)
     size = check_in_flight(in_flight)
     key = jax.random.fold_in(jax.random.key(seed), CERTIFICATE)
     method.check(problem, key)

@@ -118,9 +118,9 @@ def constants(
     if not isinstance(inner, Inner):
         raise InputError(f"inner must be ax.Inner(steps, stepsize), such as state.inner, not {type(inner).__name__}.")
     batch, count = (None, tasks) if isinstance(tasks, int | np.integer) else (tasks, check_batch(tasks, None))
-    count, seed = check_whole("constants", "tasks", count, 2), check_whole("constants", "seed", seed, 0)
-    iterations, draws = check_whole("constants", "iterations", iterations), check_whole("constants", "draws", draws, 8)
-    radius = None if radius is None else check_real("constants", "radius", radius, above=0)
+    count, seed = check_whole("", "tasks", count, 2), check_whole("", "seed", seed, 0)
+    iterations, draws = check_whole("", "iterations", iterations), check_whole("", "draws", draws, 8)
+    radius = None if radius is None else check_real("", "radius", radius, above=0)
     budget = Budget(iterations, max(iterations // 4, 1), draws, radius)
     key = jax.random.fold_in(jax.random.key(seed), CONSTANTS)
     found = jax.device_get(_measure(problem, params, inner, batch, key, count, samples, budget, check_in_flight(in_flight)))

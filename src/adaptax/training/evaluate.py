@@ -89,7 +89,7 @@ def evaluate(
         raise InputError("steps= must be whole numbers of inner steps of at least 0, such as range(0, 21).")
     number = isinstance(tasks, int | np.integer)
     batch, count = (None, tasks) if number else (tasks, check_batch(tasks, None))
-    count, seed = check_whole("evaluate", "tasks", count, 2), check_whole("evaluate", "seed", seed, 0)
+    count, seed = check_whole("", "tasks", count, 2), check_whole("", "seed", seed, 0)
     in_flight = check_in_flight(in_flight)
     mesh = dev.mesh_of(devices, count)
     problem, params, inner, batch, key = dev.replicate(mesh, (problem, params, inner, batch, jax.random.key(seed)))
