@@ -20,7 +20,7 @@ class Experiment:
 
     def compute(self) -> None:
         """Run the experiment and write its page."""
-        raise NotImplementedError
+        raise NotImplementedError("abstract")
 
     def execute(self) -> int:
         """Run the experiment; how far it is goes to stderr, and where the page is to stdout."""

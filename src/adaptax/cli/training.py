@@ -68,7 +68,7 @@ class Training:
 
         Errors: `InputError` if something cannot be built.
         """
-        raise NotImplementedError
+        raise NotImplementedError("abstract")
 
     def check_together(self) -> None:
         """Refuse options that do not go together.

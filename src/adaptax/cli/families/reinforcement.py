@@ -57,7 +57,7 @@ class Reinforcement(Training):
 
     def problem(self, loss: Any) -> Any:
         """The environment with its goals, and the surrogate loss."""
-        raise NotImplementedError
+        raise NotImplementedError("abstract")
 
     def kinks(self) -> str | None:
         return "relu units" if self.activation == "relu" and self.hidden else None
