@@ -9,6 +9,7 @@ from helpers import central, cross_entropy, images, no_tasks, normal_like, regre
 
 import adaptax as ax
 from adaptax._hoist import hoist
+from adaptax._parameters import split
 
 PARTS = {
     "the last layer": lambda path: path.startswith("layers.2"),
@@ -57,7 +58,8 @@ def test_the_frozen_part_by_finite_differences(x64):
 
 def test_only_the_features_are_kept_of_a_network():
     _, model, task = images()
-    parts = ax.Inner(1, 0.1, lambda path: path.startswith("head")).split(model)
+    inner = ax.Inner(1, 0.1, lambda path: path.startswith("head"))
+    parts = split(ax.FiniteSum(cross_entropy, lambda key: task), inner, model, task, ax.Samples())
     loss = lambda w, rest, j: cross_entropy(eqx.combine(w, rest, parts.static), task.support)  # noqa: E731
     left = hoist(loss, parts.adapting, parts.frozen)
     count = len(task.support[0])

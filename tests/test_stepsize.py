@@ -106,7 +106,7 @@ def test_a_loss_that_breaks_down_on_the_path_leaves_a_usable_estimate():
     breaking = ax.FiniteSum(lambda w, h: quadratic(w, h) + jnp.sum(jnp.sqrt(w - 1)), no_tasks)
     inner, w = ax.Inner(4, Edge()), jnp.array([1.5, 1.6, 1.7, 1.8, 2.0])
     good, broken = hessian(), 20 * hessian()
-    cold = refresh(inner, first_estimate(inner, w), breaking, w, tasks(broken), True)
+    cold = refresh(inner, first_estimate(w), breaking, w, tasks(broken), True)
     assert bool(jnp.isfinite(cold.curvature) & (cold.curvature > 90))
     assert bool(jnp.all(jnp.isfinite(cold.direction)))
     # Later refreshes end where the path does, in the ruins: the direction must survive that.
@@ -120,14 +120,14 @@ def test_a_loss_that_breaks_down_on_the_path_leaves_a_usable_estimate():
     # Broken on one of the tasks: the others count.
     mixed = ax.FiniteSum(lambda w, h: quadratic(w, h) + jnp.sqrt(1 - h[0, 0] / 50), no_tasks)
     poisoned = jnp.full((5, 5), 100.0)
-    measured = refresh(inner, first_estimate(inner, w), mixed, w, tasks(good, poisoned), True)
+    measured = refresh(inner, first_estimate(w), mixed, w, tasks(good, poisoned), True)
     assert float(measured.curvature) > 4.9
 
 
 def test_refresh_starts_where_it_ended():
     # One product a point is enough once the direction is known.
     inner = ax.Inner(1, Edge(iterations=1))
-    estimate = first_estimate(inner, W)
+    estimate = first_estimate(W)
     values = []
     for _ in range(12):
         estimate = refresh(inner, estimate, PROBLEM, W, tasks(hessian()))

@@ -1,5 +1,6 @@
 """Which leaves of a pytree are parameters, and the linear algebra on them that `optax.tree` has not."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,49 +10,93 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from adaptax.errors import InputError
+from adaptax.errors import InputError, NotTrained
 
 
 def is_floating(leaf) -> bool:
-    """Whether a leaf is a parameter: a floating-point array or a Python float."""
-    dtype = getattr(leaf, "dtype", None)
-    return isinstance(leaf, float) if dtype is None else bool(jnp.issubdtype(dtype, jnp.floating))
+    """Whether a leaf is a floating-point array; a Python number is a setting, and stays one."""
+    return has_shape(leaf) and bool(jnp.issubdtype(leaf.dtype, jnp.floating))
 
 
-def is_floating_array(leaf) -> bool:
-    """Whether a leaf is an array that can carry a derivative."""
-    return eqx.is_array(leaf) and is_floating(leaf)
+def has_shape(leaf) -> bool:
+    """Whether a leaf is an array, or the shape of one."""
+    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
 
 
 def as_parameters(tree: PyTree) -> PyTree:
-    """Floating-point leaves as JAX arrays of their own (never a weak) type; every other leaf untouched."""
+    """Floating-point arrays as JAX arrays of their own (never a weak) type; every other leaf untouched."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)) if is_floating(leaf) else leaf, tree)
 
 
-def mask_tree(adapt: "Mask | Callable[[str], bool] | None", params: PyTree) -> PyTree:
-    """The tree of booleans that says which leaves of `params` adapt."""
-    floating = jax.tree.map(is_floating, params)
-    if adapt is None:
-        chosen = floating
-    elif isinstance(adapt, Mask):
-        try:
-            chosen = jax.tree.map(lambda flag, sub: jax.tree.map(lambda _: flag, sub), adapt.tree(), params)
-        except ValueError as error:
-            text = "adapt= must be a prefix of the parameters' structure, with True or False at its leaves"
-            raise InputError(f"{text} ({first_line(error)}).") from error
-    else:
-        chosen = jax.tree_util.tree_map_with_path(lambda path, _: bool(adapt(path_name(path))), params)
-    mask = jax.tree.map(lambda a, b: bool(a) and b, chosen, floating)
-    if not any(jax.tree.leaves(floating)):
-        raise InputError(f"The parameters ({describe(params)}) have no floating-point leaf: give them at least one.")
+def both(a: PyTree, b: PyTree) -> PyTree:
+    """The leaves that two trees of booleans both select."""
+    return jax.tree.map(lambda a, b: bool(a) and bool(b), a, b)
+
+
+def parameter_mask(trainable: "Selection", params: PyTree) -> PyTree:
+    """Which leaves of `params` can be parameters by their kind: arrays of inexact type that `trainable` selects."""
+
+    def by_kind(node):
+        counts = not _is_statistic(node)
+        return jax.tree.map(lambda leaf: counts and has_shape(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact), node)
+
+    mask = both(jax.tree.map(by_kind, params, is_leaf=_is_statistic), _selected("trainable", trainable, params))
+    if not any(jax.tree.leaves(mask)):
+        text = f"The parameters ({describe(params)}) have no floating-point leaf that is an array"
+        raise InputError(f"{text}{'' if trainable is None else ' and trainable= selects'}: give them at least one.")
+    _warn_of_numbers(params)
+    return mask
+
+
+def mask_tree(adapt: "Selection", params: PyTree) -> PyTree:
+    """Which leaves of `params` are floating-point arrays that `adapt` selects."""
+    mask = both(jax.tree.map(is_floating, params), _selected("adapt", adapt, params))
     if not any(jax.tree.leaves(mask)):
         raise InputError("adapt= selects no floating-point leaf of the parameters: let it select at least one.")
     return mask
 
 
+def _selected(name: str, selection: "Selection", params: PyTree) -> PyTree:
+    """The tree of booleans that a prefix of booleans or a predicate on paths stands for."""
+    if selection is None:
+        return jax.tree.map(lambda _: True, params)
+    if not isinstance(selection, Mask):
+        return jax.tree_util.tree_map_with_path(lambda path, _: bool(selection(path_name(path))), params)
+    try:
+        return jax.tree.map(lambda flag, sub: jax.tree.map(lambda _: flag, sub), selection.tree(), params)
+    except ValueError as error:
+        text = f"{name}= must be a prefix of the parameters' structure, with True or False at its leaves"
+        raise InputError(f"{text} ({first_line(error)}).") from error
+
+
+def _flax_kinds(node: Any) -> list[str]:
+    return [kind.__name__ for kind in type(node).__mro__ if kind.__module__.startswith("flax.nnx")]
+
+
+def _is_statistic(node: Any) -> bool:
+    """Whether a node is a Flax variable that is no parameter, such as `nnx.BatchStat`."""
+    kinds = _flax_kinds(node)
+    return "Variable" in kinds and "Param" not in kinds
+
+
+def _warn_of_numbers(params: PyTree) -> None:
+    """Say that a Python float where a parameter is expected, in a plain container or an `nnx.Param`, is none."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda node: "Param" in _flax_kinds(node)):
+        plain = path and all(isinstance(key, jax.tree_util.DictKey | jax.tree_util.SequenceKey) for key in path)
+        for value in jax.tree.leaves(leaf):
+            if type(value) is float and (plain or value is not leaf):
+                text = f"The parameter {path_name(path)} is the Python number {value!r}, so it is a setting and is not trained"
+                warnings.warn(f"{text}: make it jnp.asarray({value!r}) to train it.", NotTrained, stacklevel=2)
+
+
 def path_name(path) -> str:
     """The path to a leaf as `adapt=` functions get it: its keys joined with dots."""
     return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def as_selection(name: str, selection: Any) -> "Selection":
+    """A selection of leaves in hashable form."""
+    return selection if selection is None or is_predicate(selection) else Mask(selection, name)
 
 
 def is_predicate(adapt: Any) -> bool:
@@ -65,14 +110,18 @@ class Mask(eqx.Module):
     treedef: Any = eqx.field(static=True)
     leaves: tuple[bool, ...] = eqx.field(static=True)
 
-    def __init__(self, tree: PyTree):
+    def __init__(self, tree: PyTree, name: str = "adapt"):
         leaves, self.treedef = jax.tree.flatten(tree)
         if not leaves or not all(isinstance(leaf, bool | np.bool_) for leaf in leaves):
-            raise InputError("adapt= must hold True or False at every leaf, or be a function from a path to a boolean.")
+            raise InputError(f"{name}= must hold True or False at every leaf, or be a function from a path to a boolean.")
         self.leaves = tuple(map(bool, leaves))
 
     def tree(self) -> PyTree:
         return jax.tree.unflatten(self.treedef, self.leaves)
+
+
+# None selects every leaf; a function gets the path to a leaf.
+Selection = Mask | Callable[[str], bool] | None
 
 
 def prefix_map(function: Callable, prefix: PyTree, *trees: PyTree) -> PyTree:

@@ -88,7 +88,7 @@ def _adapt(problem, params, task, inner, key, samples, store):
     # All arrays that the loss uses become arguments, including those that the user's functions close over: the floating-point
     # ones are variables, and the others hold nothing that could carry a derivative.
     converted = eqx.filter_closure_convert(path.loss, path.split.adapting, path.rest, jnp.zeros((), int))
-    closed, others = eqx.partition(converted, _tree.is_floating_array)
+    closed, others = eqx.partition(converted, _tree.is_floating)
     rest = (path.rest, closed)
     arrays, static = eqx.partition((others, inner, key), eqx.is_array)
 

@@ -38,6 +38,16 @@ class CheckpointError(RuntimeError):
     """
 
 
+class NotTrained(UserWarning):
+    """Something that looks like a parameter is none, so that it is neither adapted nor trained.
+
+    Example:
+        >>> from adaptax.errors import NotTrained
+        >>> issubclass(NotTrained, UserWarning)
+        True
+    """
+
+
 # An error raised in a callback may abort a program on several devices, so sentences are kept here instead.
 _noted: list[str] = []
 

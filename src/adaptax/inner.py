@@ -38,7 +38,8 @@ class Info(eqx.Module):
 
 
 class Split(NamedTuple):
-    """Parameters in three parts of one structure, None where a leaf belongs to another part."""
+    """Parameters in three parts of one structure, None where a leaf belongs to another part: those that adapt, the other
+    floating-point parameters, and everything else."""
 
     adapting: PyTree
     frozen: PyTree
@@ -92,7 +93,7 @@ class Inner(eqx.Module):
         self.steps = check_whole("Inner", "steps", steps, 0)
         default = 0.01 if optimizer is None else 1.0
         self.stepsize = _as_stepsize(default if stepsize is _UNSET else stepsize)
-        self.adapt = adapt if adapt is None or _tree.is_predicate(adapt) else _tree.Mask(adapt)
+        self.adapt = _tree.as_selection("adapt", adapt)
         if not isinstance(gradients, AbstractGradient):
             raise InputError("Inner(gradients=...) must be a strategy such as ax.gradients.AutoDiff().")
         if isinstance(self.stepsize, AbstractRule) and not isinstance(gradients, AutoDiff):
@@ -128,17 +129,12 @@ class Inner(eqx.Module):
         if self.start is None:
             return by_w
         floats, others = eqx.partition(_tree.as_parameters(params), _tree.is_floating)
+        taken = jax.tree.map(eqx.is_array, by_w)
 
         def start(floats):
-            return eqx.filter(self.start(eqx.combine(floats, others)), _tree.is_floating)
+            return eqx.filter(self.start(eqx.combine(floats, others)), taken)
 
         return jax.vjp(start, floats)[1](by_w)[0]
-
-    def split(self, params: PyTree) -> Split:
-        """The leaves that adapt, the other floating-point leaves, and everything else."""
-        params = _tree.as_parameters(params)
-        adapting, others = eqx.partition(params, _tree.mask_tree(self.adapt, params))
-        return Split(adapting, *eqx.partition(others, _tree.is_floating))
 
     def rates(self, params: PyTree, adapting: PyTree, steps: int) -> Rates:
         """The step sizes of `steps` steps, out of the outer problem's parameters, checked against those that adapt."""

@@ -15,6 +15,7 @@ from jaxtyping import Array, Key, PyTree
 
 from adaptax import _tree
 from adaptax._keys import CURVATURE, DIRECTION, FACTOR, GRADIENT, LAST, STEP, TARGET, any_key, fold
+from adaptax._parameters import split
 from adaptax._recursion import Descent, ForwardPass, Gradient, Product, StepLoss, forward, stepper
 from adaptax._tree import describe, first_line
 from adaptax.curvature import AbstractCurvature, Exact, LocalLoss
@@ -70,10 +71,10 @@ class TaskPath:
             samples,
         )
         self.steps = inner.steps if steps is None else steps
-        self.split = inner.split(inner.initial(params))
+        self.split = split(problem, inner, params, task, samples)
         self.rest, self._fixed = self.split.frozen, None
         if all_arrays:
-            self.rest, self._fixed = eqx.partition((self.split.frozen, problem, task), _tree.is_floating_array)
+            self.rest, self._fixed = eqx.partition((self.split.frozen, problem, task), _tree.is_floating)
         self.loss: StepLoss = self.loss_on(STEP, samples.step)
 
     def rebuild(self, w: PyTree, rest: PyTree) -> tuple[AbstractProblem, PyTree, PyTree]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
 from adaptax._checks import check_whole
-from adaptax._tree import constant, describe, first_line
+from adaptax._tree import Selection, as_selection, constant, describe, first_line
 from adaptax.errors import InputError
 
 
@@ -118,6 +118,7 @@ class AbstractProblem(eqx.Module):
     sample_task: eqx.AbstractVar[Callable[[Key[Array, ""]], PyTree]]
     target_loss: eqx.AbstractVar[Callable[[PyTree, PyTree], Array]]
     metrics: eqx.AbstractVar[Callable[[PyTree, PyTree], dict[str, Array]] | None]
+    trainable: eqx.AbstractVar[Selection]
     stochastic: eqx.AbstractClassVar[bool]
 
     def step_batch(self, task: PyTree, params: PyTree, key: Key[Array, ""] | None, size: int) -> PyTree:
@@ -149,6 +150,11 @@ class FiniteSum(AbstractProblem):
         target_loss: another outer loss, called with `task.target` (default: `loss`).
         metrics: `metrics(params, batch) -> dict of scalars`, reported by `ax.evaluate`, never differentiated. One with a
             true attribute `by_step` is called as `metrics(params, batch, n)` after n inner steps.
+        trainable: which floating-point arrays are parameters (default: all that a derivative of the loss reaches, but no
+            statistics of Flax such as `nnx.BatchStat`): a prefix pytree of booleans, or a predicate on paths such as
+            `lambda path: "batch_stats" not in path`, where a path joins the keys with dots. With `ax.Inner(start=...)` a
+            predicate gets the paths of the outer problem's parameters and those of w_0. The other arrays are constants: no
+            optimiser, inner or outer, moves or decays them, and their gradient is None.
 
     Errors: `InputError` if an argument is not callable.
 
@@ -168,13 +174,15 @@ class FiniteSum(AbstractProblem):
     sample_task: Callable
     target_loss: Callable
     metrics: Callable | None
+    trainable: Selection = eqx.field(static=True)
     stochastic: ClassVar[bool] = False
 
-    def __init__(self, loss, sample_task, *, target_loss=None, metrics=None):
+    def __init__(self, loss, sample_task, *, target_loss=None, metrics=None, trainable=None):
         self.loss = as_callable(loss, "loss")
         self.sample_task = as_callable(sample_task, "sample_task")
         self.target_loss = self.loss if target_loss is None else as_callable(target_loss, "target_loss")
         self.metrics = None if metrics is None else as_callable(metrics, "metrics")
+        self.trainable = as_selection("trainable", trainable)
 
     def step_batch(self, task, params, key, size):
         return task.support
@@ -195,6 +203,7 @@ class Resampling(AbstractProblem):
         draw: `draw(task, params, key, size) -> batch`, `size` samples, fresh for every key; `size` is a static integer.
         target_loss: another outer loss (default: `loss`).
         metrics: `metrics(params, batch) -> dict of scalars`, never differentiated.
+        trainable: as for `FiniteSum`.
 
     Errors: `InputError` if an argument is not callable.
 
@@ -213,14 +222,16 @@ class Resampling(AbstractProblem):
     draw: Callable
     target_loss: Callable
     metrics: Callable | None
+    trainable: Selection = eqx.field(static=True)
     stochastic: ClassVar[bool] = True
 
-    def __init__(self, loss, sample_task, draw, *, target_loss=None, metrics=None):
+    def __init__(self, loss, sample_task, draw, *, target_loss=None, metrics=None, trainable=None):
         self.loss = as_callable(loss, "loss")
         self.sample_task = as_callable(sample_task, "sample_task")
         self.draw = as_callable(draw, "draw")
         self.target_loss = self.loss if target_loss is None else as_callable(target_loss, "target_loss")
         self.metrics = None if metrics is None else as_callable(metrics, "metrics")
+        self.trainable = as_selection("trainable", trainable)
 
     def step_batch(self, task, params, key, size):
         return self.draw(task, constant(params), key, size)

@@ -201,7 +201,7 @@ def test_a_skipped_step_leaves_the_memory_alone(tiny):
 def test_learned_step_sizes_and_parameters_of_other_types_are_remembered(tiny):
     pool = pooled(tiny).sample_task
     loss = lambda p, c: jnp.sum((p["w"] - c.astype(jnp.bfloat16)) ** 2) * p["scale"]  # noqa: E731
-    params = {"w": jnp.ones(3, jnp.bfloat16), "scale": 2, "index": jnp.array(1), "name": None, "b": 1.5}
+    params = {"w": jnp.ones(3, jnp.bfloat16), "scale": 2, "index": jnp.array(1), "name": None, "b": jnp.array(1.5)}
     method = ax.MetaGradient(ax.Inner(2, ax.stepsize.Learned(0.01, per_step=True)))
     problem = ax.FiniteSum(loss, pool)
     options = {"optimizer": optax.adam(0.1), "steps": 3, "tasks_per_step": 4, "devices": tiny.two}

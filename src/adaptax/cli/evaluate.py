@@ -19,6 +19,7 @@ from adaptax.cli.training import Training
 from adaptax.errors import InputError
 from adaptax.models.protocol import HasMoments, offers
 from adaptax.report import tables
+from adaptax.training.older import older
 from adaptax.training.run import Run
 from adaptax.training.step import State, Step
 
@@ -52,9 +53,11 @@ def load(run: Run, saved: dict[str, Any], config: Training) -> tuple[Built, Stat
     """Build what the options describe, and read the newest checkpoint, or the best one of a run with --validation."""
     built = config.build()
     check_data(saved, config)
-    like = _blank(built.step(config.tasks_per_step), built.params)
-    best = None if built.validation is None else run.checkpoints.load_best(like)
-    return built, run.checkpoints.load(like) if best is None else best
+    step = built.step(config.tasks_per_step)
+    like = _blank(step, built.params)
+    templates = (like, lambda: older(step, like))
+    best = None if built.validation is None else run.checkpoints.load_best(*templates)
+    return built, run.checkpoints.load(*templates) if best is None else best
 
 
 def judge(

@@ -14,6 +14,7 @@ from adaptax._batching import check_batch, check_in_flight, in_flight_for, map_t
 from adaptax._checks import check_real, check_whole
 from adaptax._cost import Cost
 from adaptax._keys import CONSTANTS, draw_tasks, first, numbered, own_key
+from adaptax._parameters import split
 from adaptax.errors import InputError
 from adaptax.inner import Inner
 from adaptax.inner_path import TaskPath, check_problem
@@ -145,8 +146,8 @@ def _measure(problem, params, inner, batch, key, count, samples, budget, in_flig
     check_problem(problem, start, first(tasks), samples, target=True)
     inner = resolve_on_first(inner, problem, params, tasks, keys, samples)
     size = in_flight_for(problem, start, first(tasks), count, samples, in_flight)
-    split = inner.split(start)
-    w, unravel = ravel(split.adapting), unraveller(split.adapting)
+    parts = split(problem, inner, params, first(tasks), samples)
+    w, unravel = ravel(parts.adapting), unraveller(parts.adapting)
 
     def each(one):
         return map_tasks(lambda pair: one(*pair), (tasks, keys), size)
@@ -161,7 +162,7 @@ def _measure(problem, params, inner, batch, key, count, samples, budget, in_flig
 
         def noise(final, task, key):
             loss = loss_of_sample(path(task, key))
-            both = jax.tree.map(lambda a, b: jnp.stack([a, b]), split.adapting, final)
+            both = jax.tree.map(lambda a, b: jnp.stack([a, b]), parts.adapting, final)
             return jax.lax.map(lambda point: at_point(loss, point, key, budget.draws, budget.changes, size), both)
 
         gradients, of_gradients, of_hessians = map_tasks(lambda x: noise(*x), (walked.final, tasks, keys), size)
@@ -173,7 +174,7 @@ def _measure(problem, params, inner, batch, key, count, samples, budget, in_flig
 
         def both(task):
             def gradient(loss, part):
-                return jax.grad(lambda w: loss(eqx.combine(unravel(w), split.frozen, split.static), part))(w)
+                return jax.grad(lambda w: loss(eqx.combine(unravel(w), parts.frozen, parts.static), part))(w)
 
             return gradient(problem.loss, task.support), gradient(problem.target_loss, task.target)
 

@@ -25,6 +25,7 @@ class AdaptedPath(eqx.Module):
 
     Arguments:
         problem, params: those of the meta-step.
+        trained: which leaves of the parameters are moved, as a tree of booleans.
         method: the method, with the inner loop in use.
         tasks, keys, weights: this device's share of the tasks, their keys, and 0 for copies that only fill up the share.
         count: the number of tasks on all devices.
@@ -33,6 +34,7 @@ class AdaptedPath(eqx.Module):
 
     problem: AbstractProblem
     params: PyTree
+    trained: PyTree = eqx.field(static=True)
     method: AbstractMethod
     tasks: PyTree
     keys: Key[Array, " B"]
@@ -48,7 +50,7 @@ class AdaptedPath(eqx.Module):
             tasks: the product is over at least so many tasks (default: all).
         """
         inner, problem = self.method.inner, self.problem
-        floats_now, static = eqx.partition(self.params, _tree.is_floating)
+        floats_now, static = eqx.partition(self.params, self.trained)
         size = in_flight_for(problem, inner.initial(self.params), first(self.tasks), len(self.weights), self.method.samples)
 
         def path_from(floats: PyTree, task: PyTree, key: Any) -> TaskPath:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Key, PyTree
 from adaptax import _tree
 from adaptax._batching import check_batch, in_flight_for, map_tasks
 from adaptax._keys import RULE, check_key, first, fold, require_keys
+from adaptax._parameters import split
 from adaptax._update import Update
 from adaptax.curvature.base import LocalLoss
 from adaptax.curvature.finite_difference import FiniteDifference
@@ -119,9 +120,9 @@ def along_path(
     return largest, v if warmup else last
 
 
-def first_estimate(inner: Inner, params: PyTree) -> Estimate:
-    """The estimate before any measurement: curvature 0 and a fixed pseudo-random direction."""
-    return Estimate(jnp.zeros(()), _tree.normal_like(jax.random.key(0), inner.split(inner.initial(params)).adapting))
+def first_estimate(adapting: PyTree) -> Estimate:
+    """The estimate before any measurement, for parameters that adapt: curvature 0 and a fixed pseudo-random direction."""
+    return Estimate(jnp.zeros(()), _tree.normal_like(jax.random.key(0), adapting))
 
 
 def refresh(
@@ -195,7 +196,7 @@ def _resolve(inner, problem, params, tasks, keys, samples):
     check_problem(problem, inner.initial(params), first(tasks), samples, target=False)
     # A step size from a rule counts as a constant: the measurement is not differentiated.
     rule, problem, params, tasks = _tree.constant((inner.stepsize, problem, params, tasks))
-    estimate = first_estimate(inner, params)
+    estimate = first_estimate(split(problem, inner, params, first(tasks), samples).adapting)
     estimate = refresh(inner, rule, estimate, problem, params, tasks, keys, samples=samples, cold=True)
     return rule.alpha(estimate.curvature, inner.steps)
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ class Checkpoints:
     warning, and the one before it is used. Any other failure, such as a disk error or a reader that does not know the format,
     raises `CheckpointError` and changes nothing.
 
+    States are read into one of the same shapes, `like`, or else into `older`, as states were made before (`training.older`).
+
     Arguments:
         folder: the run folder.
     """
@@ -56,7 +59,7 @@ class Checkpoints:
         manifest = {name: entry for name, entry in self._manifest().items() if name in kept}
         write_json(self.folder / "manifest.json", {**manifest, str(step): self._entry("checkpoints", step, arrays)})
 
-    def restore(self, like: State) -> State | None:
+    def restore(self, like: State, older: Callable[[], State] | None = None) -> State | None:
         """The newest whole checkpoint, or None; checkpoints that the manifest does not name are removed."""
         manifest, checkpoints = self._manifest(), self.folder / "checkpoints"
         if checkpoints.is_dir():
@@ -66,17 +69,17 @@ class Checkpoints:
         for step in sorted(map(int, manifest), reverse=True):
             arrays = self._read("checkpoints", step, manifest[str(step)])
             if arrays is not None:
-                return self._as(like, arrays)
+                return self._as(like, arrays, older)
             self._set_aside(step, manifest)
         return None
 
-    def load(self, like: State) -> State:
+    def load(self, like: State, older: Callable[[], State] | None = None) -> State:
         """The newest whole checkpoint, for reading: nothing is changed."""
         manifest = self._manifest()
         for step in sorted(map(int, manifest), reverse=True):
             arrays = self._read("checkpoints", step, manifest[str(step)])
             if arrays is not None:
-                return self._as(like, arrays)
+                return self._as(like, arrays, older)
         raise InputError(f"{self.folder.name} has no whole checkpoint yet: let the run reach its first one.")
 
     def save_best(self, state: State) -> None:
@@ -90,7 +93,7 @@ class Checkpoints:
             _write_arrays(manager, step, arrays)
         write_json(self.folder / "best.json", {"step": step, **self._entry("best", step, arrays)})
 
-    def load_best(self, like: State) -> State | None:
+    def load_best(self, like: State, older: Callable[[], State] | None = None) -> State | None:
         """The state that `save_best` kept, or None."""
         if not (best := self._best()):
             return None
@@ -98,7 +101,7 @@ class Checkpoints:
         if arrays is None:
             text = f"{self.folder.name} has a best checkpoint that is damaged"
             raise InputError(f"{text}: delete its best.json to use the newest checkpoint.")
-        return self._as(like, arrays)
+        return self._as(like, arrays, older)
 
     def _read(self, kind: str, step: int, entry: Any) -> dict[str, np.ndarray] | None:
         """The arrays of one checkpoint; None if its bytes are not those that were written."""
@@ -162,9 +165,11 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=_KEPT, enable_async_checkpointing=False)
         return ocp.CheckpointManager(self.folder / kind, options=options)
 
-    def _as(self, like: State, arrays: dict[str, np.ndarray]) -> State:
+    def _as(self, like: State, arrays: dict[str, np.ndarray], older: Callable[[], State] | None) -> State:
         """A state made of these arrays; a checkpoint of something else is refused, and kept."""
-        there, here = ([f"{x.dtype}{list(x.shape)}" for _, x in sorted(a.items())] for a in (arrays, _arrays(like)))
+        there, here = (_shapes(a) for a in (arrays, _arrays(like)))
+        if there != here and older is not None and there == _shapes(_arrays(before := older())):
+            return _with_arrays(before, arrays)
         if there != here:
             pairs = itertools.zip_longest(there, here, fillvalue="nothing")
             difference = next(f"{a} there and {b} here" for a, b in pairs if a != b)
@@ -192,6 +197,10 @@ def _arrays(state: State) -> dict[str, np.ndarray]:
     leaves = [leaf for leaf in jax.tree.leaves(state) if _is_kept(leaf)]
     plain = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in leaves]
     return {f"{i:05d}": np.asarray(x) for i, x in enumerate(plain)}
+
+
+def _shapes(arrays: dict[str, np.ndarray]) -> list[str]:
+    return [f"{x.dtype}{list(x.shape)}" for _, x in sorted(arrays.items())]
 
 
 def _is_kept(leaf: Any) -> bool:

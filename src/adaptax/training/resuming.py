@@ -20,6 +20,7 @@ import jax
 import numpy as np
 import optax
 
+from adaptax.problem import AbstractProblem
 from adaptax.training.run import Run, differences
 
 _COMPARED = ("problem", "method", "optimizer", "memory")
@@ -83,7 +84,7 @@ def _warn(run: Run, names: Sequence[str], text: str) -> None:
 def describe(value: Any) -> str:
     """A method, optimiser or problem with all its options, in words that do not change from one process to another."""
     if isinstance(value, eqx.Module):
-        fields = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+        fields = ((field.name, getattr(value, field.name)) for field in _fields(value))
         return f"{type(value).__name__}({', '.join(f'{name}={describe(entry)}' for name, entry in fields)})"
     if isinstance(value, functools.partial):
         return describe(value.func) if not (value.args or value.keywords) else f"partial({describe(value.func)})"
@@ -162,7 +163,7 @@ def _feed(digest: Any, value: Any, seen: dict[int, int], plain: list[Any]) -> No
         parts = ()
     elif dataclasses.is_dataclass(value):
         say("object", type(value).__module__, type(value).__qualname__)
-        parts = [part for field in dataclasses.fields(value) for part in (field.name, getattr(value, field.name, None))]
+        parts = [part for field in _fields(value) for part in (field.name, getattr(value, field.name, None))]
     elif (wrapped := getattr(value, "__wrapped__", None)) is not None:
         parts = (wrapped,)
     else:
@@ -171,6 +172,12 @@ def _feed(digest: Any, value: Any, seen: dict[int, int], plain: list[Any]) -> No
         parts = ()
     for part in parts:
         _feed(digest, part, seen, plain)
+
+
+def _fields(value: Any) -> list[Any]:
+    """The fields of a module or dataclass, without an option that older runs did not have and that is not used."""
+    later = {"trainable"} if isinstance(value, AbstractProblem) and value.trainable is None else set()
+    return [field for field in dataclasses.fields(value) if field.name not in later]
 
 
 def _contents(cell: Any) -> Any:

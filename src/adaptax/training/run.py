@@ -4,7 +4,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -110,9 +110,9 @@ class Run:
             flush(path)
         self.checkpoints.save(state)
 
-    def restore(self, like: State) -> State | None:
+    def restore(self, like: State, older: Callable[[], State] | None = None) -> State | None:
         """The state to go on from, or None; all later lines are taken back."""
-        state = self.checkpoints.restore(like)
+        state = self.checkpoints.restore(like, older)
         for path in self._lines():
             _cut(path, 0 if state is None else int(state.step))
         return state

@@ -13,7 +13,9 @@ from adaptax import _devices as dev
 from adaptax import _tree
 from adaptax._batching import check_in_flight
 from adaptax._checks import check_whole
-from adaptax._keys import numbered, own_key, task_key
+from adaptax._keys import any_key, first, numbered, own_key, task_key
+from adaptax._parameters import split, trained
+from adaptax._tree import Mask
 from adaptax.errors import InputError
 from adaptax.inner import Inner
 from adaptax.methods.base import AbstractMethod, mean_like, weighted_sum
@@ -40,6 +42,7 @@ class State(eqx.Module):
         key: made from the seed; never changes.
         skipped: how many meta-steps in a row had a gradient that was not finite.
         memory: the meta-gradients that `ax.Memory` remembers, else None.
+        trained: which leaves of the parameters the outer optimiser moves.
     """
 
     step: Array
@@ -50,6 +53,7 @@ class State(eqx.Module):
     key: Key[Array, ""]
     skipped: Array
     memory: Table | None = None
+    trained: Any = eqx.field(static=True, default=None)
 
 
 class Step(eqx.Module):
@@ -80,10 +84,11 @@ class Step(eqx.Module):
         estimate = None
         if isinstance(rule, AbstractRule):
             estimate, inner = _first_estimate(self, params, key, tasks)
-        floating = eqx.filter(params, _tree.is_floating)
+        moved = trained(self.problem, inner, params, self.shapes(tasks), self.method.samples)
+        floating = eqx.filter(params, moved)
         zero = jnp.zeros((), jnp.int32)
         memory = None if self.memory is None else Table.empty(floating, rows_of(self.problem, tasks))
-        return State(zero, params, self.optimizer.init(floating), inner, estimate, key, zero, memory)
+        return State(zero, params, self.optimizer.init(floating), inner, estimate, key, zero, memory, Mask(moved))
 
     def __call__(self, state: State, tasks: PyTree = None) -> tuple[State, dict[str, Array]]:
         """One meta-step.
@@ -116,10 +121,19 @@ class Step(eqx.Module):
         keys = self.keys(key, step, jnp.arange(count))
         return (self.sample(keys) if tasks is None else tasks), jax.vmap(own_key)(keys)
 
+    def shapes(self, tasks: PyTree) -> PyTree:
+        """One task's shapes, or None where `sample_task` gives none."""
+        if tasks is not None:
+            return first(tasks)
+        try:
+            return eqx.filter_eval_shape(self.problem.sample_task, any_key())
+        except Exception:  # refused with a sentence when the first tasks are drawn
+            return None
+
     def advance(self, state: State, local: PyTree, few: PyTree) -> tuple[State, dict[str, Array]]:
         """One meta-step on this device's tasks (`local`; None: sample them), with `few` for a step-size rule."""
         method, problem, rule = self.method, self.problem, self.method.inner.stepsize
-        inner, estimate = state.inner, state.estimate
+        inner, estimate, moved = state.inner, state.estimate, state.trained.tree()
         if isinstance(rule, AbstractRule):
 
             def remeasure(estimate):
@@ -145,6 +159,7 @@ class Step(eqx.Module):
             each = drawn is not None
             value, grad, infos = weighted_sum(method, problem, params, tasks, keys, weights, self.in_flight, each)
             infos, grads = infos if each else (infos, None)
+            grad, grads = eqx.filter(grad, moved), None if grads is None else eqx.filter(grads, moved)
             rate = jnp.sum(jnp.where(weights > 0, infos.stepsize, 0))
             value, grad, rate = dev.total(self.mesh, (value, grad, rate))
             count = self.tasks_per_step
@@ -154,7 +169,7 @@ class Step(eqx.Module):
         info = {"loss": value, "grad_norm": _tree.norm(grad), "stepsize": rate}
         if estimate is not None:
             info["curvature"] = estimate.curvature
-        floating = eqx.filter(state.params, _tree.is_floating)
+        floating = eqx.filter(state.params, moved)
 
         # Line searches pass on the extra arguments that they do not use. The derivative is the meta-gradient, equal on all
         # devices.
@@ -173,7 +188,7 @@ class Step(eqx.Module):
 
         at_step = jax.random.fold_in(state.key, state.step)
         initial_gradients = InitialGradients(problem, state.params, method, at_step, local is not None)
-        adapted_path = AdaptedPath(problem, state.params, method, tasks, keys, weights, self.tasks_per_step, self.mesh)
+        adapted_path = AdaptedPath(problem, state.params, moved, method, tasks, keys, weights, self.tasks_per_step, self.mesh)
         direction, note = recall(self.memory, state.memory, self.mesh, grad, drawn, weights, grads)
         updates, opt_state = optax.with_extra_args_support(self.optimizer).update(
             direction, state.opt_state, floating, value=value, grad=direction, value_fn=value_fn, info=info,
@@ -186,7 +201,8 @@ class Step(eqx.Module):
         params, opt_state = _tree.select(good, (params, opt_state), (state.params, state.opt_state))
         skipped = jnp.where(good, 0, state.skipped + 1).astype(jnp.int32)
         info["skipped"] = ~good
-        return State(state.step + 1, params, opt_state, inner, estimate, state.key, skipped, note(good)), info
+        new = (state.step + 1, params, opt_state, inner, estimate, state.key, skipped, note(good), state.trained)
+        return State(*new), info
 
     def split(self, tasks: PyTree) -> PyTree:
         """Host tasks made ready to be cut over the devices: filled up with copies of the first, of weight zero."""
@@ -255,8 +271,8 @@ def _as_type(new: Any, old: Any) -> Any:
 def _first_estimate(step, params, key, tasks):
     rule, inner = step.method.inner.stepsize, step.method.inner
     few, keys = step.rule_tasks(key, jnp.zeros((), jnp.int32), tasks)
-    estimate = first_estimate(inner, params)
     samples = step.method.samples
+    estimate = first_estimate(split(step.problem, inner, params, first(few), samples).adapting)
     estimate = refresh(inner, rule, estimate, step.problem, params, few, keys, samples=samples, cold=True)
     return estimate, inner.with_stepsize(rule.alpha(estimate.curvature, inner.steps))
 
