@@ -3,47 +3,65 @@
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from jaxtyping import PyTree
 
 from adaptax._checks import check_whole
-from adaptax._keys import any_key
 from adaptax.errors import InputError
-from adaptax.problem import AbstractProblem, Samples
 
-# Bytes of intermediate values that may be in flight: about a core's private cache on a CPU, a small share of the
-# memory of an accelerator, which needs large batches to be busy.
-_BUDGET = {"cpu": 4 << 20}
-_BUDGET_ACCELERATOR = 2 << 30
+# Bytes that the tasks in flight may hold together: on a CPU about its cache, on an accelerator, which needs large batches to
+# be busy, a share of its memory.
+_CACHE = 4 << 20
+_SHARE, _ACCELERATOR = 1 / 16, 2 << 30
 
 
-def in_flight_for(
-    problem: AbstractProblem, params: PyTree, task: PyTree, count: int, samples: Samples, in_flight: int | None = None
-) -> int:
-    """The number of tasks to hold at a time: as asked, or by the bytes of intermediate values of one loss.
+class Traced:
+    """A function of one task as a program: it is traced once, to see what it holds, and then run for every task.
 
     Arguments:
-        problem, samples: the problem, and its sample sizes.
-        params: the parameters w_0.
-        task: one task, or its shapes.
-        count: how many tasks there are.
-        in_flight: the number that the user asked for, if any.
+        function: from the inputs of one task to arrays.
+        inputs: the inputs of all tasks, each leaf with their leading axis.
+
+    Attributes: `outputs` (the shapes of its results), `held` (the most bytes that it holds at any time, apart from what all
+    tasks share), `host` (whether it calls the host).
     """
-    if in_flight is not None:
-        return min(in_flight, count)
-    if getattr(getattr(problem, "draw", None), "host", False):
-        return count
 
-    def loss(params, task, key):
-        return problem.loss(params, problem.step_batch(task, params, key, samples.step))
+    def __init__(self, function: Callable[[Any], Any], inputs: PyTree):
+        leaves, treedef = jax.tree.flatten(inputs)
+        results: list[Any] = []
 
-    size = _intermediate_bytes(eqx.filter_make_jaxpr(loss)(params, task, any_key())[0].jaxpr)
-    budget = _BUDGET.get(jax.default_backend(), _BUDGET_ACCELERATOR)
-    return int(np.clip(budget // max(size, 1), 1, count))
+        def flat(*leaves):
+            values, structure = jax.tree.flatten(function(jax.tree.unflatten(treedef, leaves)))
+            results.append(structure)
+            return values
+
+        shapes = [jax.ShapeDtypeStruct(jnp.shape(leaf)[1:], leaf.dtype) for leaf in leaves]
+        program = jax.make_jaxpr(flat)(*shapes)
+        self._run, self._structure = jaxpr_as_fun(program), results[0]
+        self.outputs = jax.tree.unflatten(self._structure, [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in program.out_avals])
+        self.held = held_bytes(program.jaxpr)
+        self.host = _calls_host(program.jaxpr)
+
+    def __call__(self, inputs: PyTree) -> Any:
+        return jax.tree.unflatten(self._structure, self._run(*jax.tree.leaves(inputs)))
+
+    def at_a_time(self, count: int, in_flight: int | None = None) -> int:
+        """How many of `count` tasks to hold at a time: as asked, or by what one task holds."""
+        if in_flight is not None:
+            return min(in_flight, count)
+        if self.host:  # every call of the host has a fixed cost
+            return count
+        return int(np.clip(_budget() // max(self.held, 1), 1, count))
+
+
+def _budget() -> int:
+    if jax.default_backend() == "cpu":
+        return _CACHE
+    memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return _ACCELERATOR if memory is None else int(_SHARE * memory)
 
 
 def check_in_flight(in_flight: Any) -> int | None:
@@ -60,18 +78,46 @@ def check_batch(tasks: PyTree, keys: Any) -> int:
     return lengths.pop()[0]
 
 
-def _intermediate_bytes(jaxpr: Jaxpr) -> int:
-    """Bytes of all values that a program computes, its inner programs' included."""
-    total = 0
-    for equation in jaxpr.eqns:
-        inner = [p for value in equation.params.values() for p in (value if isinstance(value, tuple | list) else [value])]
-        inner = [p.jaxpr if isinstance(p, ClosedJaxpr) else p for p in inner if isinstance(p, ClosedJaxpr | Jaxpr)]
-        if inner:
-            total += sum(_intermediate_bytes(p) for p in inner)
-        else:
-            avals: list[Any] = [v.aval for v in equation.outvars]
-            total += sum(int(np.prod(a.shape)) * getattr(a.dtype, "itemsize", 4) for a in avals if hasattr(a, "shape"))
-    return total
+def held_bytes(jaxpr: Jaxpr) -> int:
+    """The most bytes that a program holds at any time of values that depend on its inputs, which are not counted."""
+    last: dict[Any, int] = {x: len(jaxpr.eqns) for x in jaxpr.outvars if not isinstance(x, Literal)}
+    wanted = []
+    for place in reversed(range(len(jaxpr.eqns))):
+        step = jaxpr.eqns[place]
+        if step.effects or any(x in last for x in step.outvars):
+            wanted.append(place)
+            for x in step.invars:
+                if not isinstance(x, Literal):
+                    last.setdefault(x, place)
+    of_task, freed, held, most = set(jaxpr.invars), dict[int, int](), 0, 0
+    for place in reversed(wanted):
+        step = jaxpr.eqns[place]
+        if not any(not isinstance(x, Literal) and x in of_task for x in step.invars):
+            continue
+        of_task.update(step.outvars)
+        for x in step.outvars:
+            size = _bytes(x.aval)
+            held += size
+            end = last[x] if x in last else place
+            freed[end] = freed.get(end, 0) + size
+        inside = max((held_bytes(inner) for inner in _programs(step)), default=0)
+        most = max(most, held + inside)
+        held -= freed.pop(place, 0)
+    return most
+
+
+def _bytes(aval: Any) -> int:
+    return int(np.prod(aval.shape)) * getattr(aval.dtype, "itemsize", 4) if hasattr(aval, "shape") else 0
+
+
+def _programs(step: Any) -> list[Jaxpr]:
+    """The programs inside one operation, such as the body of a loop."""
+    found = [p for value in step.params.values() for p in (value if isinstance(value, tuple | list) else [value])]
+    return [p.jaxpr if isinstance(p, ClosedJaxpr) else p for p in found if isinstance(p, ClosedJaxpr | Jaxpr)]
+
+
+def _calls_host(jaxpr: Jaxpr) -> bool:
+    return any("callback" in step.primitive.name or any(map(_calls_host, _programs(step))) for step in jaxpr.eqns)
 
 
 def grouped(tree: PyTree, size: int) -> PyTree:
@@ -91,12 +137,14 @@ def ungrouped(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.reshape((leaf.shape[0] * leaf.shape[1], *leaf.shape[2:])), tree)
 
 
-def map_tasks(function: Callable[[Any], Any], inputs: PyTree, in_flight: int) -> Any:
-    """`function` over the leading axis, `in_flight` at a time."""
+def map_tasks(function: Callable[[Any], Any], inputs: PyTree, in_flight: int | None = None) -> Any:
+    """`function` over the leading axis, as many at a time as asked, or as `Traced` decides."""
+    traced = Traced(function, inputs)
     count = jnp.shape(jax.tree.leaves(inputs)[0])[0]
-    if in_flight >= count:
-        return jax.vmap(function)(inputs)
-    if in_flight == 1:
-        return jax.lax.map(function, inputs)
-    out = jax.lax.map(jax.vmap(function), grouped(inputs, in_flight))
+    size = traced.at_a_time(count, in_flight)
+    if size == count:
+        return jax.vmap(traced)(inputs)
+    if size == 1:
+        return jax.lax.map(traced, inputs)
+    out = jax.lax.map(jax.vmap(traced), grouped(inputs, size))
     return jax.tree.map(lambda leaf: leaf[:count], ungrouped(out))

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from adaptax import _tree
-from adaptax._batching import check_in_flight, in_flight_for, map_tasks
+from adaptax._batching import check_in_flight, map_tasks
 from adaptax._checks import check_real, check_whole
 from adaptax._cost import Cost
 from adaptax._keys import CERTIFICATE, RULE_TASKS, draw_tasks, first, fold, numbered, require_keys
@@ -93,7 +93,7 @@ def stationarity(
         seed: of the tasks (default 0); never those of training with the same seed.
         confidence: of the bound (default 0.95).
         bias: a bound on the norm of the method's bias (default 0).
-        in_flight: how many tasks are held at a time (default: decided from the shapes).
+        in_flight: how many tasks are held at a time (default: by what one task holds).
 
     Returns: `Certificate`.
 
@@ -198,12 +198,11 @@ def _gradients(method, problem, params, key, indices, in_flight) -> Array:
     require_keys(problem, keys)
     initial, task = method.inner.initial(params), first(tasks)
     check_problem(problem, initial, task, method.samples, target=True)
-    size = in_flight_for(problem, initial, task, len(indices), method.samples, in_flight)
 
     def one(pair):
         return ravel(eqx.filter(method.one_task(problem, params, *pair)[1], _tree.is_floating))
 
-    return map_tasks(one, (tasks, keys), size)
+    return map_tasks(one, (tasks, keys), in_flight)
 
 
 def _gram(method, problem, params, key, count: int, in_flight: int | None) -> tuple[np.ndarray, int]:

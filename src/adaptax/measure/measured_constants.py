@@ -8,9 +8,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import PyTree
 
-from adaptax._batching import check_batch, check_in_flight, in_flight_for, map_tasks
+from adaptax._batching import Traced, check_batch, check_in_flight, map_tasks
 from adaptax._checks import check_real, check_whole
 from adaptax._cost import Cost
 from adaptax._keys import CONSTANTS, draw_tasks, first, numbered, own_key
@@ -98,7 +99,7 @@ def constants(
         iterations: Hessian-vector products at each point (default 20).
         draws: single samples of a resampling problem, at least 8 (default 64).
         radius: t (default $\epsilon^{1/3}\max(1, \|w\|)$ with the rounding unit $\epsilon$).
-        in_flight: how many tasks are held at a time (default: decided from the shapes).
+        in_flight: how many tasks are held at a time (default: by what one task holds).
 
     Returns: `Measured`.
 
@@ -145,12 +146,11 @@ def _measure(problem, params, inner, batch, key, count, samples, budget, in_flig
     start = inner.initial(params)
     check_problem(problem, start, first(tasks), samples, target=True)
     inner = resolve_on_first(inner, problem, params, tasks, keys, samples)
-    size = in_flight_for(problem, start, first(tasks), count, samples, in_flight)
     parts = split(problem, inner, params, first(tasks), samples)
     w, unravel = ravel(parts.adapting), unraveller(parts.adapting)
 
     def each(one):
-        return map_tasks(lambda pair: one(*pair), (tasks, keys), size)
+        return map_tasks(lambda pair: one(*pair), (tasks, keys), in_flight)
 
     def path(task, key):
         return TaskPath(problem, inner, params, task, key, samples)
@@ -163,9 +163,9 @@ def _measure(problem, params, inner, batch, key, count, samples, budget, in_flig
         def noise(final, task, key):
             loss = loss_of_sample(path(task, key))
             both = jax.tree.map(lambda a, b: jnp.stack([a, b]), parts.adapting, final)
-            return jax.lax.map(lambda point: at_point(loss, point, key, budget.draws, budget.changes, size), both)
+            return jax.lax.map(lambda point: at_point(loss, point, key, budget.draws, budget.changes), both)
 
-        gradients, of_gradients, of_hessians = map_tasks(lambda x: noise(*x), (walked.final, tasks, keys), size)
+        gradients, of_gradients, of_hessians = map_tasks(lambda x: noise(*x), (walked.final, tasks, keys), in_flight)
         out |= {"sigma_g": list(of_gradients.T), "sigma_H": list(of_hessians.T), "b": zeros}
         # The mean over M tasks is itself an estimate, and so is each task's gradient, from `draws` samples.
         excess = of_gradients[:, 0] / budget.draws
@@ -179,7 +179,7 @@ def _measure(problem, params, inner, batch, key, count, samples, budget, in_flig
             return gradient(problem.loss, task.support), gradient(problem.target_loss, task.target)
 
         # Two passes, so that no more gradients are held than tasks are in flight.
-        mean = _mean(lambda pair: both(pair[0])[1], (tasks, keys), size)
+        mean = _mean(lambda pair: both(pair[0])[1], (tasks, keys), in_flight)
         squares = each(lambda task, key: jnp.sum((both(task)[1] - mean) ** 2))
         out["b"] = each(lambda task, key: jnp.sum(jnp.subtract(*both(task)) ** 2))
         out |= {"sigma_g": [zeros], "sigma_H": [zeros]}
@@ -188,18 +188,18 @@ def _measure(problem, params, inner, batch, key, count, samples, budget, in_flig
     return out
 
 
-def _mean(one, inputs, size: int):
+def _mean(one, inputs, in_flight: int | None):
     """The mean of vectors over tasks, summed group by group."""
-    count = jax.tree.leaves(inputs)[0].shape[0]
+    count, traced = jax.tree.leaves(inputs)[0].shape[0], Traced(one, inputs)
+    size = traced.at_a_time(count, in_flight)
     groups = -(-count // size)
     index = jnp.arange(groups * size).reshape(groups, size)
 
     def add(total, index):
-        vectors = jax.vmap(one)(jax.tree.map(lambda leaf: leaf[jnp.minimum(index, count - 1)], inputs))
+        vectors = jax.vmap(traced)(jax.tree.map(lambda leaf: leaf[jnp.minimum(index, count - 1)], inputs))
         return total + jnp.sum(jnp.where((index < count)[:, None], vectors, 0), axis=0), None
 
-    shape = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], inputs))
-    return jax.lax.scan(add, jnp.zeros(shape.shape, shape.dtype), index)[0] / count
+    return jax.lax.scan(add, optax.tree.zeros_like(traced.outputs), index)[0] / count
 
 
 def _maximum(values: np.ndarray) -> Value:

@@ -25,9 +25,7 @@ def loss_of_sample(path: TaskPath) -> Callable:
     return loss
 
 
-def at_point(
-    loss: Callable, adapting: PyTree, key: Key[Array, ""], draws: int, iterations: int, at_once: int
-) -> tuple[Array, Array, Array]:
+def at_point(loss: Callable, adapting: PyTree, key: Key[Array, ""], draws: int, iterations: int) -> tuple[Array, Array, Array]:
     r"""The mean gradient of a task, and unbiased estimates of $E\|\nabla l(w;\tau) - \nabla l(w)\|^2$ and of
     $E\|(\nabla^2 l(w;\tau) - \nabla^2 l(w))u\|^2$ for one u.
 
@@ -38,7 +36,7 @@ def at_point(
     keys: Any = jax.vmap(lambda k: fold(key, DRAW, k))(jnp.arange(draws))
 
     def over(one, *inputs):
-        return map_tasks(lambda x: one(*x), inputs, at_once)
+        return map_tasks(lambda x: one(*x), inputs)
 
     def product(k, v):
         return jax.jvp(lambda w: jax.grad(loss)(w, k), (w,), (v,))[1]

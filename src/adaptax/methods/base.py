@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Key, PyTree
 
-from adaptax._batching import check_batch, check_in_flight, grouped, in_flight_for, ungrouped
+from adaptax._batching import Traced, check_batch, check_in_flight, grouped, ungrouped
 from adaptax._cost import Cost
 from adaptax._keys import check_key, first, require_keys
 from adaptax.errors import InputError
@@ -58,7 +58,7 @@ class AbstractMethod(eqx.Module):
             problem, params: as for one task.
             tasks: one pytree whose every leaf has a leading axis B.
             keys: B keys, needed where anything is drawn.
-            in_flight: how many tasks are held in memory at a time (default: decided from the shapes; all for small models,
+            in_flight: how many tasks are held in memory at a time (default: by what one task holds; all for small models,
                 one for large ones).
         """
         self.check(problem, keys)
@@ -126,9 +126,7 @@ def weighted_sum(
     With `each`, the third result has pairs of a task's `Info` and its own meta-gradient. A task of weight zero adds exactly
     nothing, even where its own values are not finite.
     """
-    initial, task, count = method.inner.initial(params), first(tasks), weights.shape[0]
-    check_problem(problem, initial, task, method.samples, target=True)
-    size = in_flight_for(problem, initial, task, count, method.samples, in_flight)
+    check_problem(problem, method.inner.initial(params), first(tasks), method.samples, target=True)
 
     def one(inputs):
         task, key, weight = inputs
@@ -141,10 +139,12 @@ def weighted_sum(
         return jax.tree.map(weighted, (value, grad)), (info, grad) if each else info
 
     def group(inputs):
-        sums, infos = jax.vmap(one)(inputs)
+        sums, infos = jax.vmap(traced)(inputs)
         return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), sums), infos
 
-    inputs = (tasks, keys, weights)
+    inputs, count = (tasks, keys, weights), weights.shape[0]
+    traced = Traced(one, inputs)
+    size = traced.at_a_time(count, in_flight)
     if size == count:
         (value, grad), infos = group(inputs)
         return value, grad, infos
@@ -152,11 +152,10 @@ def weighted_sum(
 
     def add(total, inputs):
         flat = jax.tree.map(lambda leaf: leaf[0], inputs) if size == 1 else inputs
-        sums, infos = one(flat) if size == 1 else group(flat)
+        sums, infos = traced(flat) if size == 1 else group(flat)
         return optax.tree.add(total, sums), infos
 
-    shapes = jax.eval_shape(lambda x: one(jax.tree.map(lambda leaf: leaf[0, 0], x))[0], inputs)
-    (value, grad), infos = jax.lax.scan(add, optax.tree.zeros_like(shapes), inputs)
+    (value, grad), infos = jax.lax.scan(add, optax.tree.zeros_like(traced.outputs[0]), inputs)
     return value, grad, jax.tree.map(lambda leaf: leaf[:count], infos if size == 1 else ungrouped(infos))
 
 

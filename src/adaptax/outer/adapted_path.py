@@ -11,8 +11,8 @@ from jaxtyping import Array, Key, PyTree
 
 from adaptax import _devices as dev
 from adaptax import _tree
-from adaptax._batching import in_flight_for, map_tasks
-from adaptax._keys import STEP, first, fold
+from adaptax._batching import map_tasks
+from adaptax._keys import STEP, fold
 from adaptax.gradients import AutoDiff
 from adaptax.inner_path import TaskPath
 from adaptax.methods.base import AbstractMethod
@@ -51,12 +51,11 @@ class AdaptedPath(eqx.Module):
         """
         inner, problem = self.method.inner, self.problem
         floats_now, static = eqx.partition(self.params, self.trained)
-        size = in_flight_for(problem, inner.initial(self.params), first(self.tasks), len(self.weights), self.method.samples)
 
         def path_from(floats: PyTree, task: PyTree, key: Any) -> TaskPath:
             return TaskPath(problem, inner, eqx.combine(floats, static), task, key, self.method.samples)
 
-        fixed = map_tasks(lambda x: _draw(path_from(floats_now, *x)), (self.tasks, self.keys), size)
+        fixed = map_tasks(lambda x: _draw(path_from(floats_now, *x)), (self.tasks, self.keys))
 
         def adapted(floats: PyTree, batches: PyTree, key: Any) -> PyTree:
             """w_N from the outer problem's floating-point parameters, on batches already drawn."""
@@ -71,7 +70,7 @@ class AdaptedPath(eqx.Module):
 
         def mean(function: Callable[..., Any], few: int | None = None) -> Any:
             inputs, weights = jax.tree.map(lambda leaf: leaf[:few], ((fixed, self.keys), self.weights))
-            each = map_tasks(lambda x: function(*x[0], x[1]), inputs, size)
+            each = map_tasks(lambda x: function(*x[0], x[1]), inputs)
             shares = jax.tree.map(lambda leaf: jnp.tensordot(weights.astype(leaf.dtype), leaf, 1), each)
             count = self.count if few is None else dev.total(self.mesh, jnp.sum(weights))
             return jax.tree.map(lambda leaf: leaf / jnp.asarray(count, leaf.dtype), dev.total(self.mesh, shares))

@@ -10,8 +10,8 @@ import optax
 from jaxtyping import Array, Key, PyTree
 
 from adaptax import _tree
-from adaptax._batching import in_flight_for, map_tasks
-from adaptax._keys import INITIAL_GRADIENTS, draw_tasks, first, fold, numbered
+from adaptax._batching import map_tasks
+from adaptax._keys import INITIAL_GRADIENTS, draw_tasks, fold, numbered
 from adaptax.errors import InputError
 from adaptax.inner_path import TaskPath
 from adaptax.methods.base import AbstractMethod
@@ -92,14 +92,13 @@ class InitialGradients(eqx.Module):
         if self.from_host:
             raise InputError("AdaptiveOuter draws tasks of its own, by the problem's sample_task: train without tasks=.")
         tasks, keys = draw_tasks(self.problem, numbered(fold(self.key, INITIAL_GRADIENTS), jnp.arange(count)))
-        size = in_flight_for(self.problem, self.params, first(tasks), count, self.method.samples)
         sizes = Samples(samples, samples, samples)
 
         def on_task(pair):
             task, key = pair
             return one(TaskPath(self.problem, self.method.inner, self.params, task, key, sizes))
 
-        return map_tasks(on_task, (tasks, keys), size)
+        return map_tasks(on_task, (tasks, keys))
 
 
 def _hessian(loss: Any, w: PyTree) -> Callable[[PyTree], PyTree]:

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Key, PyTree
 
 from adaptax import _tree
-from adaptax._batching import check_batch, in_flight_for, map_tasks
+from adaptax._batching import check_batch, map_tasks
 from adaptax._keys import RULE, check_key, first, fold, require_keys
 from adaptax._parameters import split
 from adaptax._update import Update
@@ -145,9 +145,7 @@ def refresh(
         warmup = _COLD_START if cold else 0
         return along_path(path.loss, path.split.adapting, path.rest, rule, inner.steps, estimate, warmup, inner.update)
 
-    count = jax.tree.leaves((tasks, keys))[0].shape[0]
-    size = in_flight_for(problem, inner.initial(params), first(tasks), count, samples)
-    values, directions = map_tasks(one, (tasks, keys), size)
+    values, directions = map_tasks(one, (tasks, keys))
     worst = jnp.argmax(jnp.where(jnp.isfinite(values), values, -1))
     return rule.update(estimate, values[worst], jax.tree.map(lambda leaf: leaf[worst], directions))
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from adaptax import _devices as dev
-from adaptax._batching import check_batch, check_in_flight, in_flight_for, map_tasks
+from adaptax._batching import check_batch, check_in_flight, map_tasks
 from adaptax._checks import check_whole
 from adaptax._keys import any_key, first, numbered, own_key, task_key
 from adaptax.errors import InputError, forget_failures, raise_failure
@@ -62,7 +62,7 @@ def evaluate(
         tasks: how many tasks (default 1,000), or a batch of tasks.
         seed: decides the tasks.
         samples: sample sizes of a resampling problem; target samples are drawn anew at each w_j.
-        in_flight: how many tasks each device holds in memory at a time (default: decided from the shapes). Tasks are drawn
+        in_flight: how many tasks each device holds in memory at a time (default: by what one task holds). Tasks are drawn
             group by group, so that the memory does not grow with their number.
         devices: the devices to spread the tasks over (default: all local devices).
 
@@ -128,7 +128,7 @@ def _evaluate(problem, params, inner, batch, key, count, steps, samples, in_flig
             task = problem.sample_task(task_key(key)) if given is None else given
             return _scores(TaskPath(problem, inner, params, task, own_key(key), samples, steps=steps[-1]), steps)
 
-        return (), map_tasks(one, split, in_flight_for(problem, initial, one_task, size, samples, in_flight))
+        return (), map_tasks(one, split, in_flight)
 
     scores = dev.spread(mesh, local, (problem, params, inner), (given, keys))[1]
     return jax.tree.map(lambda leaf: leaf[:count], scores)

@@ -116,7 +116,7 @@ def train(
 
     How it runs:
         max_skipped: stop after so many meta-steps in a row that were not finite.
-        in_flight: how many tasks each device holds at a time (default: decided from the shapes).
+        in_flight: how many tasks each device holds at a time (default: by what one task holds).
         memory: `ax.Memory(rate)`: the optimiser gets remembered meta-gradients (default None: those of the batch alone).
         devices: the devices to spread tasks over (default: all local devices).
 

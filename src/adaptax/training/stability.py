@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from adaptax._batching import in_flight_for, map_tasks
-from adaptax._keys import STABILITY, draw_tasks, first, fold, numbered
+from adaptax._batching import map_tasks
+from adaptax._keys import STABILITY, draw_tasks, fold, numbered
 from adaptax.inner_path import TaskPath
 from adaptax.measure.path_curvature import Budget, measure_path
 from adaptax.stepsize.rates import Rates
@@ -114,8 +114,7 @@ def _measure(step: Step, state: State) -> tuple[Array, Array, Array, Array]:
         before, after = (path.loss(w, path.rest, jnp.array(0)) for w in (path.split.adapting, found.final))
         return found.lambda_max, found.L, ~(after <= before)
 
-    size = in_flight_for(problem, inner.initial(state.params), first(tasks), _TASKS, samples, step.in_flight)
-    highs, sizes, rising = map_tasks(one, (tasks, keys), size)
+    highs, sizes, rising = map_tasks(one, (tasks, keys), step.in_flight)
     rates = TaskPath(problem, inner, state.params, None, None, samples).rates
     return _largest(rates), jnp.nanmax(highs), jnp.nanmax(sizes), jnp.mean(rising)
 

@@ -233,7 +233,7 @@ def make_step(
             `value_fn` (the mean target loss of this step's tasks, after adaptation, at other parameters), `info`,
             `initial_gradients` (see `ax.outer.AdaptiveOuter`) and `adapted_path` (see `ax.outer.TrustRegion`).
         tasks_per_step: B, at least 1.
-        in_flight: how many tasks are held at a time (default: decided from the shapes).
+        in_flight: how many tasks are held at a time (default: by what one task holds).
         memory: `ax.Memory(rate)`: the optimiser follows remembered meta-gradients (default None: the batch's mean).
 
     Returns: an object with `init(params, seed) -> state`; calling it gives `(state, info)`. It is compiled once and may
