@@ -86,9 +86,9 @@ def upright(image):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of EXIF data that are damaged
-            orientation = image.getexif().get(274)
+            orientation = image.getexif().get(274, 1)
     except Exception:  # Pillow documents no list of what damaged EXIF data may raise
-        orientation = None
+        orientation = 1
     ways = Image.Transpose
     turned = {
         2: ways.FLIP_LEFT_RIGHT, 3: ways.ROTATE_180, 4: ways.FLIP_TOP_BOTTOM, 5: ways.TRANSPOSE, 6: ways.ROTATE_270,

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from adaptax.errors import InputError
 from adaptax.tasks.images.io.class_names import Say, check_not_nested, check_told_apart, folded, is_split, listed
 from adaptax.tasks.images.io.decoding import OTHER_PICTURES, SUFFIXES
-from adaptax.tasks.images.io.lists import NEEDED, FileList, Finder, Lists, find_lists
+from adaptax.tasks.images.io.lists import NEEDED, FileList, Finder, Lists, find_lists, says_list
 from adaptax.tasks.images.io.safe_paths import hidden
 from adaptax.tasks.images.io.sources import PICKLED, is_pickle
 
@@ -59,12 +59,13 @@ def find_classes(sizes: dict[str, int], read: Callable[[str], bytes], split: str
             if not any(found.usual for found in labelled) and _parts(by_folders) == _parts(classes):
                 classes = by_folders
     else:
+        if len({file.parent for file in files.values() if file.suffix.lower() in SUFFIXES}) == 1:
+            _check_lists(lists, path)
         classes = _by_folders(files, lists, finder, split, path)
-        _check_lists(lists, len(classes), path)
     for sentence in lists.not_used:
         say(f"{sentence}: {NEEDED}.")
     if split is None and (others := sorted(name for name in files if name.lower().endswith(OTHER_PICTURES))):
-        say(f"{len(others)} pictures in '{path}', such as '{others[0]}', are of a kind that is not read: convert them to PNG.")
+        say(f"'{path}' holds {listed(others)}, of a kind that is not read: convert them to PNG or JPEG.")
     check_told_apart(classes, path, say)
     return {name: sorted(files) for name, files in sorted(classes.items())}
 
@@ -96,7 +97,7 @@ def _by_lists(lists: list[FileList], finder: Finder, split: str | None, path: st
             break
     left = sorted(name for name in finder.files if name.lower().endswith(SUFFIXES) and name not in listed_in)
     if split is None and left:
-        say(f"{len(left)} pictures in '{path}', such as '{left[0]}', are in no list and are left out: list or remove them.")
+        say(f"The lists in '{path}' leave out {listed(left)}: list or remove them.")
     return classes
 
 
@@ -112,14 +113,13 @@ def _file(entry: str, split: str | None, name: str, finder: Finder, path: str) -
     return files[0]
 
 
-def _check_lists(lists: Lists, classes: int, path: str) -> None:
-    """Refuse one class of pictures in one folder beside lists that were not used: they may say the classes."""
-    if classes > 1:
-        return
-    lists.not_used.extend(f"'{found.name}' in '{path}' names pictures and no classes" for found in lists.pictures)
-    lists.not_used.extend(f"'{name}' in '{path}' does not say which picture is of which class" for name in lists.names)
-    if lists.not_used:
-        raise InputError(f"{lists.not_used[0]}, and the pictures lie in one folder: {NEEDED}.")
+def _check_lists(lists: Lists, path: str) -> None:
+    """Refuse lists that are not used beside pictures in one folder: they may say the classes."""
+    found = list(lists.not_used)
+    found += [f"'{one.name}' in '{path}' names pictures and no classes" for one in lists.pictures if not one.labelled]
+    found += [f"'{name}' in '{path}' does not say which picture is of which class" for name in filter(says_list, lists.names)]
+    if found:
+        raise InputError(f"{found[0]}, and no class folders say it: {NEEDED}.")
 
 
 def _by_folders(files: dict[str, PurePosixPath], lists: Lists, finder: Finder, split: str | None, path: str) -> Classes:
@@ -149,6 +149,7 @@ def _by_folders(files: dict[str, PurePosixPath], lists: Lists, finder: Finder, s
         if file.parent in labels and file.suffix.lower() not in SUFFIXES:
             raise InputError(f"'{name}' in '{path}' lies among the images but is not a PNG, JPEG, BMP, PPM or WebP: remove it.")
     if len(labels) > 1 and all(map(is_split, labels.values())):
+        _check_lists(lists, path)
         message = f"The folders {listed(sorted(labels.values()))} in '{path}' hold pictures and no class folders"
         raise InputError(f"{message}: sort the pictures into a folder for each class, or add a CSV of filename,label.")
     return _named(folders, labels, path)

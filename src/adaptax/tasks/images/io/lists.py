@@ -89,8 +89,8 @@ def find_lists(sizes: Mapping[str, int], read: Callable[[str], bytes], finder: "
     found = Lists()
     for name, size in sizes.items():
         file = PurePosixPath(name)
-        suffix, says_list = file.suffix.lower(), is_split(file.stem) or bool(_SAYS_LIST.search(file.stem.casefold()))
-        if suffix in NOT_READ and says_list:
+        suffix = file.suffix.lower()
+        if suffix in NOT_READ and says_list(name):
             found.not_used.append(f"'{name}' in '{path}' may be a list of classes, and files {suffix} are not read")
         if suffix not in (*TABLES, ".txt"):
             continue
@@ -98,9 +98,9 @@ def find_lists(sizes: Mapping[str, int], read: Callable[[str], bytes], finder: "
             if size > MAX_LIST:
                 raise NotUsed(f"it is larger than {MAX_LIST >> 20} MiB")
             table = parse_table(name, read(name))
-            rows = _rows(table, name, finder, suffix == ".txt", says_list)
+            rows = _rows(table, name, finder, suffix == ".txt")
             one_column = bool(table) and not any(row[1:] for row in table)
-            if says_list and not rows and not one_column:
+            if says_list(name) and not rows and not one_column:
                 raise NotUsed("it names no picture")
         except NotUsed as error:
             if suffix in TABLES or is_split(file.stem):
@@ -113,7 +113,13 @@ def find_lists(sizes: Mapping[str, int], read: Callable[[str], bytes], finder: "
     return found
 
 
-def _rows(table: Table, name: str, finder: "Finder", plain: bool, says_list: bool) -> list[Row]:
+def says_list(name: str) -> bool:
+    """Whether a file's name is that of a list of pictures, classes or splits."""
+    stem = PurePosixPath(name).stem
+    return is_split(stem) or bool(_SAYS_LIST.search(stem.casefold()))
+
+
+def _rows(table: Table, name: str, finder: "Finder", plain: bool) -> list[Row]:
     """The rows of a table, none if it names no picture; `NotUsed` if it seems to be a list and cannot be used."""
     if plain and table and not any(row[1:] for row in table):
         table = _by_spaces(table, name, finder)
@@ -127,7 +133,7 @@ def _rows(table: Table, name: str, finder: "Finder", plain: bool, says_list: boo
     labels = [c for c, word in enumerate(header) if _LABEL.search(word)]
     files = _file_columns(header, body, labels, name, finder)
     if not files:
-        if head and len(first) > 1 and body and (known or says_list) and not plain:
+        if head and len(first) > 1 and body and (known or says_list(name)) and not plain:
             raise NotUsed(f"none of its columns {listed(first)} names pictures of the data")
         return []
     column = files[0]

@@ -1,10 +1,8 @@
 """Reading images by class from a folder, a zip, a tar or an npz."""
 
-import hashlib
 import math
 import os
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from adaptax._checks import check_true_or_false, check_whole
 from adaptax.errors import InputError
 from adaptax.tasks.images.classes import ImageClasses
 from adaptax.tasks.images.io.class_names import DataWarning, check_told_apart
+from adaptax.tasks.images.io.copies import checksum, find_copies
 from adaptax.tasks.images.io.decoding import MAX_BYTES, decode
 from adaptax.tasks.images.io.find_classes import find_classes
 from adaptax.tasks.images.io.npz import NpzImages
@@ -66,19 +65,14 @@ class Contents:
 
     def fill(self, images: np.ndarray, progress: Progress | None) -> None:
         """Write every image to its row of `images`, and add a doubt if two are equal."""
-        rows: dict[bytes, list[int]] = defaultdict(list)
+        checksums = [b""] * len(images)
         for done, (row, picture) in enumerate(self.pictures, 1):
             images[row] = picture
-            rows[hashlib.blake2b(picture.tobytes(), digest_size=16).digest()].append(row)
+            checksums[row] = checksum(picture)
             if progress is not None:
                 progress(done, len(images))
-        classes = np.repeat(np.arange(len(self.counts)), self.counts)
-        same = sorted(sorted(found) for found in rows.values() if len(found) > 1)
-        for where, apart in (("in several classes", True), ("more than once in a class", False)):
-            if found := [equal for equal in same if (classes[equal[0]] != classes[equal[-1]]) == apart]:
-                pair = f"'{self.items[found[0][0]]}' and '{self.items[found[0][-1]]}'"
-                number = "A picture is" if len(found) == 1 else f"{len(found)} pictures are"
-                self.doubts.append(f"{number} {where} of '{self.path}', such as {pair}: remove the copies.")
+        classes = np.repeat(np.arange(len(self.counts)), self.counts).tolist()
+        self.doubts.extend(find_copies(checksums, classes, self.items, self.path))
 
 
 def read_images(
