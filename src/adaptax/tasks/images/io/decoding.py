@@ -50,7 +50,8 @@ def decode(data: bytes, name: str, size: int, channels: int, crop: bool) -> np.n
     try:
         if len(data) > MAX_BYTES:
             raise ValueError(f"it is larger than {MAX_BYTES >> 20} MiB")
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        # Pillow warns of EXIF data that are damaged.
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
                 raise ValueError(f"it has {width} x {height} pixels, which is too large")
@@ -84,9 +85,7 @@ def upright(image):
 
     image.load()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of EXIF data that are damaged
-            orientation = image.getexif().get(274, 1)
+        orientation = image.getexif().get(274, 1)
     except Exception:  # Pillow documents no list of what damaged EXIF data may raise
         orientation = 1
     ways = Image.Transpose

@@ -142,9 +142,9 @@ def _by_folders(files: dict[str, PurePosixPath], lists: Lists, finder: Finder, s
         labels = dict(zip(within, _below([folder.parent for folder in within]).values(), strict=True))
     if not folders:
         raise InputError(f"'{path}' holds no images in class folders: give class/image.png, with PNG or JPEG files.")
-    loose = next((folder for folder in folders if folder.name == split and below), PurePosixPath("."))
-    if loose in folders and (split is None or loose.name):
-        raise InputError(f"The image '{folders[loose][0]}' in '{path}' is in no class folder: move it into one.")
+    roots = {PurePosixPath(".")} if split is None else {parent for f in below for parent in f.parents if parent.name == split}
+    if loose := next((names[0] for folder, names in folders.items() if folder in roots and folder not in below), None):
+        raise InputError(f"The image '{loose}' in '{path}' is in no class folder: move it into one.")
     for name, file in files.items():
         if file.parent in labels and file.suffix.lower() not in SUFFIXES:
             raise InputError(f"'{name}' in '{path}' lies among the images but is not a PNG, JPEG, BMP, PPM or WebP: remove it.")

@@ -138,7 +138,7 @@ def _image(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: str, size: in
     try:
         with archive.open(entry) as file:
             data = file.read(MAX_BYTES + 1)
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             _check(image, len(data))
             ink = ImageOps.invert(upright(image).convert("L"))
     except Exception as error:  # the libraries document no list of what a damaged zip or PNG may raise
