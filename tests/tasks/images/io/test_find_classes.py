@@ -76,7 +76,15 @@ def test_folders_that_are_one_class_are_refused(folders, names, match, kind):
 
 def test_letters_and_numbered_classes_stay_classes_of_their_own(folders):
     assert len(read_images(folders(["A", "a", "b"], "a.zip"), 6)) == 3
-    assert len(read_images(folders(["Greek/character01", "Latin/character01"]), 6)) == 2
+    assert len(read_images(folders([f"{a}/character{i}" for a in ("Greek", "Latin") for i in (1, 2)]), 6)) == 4
+
+
+def test_a_class_that_is_named_as_a_split_is_told_from_it_by_the_other_folders(folders):
+    path = folders(["cat/train", "train/train", "train/val"])
+    assert read_images(path, 6, split="train").names == ("cat", "train") and read_images(path, 6, split="val").counts == (2,)
+    refused(path, "same class in several splits, as 'train/train' and 'train/val'")
+    path = folders(["cat/train", "train/train", "cat/other"])
+    refused(path, "has folders 'train' above class folders and in them, such as 'train/train' and 'cat/train'", split="train")
 
 
 def test_one_name_in_two_folders_is_said(folders):

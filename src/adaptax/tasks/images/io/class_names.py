@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable
 
 from adaptax.errors import InputError
@@ -10,8 +10,6 @@ from adaptax.errors import InputError
 Say = Callable[[str], None]
 _AROUND = r"(meta|images?|imgs?|pictures|photos|data|dataset|set|split|[\W_\d])*"
 _SPLIT = re.compile(rf"{_AROUND}(train|training|trn|val|valid|validation|dev|test|testing|eval|evaluation|base|novel){_AROUND}")
-# `character01` of two alphabets: a number within a folder, which is no name of its own.
-_NUMBERED = re.compile(r"\D*\d{1,3}")
 
 
 class DataWarning(UserWarning):
@@ -29,10 +27,14 @@ def is_split(name: str) -> bool:
     return _SPLIT.fullmatch(name.casefold()) is not None
 
 
-def class_key(name: str) -> tuple[str, ...]:
+def class_key(name: str, last: bool = False) -> tuple[str, ...]:
     """What all names of a class have in common: splits, capital letters and forms of Unicode make no other class.
 
     A single character stands for itself, since `A` and `a` may be two classes of letters.
+
+    Arguments:
+        name: of the class, with slashes.
+        last: whether the last part is the split, as in `cat/train`; otherwise it is the first part that may be one.
 
     Example:
         >>> from adaptax.tasks.images.io.class_names import class_key
@@ -42,7 +44,8 @@ def class_key(name: str) -> tuple[str, ...]:
         False
     """
     parts = name.split("/")
-    split = next((i for i, part in enumerate(parts) if is_split(part)), None)
+    places = [i for i, part in enumerate(parts) if is_split(part)]
+    split = places[-last] if places else None
     if split is not None and len(parts) > 1:
         del parts[split]
     return tuple(map(folded, parts))
@@ -64,10 +67,13 @@ def check_told_apart(names: Collection[str], path: str, say: Say) -> None:
     """
     by_key: dict[tuple[str, ...], list[str]] = defaultdict(list)
     by_leaf: dict[str, dict[tuple[str, ...], str]] = defaultdict(dict)
+    last = all(is_split(name.split("/")[-1]) for name in names)
+    # `character01` and `character02`, or `A` and `B`, of two alphabets are no names of their own.
+    series = Counter(_series(name) for name in names)
     for name in sorted(names):
-        key = class_key(name)
+        key = class_key(name, last)
         by_key[key].append(name)
-        by_leaf[key[-1]].setdefault(key, name)
+        by_leaf[key[-1] if last else folded(name.split("/")[-1])].setdefault(key, name)
     for same in by_key.values():
         if len(same) == 1:
             continue
@@ -77,10 +83,17 @@ def check_told_apart(names: Collection[str], path: str, say: Say) -> None:
             raise InputError(f"{message}: join or rename them.")
         message = f"'{path}' holds the same class in several splits, as {listed(same)}"
         raise InputError(f"{message}: give {' or '.join(f'split={split!r}' for split in splits[:4])}, or join their pictures.")
-    for leaf, found in by_leaf.items():
-        if len(found) > 1 and len(leaf) > 1 and not _NUMBERED.fullmatch(leaf):
+    for found in by_leaf.values():
+        kinds = set(map(_series, found.values()))
+        if len(found) > 1 and (None in kinds or min(series[kind] for kind in kinds) == 1):
             message = f"The folders {listed(found.values())} in '{path}' are read as {len(found)} classes"
             say(f"{message}: if they are one class, join them.")
+
+
+def _series(name: str) -> str | None:
+    """What numbered classes of one folder, or classes of one character, have in common; None for other names."""
+    above, _, leaf = name.rpartition("/")
+    return f"{above}/" if len(leaf) == 1 else re.sub(r"\d+$", "", name) if leaf[-1].isdecimal() else None
 
 
 def check_not_nested(folders: Collection[tuple[str, ...]], path: str) -> None:

@@ -131,15 +131,20 @@ def _by_folders(files: dict[str, PurePosixPath], lists: Lists, finder: Finder, s
     if not folders and (pickles := sorted(filter(is_pickle, files))):
         raise InputError(PICKLED.format(path=f"{path}/{pickles[0]}"))
     below = {f: "/".join(f.parts[f.parent.parts.index(split) + 1 :]) for f in folders if split in f.parent.parts}
+    # Folders of this split in class folders, `cat/train`.
+    within = [folder for folder in folders if folder.name == split and folder.parent.parts]
     labels = below or _below(folders)
-    if split is not None and not below:
+    if within and all(is_split(f.name) for f in folders) and len({f.parent for f in folders}) > 1:
+        below, labels = {}, dict(zip(within, _below([folder.parent for folder in within]).values(), strict=True))
+    elif below and (also := [f for f in within if f not in below and not any(map(is_split, f.parent.parts))]):
+        message = (
+            f"'{path}' has folders '{split}' above class folders and in them, such as '{next(iter(below))}' and '{also[0]}'"
+        )
+        raise InputError(f"{message}: put each split into one folder.")
+    elif split is not None and not below:
         if classes := _of_lists(_named(folders, labels, path), lists, finder, split, path):
             return classes
-        # A folder of this split in every class folder.
-        within = [folder for folder in folders if folder.name == split and folder.parent.parts]
-        if len(within) < 2:
-            raise InputError(_no_split(folders, lists, split, path))
-        labels = dict(zip(within, _below([folder.parent for folder in within]).values(), strict=True))
+        raise InputError(_no_split(folders, lists, split, path))
     if not folders:
         raise InputError(f"'{path}' holds no images in class folders: give class/image.png, with PNG or JPEG files.")
     roots = {PurePosixPath(".")} if split is None else {parent for f in below for parent in f.parents if parent.name == split}

@@ -8,7 +8,8 @@ from typing import Any
 from adaptax.tasks.images.io.class_names import is_split
 
 Table = list[list[str]]
-_SEPARATORS = ("\t", ";", ",", "|")
+# From what names hold least often to what they hold most often.
+_SEPARATORS = ("\t", "|", ";", ",")
 
 
 class NotUsed(Exception):
@@ -50,7 +51,7 @@ def parse_table(name: str, data: bytes) -> Table:
 
 
 def _separator(lines: list[str]) -> str:
-    """What separates the cells: that of tab, semicolon, comma and bar which makes the first lines equally long."""
+    """What separates the cells: that of tab, bar, semicolon and comma which makes the first lines equally long."""
     first = [line for line in lines[:20] if line.strip()]
     for separator in _SEPARATORS:
         widths = {len(row) for row in csv.reader(first, delimiter=separator, skipinitialspace=True)}
