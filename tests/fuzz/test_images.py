@@ -109,7 +109,7 @@ def trees(draw):
             elif extra == "nested":
                 files[f"{folder}/thumbs/{number}.png"] = png(number)
                 truth[number], where[number] = word, split
-            elif extra == "away":
+            elif extra == "away" and word != "train":  # small/train may well be the training part of a class `small`
                 files[f"{above}small/{word}/{number}.png"] = png(number)
                 truth[number], where[number] = word, split
             elif extra == "text":
