@@ -57,13 +57,13 @@ def folded(text: str) -> str:
     return text if len(text) == 1 else unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
 
 
-def check_told_apart(names: Collection[str], path: str, say: Say) -> None:
+def check_told_apart(names: Collection[str], path: str, say: Say | None) -> None:
     """Raise `InputError` if two names mean one class; say it if two folders of other names hold classes of one name.
 
     Arguments:
         names: the names of the classes, with slashes.
         path: of the data, for messages.
-        say: what warns.
+        say: what warns, or None.
     """
     by_key: dict[tuple[str, ...], list[str]] = defaultdict(list)
     by_leaf: dict[str, dict[tuple[str, ...], str]] = defaultdict(dict)
@@ -85,7 +85,7 @@ def check_told_apart(names: Collection[str], path: str, say: Say) -> None:
         raise InputError(f"{message}: give {' or '.join(f'split={split!r}' for split in splits[:4])}, or join their pictures.")
     for found in by_leaf.values():
         kinds = set(map(_series, found.values()))
-        if len(found) > 1 and (None in kinds or min(series[kind] for kind in kinds) == 1):
+        if say and len(found) > 1 and (None in kinds or min(series[kind] for kind in kinds) == 1):
             message = f"The folders {listed(found.values())} in '{path}' are read as {len(found)} classes"
             say(f"{message}: if they are one class, join them.")
 

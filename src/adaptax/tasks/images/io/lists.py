@@ -1,5 +1,6 @@
 """Lists of images: which text files among the data say the class or the split of pictures, and what they say."""
 
+import functools
 import os
 import re
 from collections import defaultdict
@@ -88,8 +89,7 @@ def find_lists(sizes: Mapping[str, int], read: Callable[[str], bytes], finder: "
     """
     found = Lists()
     for name, size in sizes.items():
-        file = PurePosixPath(name)
-        suffix = file.suffix.lower()
+        suffix = os.path.splitext(name)[1].lower()
         if suffix in NOT_READ and says_list(name):
             found.not_used.append(f"'{name}' in '{path}' may be a list of classes, and files {suffix} are not read")
         if suffix not in (*TABLES, ".txt"):
@@ -103,7 +103,7 @@ def find_lists(sizes: Mapping[str, int], read: Callable[[str], bytes], finder: "
             if says_list(name) and not rows and not one_column:
                 raise NotUsed("it names no picture")
         except NotUsed as error:
-            if suffix in TABLES or is_split(file.stem):
+            if suffix in TABLES or is_split(PurePosixPath(name).stem):
                 found.not_used.append(f"'{name}' in '{path}' is not used as a list of pictures, because {error}")
             continue
         if rows:
@@ -194,6 +194,13 @@ def _word(cell: str) -> str:
     return re.sub(r"[\W_]+", " ", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", cell)).casefold().strip()
 
 
+@functools.lru_cache(maxsize=64)
+def _bases(beside: str) -> tuple[str, ...]:
+    """The folders in which the files of the list `beside` are looked for first."""
+    names = ("images", ".", "../images", PurePosixPath(beside).stem)
+    return tuple(os.path.normpath(os.path.join(os.path.dirname(beside), name)) for name in names)
+
+
 class Finder:
     """Finds the file that a list means: beside the list, by its whole path anywhere, or by the end of an absolute path.
 
@@ -214,9 +221,10 @@ class Finder:
         """The files that a cell of the list `beside` may mean: none, one, or several."""
         if not cell:
             return []
-        written = re.sub(r"^[a-z]+://|^[A-Za-z]:(?=/)", "/", cell.replace("\\", "/"))
-        folder, bases = os.path.dirname(beside), ("images", ".", "../images", PurePosixPath(beside).stem)
-        near = (os.path.normpath(os.path.join(folder, base, written)) for base in bases)
+        written = cell.replace("\\", "/")
+        if ":" in written:
+            written = re.sub(r"^[a-z]+://|^[A-Za-z]:(?=/)", "/", written)
+        near = (os.path.normpath(f"{base}/{written}") for base in _bases(beside) if written[0] != "/")
         exact = list(dict.fromkeys(file for file in near if file in self.files))
         if exact:
             return exact

@@ -86,14 +86,15 @@ def _read(archive: zipfile.ZipFile, path: str, size: int) -> Characters:
     if len(classes) * drawings * size**2 > MAX_TOTAL:
         raise InputError(f"'{path}' at size {size} needs more than {MAX_TOTAL >> 20} MiB: choose a smaller size.")
     images = np.empty((len(classes), drawings, size, size), np.uint8)
-    doubts, names, checksums = list[str](), list[str](), list[bytes]()
-    check_told_apart(classes, path, doubts.append)
+    names, checksums = list[str](), list[bytes]()
+    # Alphabets may well have characters of one name.
+    check_told_apart(classes, path, say=None)
     for row, (_, entries) in zip(images, sorted(classes.items()), strict=True):
         for image, (_, entry) in zip(row, sorted(entries.items())[:drawings], strict=True):
             image[:] = _image(archive, entry, path, size)
             names.append(entry.filename)
             checksums.append(checksum(image))
-    for doubt in doubts + find_copies(checksums, [i // drawings for i in range(len(names))], names, path):
+    for doubt in find_copies(checksums, [i // drawings for i in range(len(names))], names, path):
         warnings.warn(doubt, DataWarning, stacklevel=3)
     return Characters(images, tuple(sorted(classes)))
 
