@@ -6,6 +6,7 @@ from adaptax.tasks.factorisation import factorisation, factorisation_init
 from adaptax.tasks.images import (
     Affine,
     Characters,
+    DataWarning,
     ImageClasses,
     both_accuracies,
     episodes,
@@ -25,6 +26,7 @@ __all__ = [
     "Affine",
     "Characters",
     "Cosine",
+    "DataWarning",
     "ImageClasses",
     "both_accuracies",
     "cosine",

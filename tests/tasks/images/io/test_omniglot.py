@@ -12,8 +12,11 @@ import pytest
 from PIL import Image
 
 from adaptax.errors import InputError
-from adaptax.tasks import held_out, read_characters
+from adaptax.tasks import DataWarning, held_out, read_characters
 from adaptax.tasks.images.io import omniglot
+
+# Most drawings here are alike, which one test looks at.
+pytestmark = pytest.mark.filterwarnings("ignore:.*remove the copies")
 
 
 def png(pixels=None, mode="1", **save):
@@ -126,6 +129,30 @@ def test_no_images_or_another_layout(archive):
     for entries in ({}, {"r/A/c/1.txt": b"x"}, {"A/1.png": png()}):
         refused(archive(entries), "holds no <Alphabet>/<character>/.*png")
     refused(archive({"r1/A/c/1.png": png(), "r2/A/c/1.png": png()}), "holds 'A/c' in two folders")
+
+
+def test_pictures_and_lists_that_would_be_left_out_are_named(archive):
+    for other in ("r/A/c/2.jpg", "r/A/c/2.gif", "loose.png", "r/train.csv"):
+        refused(archive({"r/A/c/1.png": png(), other: b"x"}), f"also holds '{other}', which is no PNG in <Alphabet>")
+
+
+def test_one_character_in_two_splits_is_refused(archive):
+    names = ("train/cat", "test/cat", "train/dog")
+    refused(archive({f"{name}/1.png": png() for name in names}), "same class in several splits, as 'test/cat' and 'train/cat'")
+
+
+def test_a_drawing_that_occurs_twice_is_named(archive):
+    path = archive({"r/A/c/1.png": png(), "r/A/d/1.png": png()})
+    with pytest.warns(DataWarning, match="A picture is in several classes of .*'r/A/c/1.png' and 'r/A/d/1.png': remove"):
+        read_characters(path)
+
+
+def test_drawings_are_turned_as_exif_says(archive):
+    exif = Image.Exif()
+    exif[274] = 6
+    turned = read_characters(archive({"r/A/c/1.png": png(exif=exif)}), size=105).images[0, 0]
+    # The bar over the upper fifth comes to lie on the right.
+    assert np.all(turned[:, 84:] == 255) and not turned[:, :84].any()
 
 
 def test_pictures_that_cannot_be_read(archive):

@@ -1,15 +1,17 @@
 """Images made ready once: the same as read, used again, and refused when they have been changed."""
 
+import io
 import json
 import os
 import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from adaptax.errors import InputError
-from adaptax.tasks import open_prepared, prepare_images, read_images
-from adaptax.tasks.images.io import prepared
+from adaptax.tasks import DataWarning, open_prepared, prepare_images, read_images
+from adaptax.tasks.images.io import decoding, prepared
 from adaptax.tasks.images.io.reading import ImageSpec
 
 
@@ -38,13 +40,13 @@ def test_prepared_is_as_read_and_read_once(source, tmp_path):
     assert sorted(path.name for path in entry.iterdir()) == ["images.u8", "manifest.json"]
 
 
-def test_other_options_and_other_sources_are_other_entries(source, birds, write, tmp_path):
+def test_other_options_and_other_sources_are_other_entries(source, birds, picture, write, tmp_path):
     cache = tmp_path / "cache"
     options = [{"size": 8}, {"size": 9}, {"size": 8, "channels": 1}, {"size": 8, "crop": True}]
     for count, option in enumerate(options, 1):
         prepare_images(source, cache, **option)
         assert len(list(cache.iterdir())) == count
-    (source / "owl" / "2.png").write_bytes(birds["wren/b.png"])
+    (source / "owl" / "2.png").write_bytes(picture(9))
     assert prepare_images(source, cache, 8).counts == (3, 2, 2)
     os.utime(source / "owl" / "2.png", ns=(1, 1))
     prepare_images(source, cache, 8)
@@ -61,10 +63,39 @@ def test_numpys_numbers_are_the_same_options(source, tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 1 and data.images.shape == (6, 8, 8, 3)
 
 
-def test_entries_written_by_earlier_versions_are_found():
-    # The sha256 that format 1 has always had for these options.
+def test_an_entry_keeps_its_fingerprint():
+    # The sha256 that format 2 has always had for these options.
     mark = prepared._mark(ImageSpec(84, 3, "train", True), "source")
-    assert mark == "5790870f84c64ddde4476847a98120e6db96ed948309ecf3fdd46fe981f8dafa"
+    assert mark == "ad37d5f46d599e1085e4d74490e7b45b39ffae76c9bdde69f5413ec25d6ecfbf"
+
+
+def test_entries_that_were_not_turned_are_opened_and_never_used_for_new_ones(picture, write, tmp_path, monkeypatch):
+    exif = Image.Exif()
+    exif[274] = 3
+    raw = {f"{c}/{i}.png": picture(i + 2 * (c == "b"), side=(8, 8)) for c in "ab" for i in (0, 1)}
+    file = io.BytesIO()
+    Image.open(io.BytesIO(raw["a/0.png"])).save(file, "png", exif=exif)
+    source = write(tmp_path / "source", raw | {"a/0.png": file.getvalue()})
+    with monkeypatch.context() as patch:
+        # As format 1 wrote its entries.
+        patch.setattr(prepared, "FORMAT", 1)
+        patch.setattr(decoding, "upright", lambda image: image)
+        old = prepare_images(source, tmp_path / "cache", 8)
+    (entry,) = (tmp_path / "cache").iterdir()
+    before = files(entry)
+    new = prepare_images(source, tmp_path / "cache", 8)
+    assert len(list((tmp_path / "cache").iterdir())) == 2 and files(entry) == before
+    np.testing.assert_array_equal(new.of("a")[0], old.of("a")[0][::-1, ::-1])
+    np.testing.assert_array_equal(new.of("b"), old.of("b"))
+    with pytest.warns(DataWarning, match="prepared by an earlier version, which did not turn pictures"):
+        np.testing.assert_array_equal(open_prepared(entry).images, old.images)
+
+
+def test_what_was_said_when_images_were_prepared_is_said_again(source, birds, tmp_path):
+    (source / "owl" / "2.png").write_bytes(birds["wren/b.png"])
+    for _ in range(2):
+        with pytest.warns(DataWarning, match="A picture is in several classes of .*'owl/2.png' and 'wren/b.png': remove"):
+            prepare_images(source, tmp_path / "cache", 8)
 
 
 def test_fingerprints(source, tmp_path):
@@ -122,7 +153,7 @@ def test_what_was_changed_is_refused(source, tmp_path):
         ({"shape": [6, 2**39, 2**39, 2**39]}, "bytes long"),
         ({"names": ["a", "a", "b"]}, "all of them different"),
         ({"names": ["a", 3, "b"]}, "manifest of .* is damaged"),
-        ({"format": 2}, "manifest of .* is damaged"),
+        ({"format": 3}, "manifest of .* is damaged"),
         ({"fingerprint": "0" * 64}, "was prepared from another source: remove the folder"),
         ({"sha256": "0" * 64}, "sha256"),
     ]:

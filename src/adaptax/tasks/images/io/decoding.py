@@ -1,13 +1,16 @@
 """Decoding the bytes of a picture to an array. Format, size and mode are checked first, before any pixel is decoded."""
 
 import io
+import warnings
 
 import numpy as np
 
 from adaptax._tree import first_line
 from adaptax.errors import InputError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".ppm", ".pgm", ".webp")
+# Pictures that are not read.
+OTHER_PICTURES = (".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".jpe", ".pbm", ".pnm")
 FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 # Limits on a file and on its sides, against damaged headers and decompression bombs.
@@ -18,6 +21,9 @@ MAX_SIDE = 20_000
 
 def decode(data: bytes, name: str, size: int, channels: int, crop: bool) -> np.ndarray:
     """Decode a picture to a uint8 array of shape (size, size, channels).
+
+    The picture is turned and mirrored as its EXIF orientation says, so that it lies as it is meant to be seen. Of an
+    animation the first picture is taken.
 
     Arguments:
         data: the bytes of the file.
@@ -44,13 +50,14 @@ def decode(data: bytes, name: str, size: int, channels: int, crop: bool) -> np.n
     try:
         if len(data) > MAX_BYTES:
             raise ValueError(f"it is larger than {MAX_BYTES >> 20} MiB")
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        # Pillow warns of EXIF data that are damaged.
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
                 raise ValueError(f"it has {width} x {height} pixels, which is too large")
             if image.mode not in MODES:
                 raise ValueError(f"its mode is {image.mode}, which is not 8-bit grey or colour")
-            return fit(_opaque(image), size, channels, crop)
+            return fit(_opaque(upright(image)), size, channels, crop)
     except Exception as error:  # Pillow documents no list of what a damaged picture may raise
         reason = "it is not a picture" if isinstance(error, UnidentifiedImageError) else first_line(error)
         message = f"{name!r} cannot be read ({reason})"
@@ -70,6 +77,23 @@ def fit(image, size: int, channels: int, crop: bool) -> np.ndarray:
     if image.size != (size, size) or box not in (None, (0, 0, size, size)):
         image = image.resize((size, size), Image.Resampling.LANCZOS, box)
     return np.asarray(image).reshape(size, size, channels)
+
+
+def upright(image):
+    """A Pillow picture turned and mirrored as its EXIF orientation says; one without a readable orientation as it is."""
+    from PIL import Image
+
+    image.load()
+    try:
+        orientation = image.getexif().get(274, 1)
+    except Exception:  # Pillow documents no list of what damaged EXIF data may raise
+        orientation = 1
+    ways = Image.Transpose
+    turned = {
+        2: ways.FLIP_LEFT_RIGHT, 3: ways.ROTATE_180, 4: ways.FLIP_TOP_BOTTOM, 5: ways.TRANSPOSE, 6: ways.ROTATE_270,
+        7: ways.TRANSVERSE, 8: ways.ROTATE_90,
+    }.get(orientation)  # fmt: skip
+    return image if turned is None else image.transpose(turned)
 
 
 def _opaque(image):

@@ -17,11 +17,12 @@ import numpy as np
 
 from adaptax.errors import InputError
 from adaptax.tasks.images.classes import ImageClasses
-from adaptax.tasks.images.io.reading import ImageSpec, Progress, open_contents
+from adaptax.tasks.images.io.reading import ImageSpec, Progress, open_contents, warn_of
 from adaptax.tasks.images.io.sources import open_source, reading_errors
 
 ARRAY, MANIFEST = "images.u8", "manifest.json"
-FORMAT = 1
+# Format 1 did not turn pictures as their EXIF orientation says, and knew fewer lists.
+FORMAT, FORMATS = 2, (1, 2)
 MAX_MANIFEST = 64 << 20
 
 
@@ -39,7 +40,9 @@ def prepare_images(
     An entry of the cache is one folder. It is written under a name that ends in `.part` and renamed when it is complete.
     It holds the array (`images.u8`, the bytes of a uint8 array of shape (n, size, size, channels)) and `manifest.json`:
     the shape, the classes, their counts, the array's sha256, and the fingerprint of the source and of these options. An
-    entry with the same fingerprint is used again; the sha256 of its array is checked every time.
+    entry with the same fingerprint is used again; the sha256 of its array is checked every time. An entry that an earlier
+    version wrote without turning pictures as their EXIF orientation says is left as it is and not used; `open_prepared`
+    opens it.
 
     Arguments:
         source: as for `read_images`.
@@ -49,6 +52,8 @@ def prepare_images(
 
     Returns: `ImageClasses` whose images are mapped from the file, read-only.
 
+    Warns: as `read_images`, every time.
+
     Errors: `InputError` as for `read_images`; if an entry of the cache has been changed; if the disk has no room.
 
     Example:
@@ -56,10 +61,10 @@ def prepare_images(
         >>> from adaptax.tasks import prepare_images
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     source = pathlib.Path(folder, "small.npz")
-        ...     np.savez(source, images=np.full((4, 8, 8), 7, np.uint8), labels=["a", "a", "b", "b"])
+        ...     np.savez(source, images=np.arange(256, dtype=np.uint8).reshape(4, 8, 8), labels=["a", "a", "b", "b"])
         ...     data = prepare_images(source, pathlib.Path(folder, "cache"), size=8, channels=1)
         ...     data.names, data.counts, int(data.images.max()), type(data.images).__name__
-        (('a', 'b'), (2, 2), 7, 'memmap')
+        (('a', 'b'), (2, 2), 255, 'memmap')
     """
     spec = ImageSpec(size, channels, split, crop)
     mark = _mark(spec, fingerprint(source))
@@ -120,7 +125,12 @@ def open_prepared(folder: str | os.PathLike, mark: str | None = None) -> ImageCl
         if _sha256(array) != manifest["sha256"]:
             raise InputError(f"'{array}' differs from its manifest's sha256: {remedy}.")
         images = np.memmap(array, np.uint8, "r", shape=shape)
-        return ImageClasses(images, tuple(manifest["names"]), tuple(manifest["counts"]))
+        data = ImageClasses(images, tuple(manifest["names"]), tuple(manifest["counts"]))
+    if manifest["format"] < FORMAT:
+        doubt = f"'{folder}' was prepared by an earlier version, which did not turn pictures as their EXIF orientation says"
+        warn_of([f"{doubt}: prepare photographs again."])
+    warn_of(manifest.get("doubts", []))
+    return data
 
 
 def fingerprint(source: str | os.PathLike, contents: bool = False) -> str:
@@ -164,7 +174,7 @@ def _write(source: Any, spec: ImageSpec, mark: str, part: Path, progress: Progre
     manifest = {
         "format": FORMAT, "fingerprint": mark, "source": Path(source).name, "shape": list(shape), "crop": spec.crop,
         "split": spec.split, "sha256": _sha256(part / ARRAY),
-        "names": list(contents.names), "counts": list(contents.counts),
+        "names": list(contents.names), "counts": list(contents.counts), "doubts": contents.doubts,
     }  # fmt: skip
     manifest["check"] = _check(manifest)
     (part / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
@@ -187,9 +197,9 @@ def _reserve(path: Path, count: int) -> None:
 def _checked(manifest: dict[str, Any]) -> dict[str, Any]:
     """The manifest itself; a `ValueError`, `KeyError` or `TypeError` if it is not one that `_write` makes."""
     numbers = [*manifest["shape"], *manifest["counts"]]
-    texts = [manifest["fingerprint"], manifest["sha256"], *manifest["names"]]
+    texts = [manifest["fingerprint"], manifest["sha256"], *manifest["names"], *manifest.get("doubts", [])]
     good = (
-        manifest["format"] == FORMAT
+        manifest["format"] in FORMATS
         and len(manifest["shape"]) == 4
         and all(type(number) is int and 0 < number < 1 << 40 for number in numbers)
         and all(isinstance(text, str) and text and text.isprintable() for text in texts)

@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ import numpy as np
 from adaptax._checks import check_true_or_false, check_whole
 from adaptax.errors import InputError
 from adaptax.tasks.images.classes import ImageClasses
+from adaptax.tasks.images.io.class_names import DataWarning, check_told_apart
+from adaptax.tasks.images.io.copies import checksum, find_copies
 from adaptax.tasks.images.io.decoding import MAX_BYTES, decode
 from adaptax.tasks.images.io.find_classes import find_classes
 from adaptax.tasks.images.io.npz import NpzImages
@@ -45,21 +48,31 @@ class Contents:
     """The contents of a source.
 
     Arguments:
+        path: of the source, for messages.
         names: the classes.
         counts: number of images of each class.
         pictures: yields each image with its row in the array of all images, in which one class comes after another.
+        items: what each row was read from.
+        doubts: sentences on what was read and may be other than it seems, for warnings.
     """
 
+    path: str
     names: tuple[str, ...]
     counts: tuple[int, ...]
     pictures: Iterator[tuple[int, np.ndarray]]
+    items: list[str]
+    doubts: list[str]
 
     def fill(self, images: np.ndarray, progress: Progress | None) -> None:
-        """Write every image to its row of `images`."""
+        """Write every image to its row of `images`, and add a doubt if two are equal."""
+        checksums = [b""] * len(images)
         for done, (row, picture) in enumerate(self.pictures, 1):
             images[row] = picture
+            checksums[row] = checksum(picture)
             if progress is not None:
                 progress(done, len(images))
+        classes = np.repeat(np.arange(len(self.counts)), self.counts).tolist()
+        self.doubts.extend(find_copies(checksums, classes, self.items, self.path))
 
 
 def read_images(
@@ -76,31 +89,39 @@ def read_images(
     `train.csv`, `val.csv`, `test.csv` of `filename,label`, as mini-ImageNet does. CIFAR-FS, FC100, CUB-200-2011 and
     tiered-ImageNet can therefore be read as published, where they are published as pictures. An `.npz` holds `images`
     of shape (n, H, W), (n, H, W, 1) or (n, H, W, 3) and type uint8, and `labels` of shape (n,). Pickles are refused,
-    because loading one may run any code. Pictures are PNG, JPEG, BMP, PPM or WebP; other files among them are refused,
-    hidden ones are passed over. Classes and images are sorted by their names.
+    because loading one may run any code. Pictures are PNG, JPEG, BMP, PPM or WebP, and are turned as their EXIF
+    orientation says; other files among them are refused, hidden ones and folders of thumbnails that systems make are
+    passed over. Classes and images are sorted by their names.
+
+    Lists may be CSV with any separator, text or JSON, with a header that tells files and classes apart (`image_name`,
+    `class`, ...) or none, and perhaps a column of splits. Lists of files or classes alone (`train.txt`) say what belongs
+    to a split of class folders. A list that cannot be used is named in an error, or in a warning if folders tell classes.
+    A class that is in several splits has to be read by `split=`, so that it is never two classes.
 
     Arguments:
         path: the folder or file.
         size: side of the images in pixels, 1 to 1024 (default 84); pictures are resized with antialiasing (Lanczos).
         channels: 3 (colour, the default) or 1 (grey).
-        split: take only the classes in folders below one of this name, or in the list of this name (default: all).
+        split: take only the classes in folders below one of this name, or in the list or its column of splits (default: all).
         crop: True takes the largest square in the middle; False (default) scales each side by its own factor.
         progress: called as `progress(done, total)`, in numbers of images, after each image.
 
     Returns: `ImageClasses`.
 
     Errors: `InputError` that names the file, if the source or a picture in it cannot be read, is damaged, leads out of
-        its folder, or is too large; `InputError` if an argument is out of its range.
+        its folder, or is too large; if two folders or labels mean one class; if an argument is out of its range.
+
+    Warns: `DataWarning` of a picture that occurs twice, of one that is left out, and of a list that is not used.
 
     Example:
         >>> import tempfile, pathlib
         >>> from PIL import Image
         >>> from adaptax.tasks import read_images
         >>> with tempfile.TemporaryDirectory() as root:
-        ...     for name in ("wren/1.png", "wren/2.png", "crow/1.png"):
+        ...     for name, colour in (("wren/1.png", "red"), ("wren/2.png", "tan"), ("crow/1.png", "blue")):
         ...         path = pathlib.Path(root, name)
         ...         path.parent.mkdir(exist_ok=True)
-        ...         Image.new("RGB", (100, 80)).save(path)
+        ...         Image.new("RGB", (100, 80), colour).save(path)
         ...     data = read_images(root, size=32)
         >>> data.names, data.counts, data.images.shape
         (('crow', 'wren'), (1, 2), (3, 32, 32, 3))
@@ -116,7 +137,14 @@ def read_images(
             raise InputError(f"{message}: use prepare_images, which keeps the images in a file, or a smaller size.")
         images = np.empty(shape, np.uint8)
         contents.fill(images, progress)
+    warn_of(contents.doubts)
     return ImageClasses(images, contents.names, contents.counts)
+
+
+def warn_of(doubts: list[str]) -> None:
+    """Warn of every sentence; the caller's caller is named."""
+    for doubt in doubts:
+        warnings.warn(doubt, DataWarning, stacklevel=3)
 
 
 @contextmanager
@@ -131,12 +159,16 @@ def open_contents(path: str | os.PathLike, spec: ImageSpec) -> Iterator[Contents
                 npz = NpzImages(path, stack)
             if spec.split is not None:
                 raise InputError(f"'{path}' is an npz, which has no splits: leave out split=, or split what is read.")
+            doubts: list[str] = []
+            check_told_apart(npz.classes, path, doubts.append)
             rows = _rows(npz.classes)
             read = _with_input_errors(path, npz.pictures(spec.size, spec.channels, spec.crop))
-            yield _contents(npz.classes, ((rows[i], picture) for i, picture in read))
+            found = ((rows[i], picture) for i, picture in read)
+            yield Contents(path, *_sizes(npz.classes), found, [f"row {i}" for i in rows], doubts)
         return
     with open_source(path) as source:
-        classes = find_classes(source.sizes, source.read, spec.split, path)
+        doubts = []
+        classes = find_classes(source.sizes, source.read, spec.split, path, doubts.append)
         rows = _rows(classes)
         for name in rows:
             if source.sizes[name] > MAX_BYTES:
@@ -144,7 +176,7 @@ def open_contents(path: str | os.PathLike, spec: ImageSpec) -> Iterator[Contents
         # Files are read in the order in which they lie in an archive, which is the fastest.
         order = (name for name in source.sizes if name in rows)
         decoded = ((rows[n], decode(source.read(n), n, spec.size, spec.channels, spec.crop)) for n in order)
-        yield _contents(classes, decoded)
+        yield Contents(path, *_sizes(classes), decoded, list(rows), doubts)
 
 
 def _with_input_errors(path: str, items: Iterator[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
@@ -162,5 +194,6 @@ def _rows(classes: dict) -> dict:
     return {item: row for row, item in enumerate(item for items in classes.values() for item in items)}
 
 
-def _contents(classes: dict, pictures: Iterator[tuple[int, np.ndarray]]) -> Contents:
-    return Contents(tuple(classes), tuple(map(len, classes.values())), pictures)
+def _sizes(classes: dict) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The names of the classes, and the number of images of each."""
+    return tuple(classes), tuple(map(len, classes.values()))

@@ -2,6 +2,11 @@
 
 from pathlib import PurePosixPath
 
+# Files and folders of thumbnails, settings and deleted files, by Windows, Linux and file servers.
+SYSTEM = {
+    "Thumbs.db", "ehthumbs.db", "desktop.ini", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found",
+}  # fmt: skip
+
 
 def unsafe(name: str) -> bool:
     """Whether a name leads out of its folder, or cannot be printed."""
@@ -11,4 +16,4 @@ def unsafe(name: str) -> bool:
 
 def hidden(file: PurePosixPath) -> bool:
     """Whether a file is hidden, or one that an operating system leaves behind."""
-    return any(part.startswith((".", "__MACOSX")) for part in file.parts) or file.name in ("Thumbs.db", "desktop.ini")
+    return any(part.startswith((".", "__MACOSX")) or part in SYSTEM for part in file.parts)
