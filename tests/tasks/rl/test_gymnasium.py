@@ -1,13 +1,13 @@
 """Gymnasium environments: told their task, stepped in order, the same for the same seed; a failure is told in one sentence."""
 
 import time
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from gymnasium import spaces
 
 import adaptax as ax
 from adaptax.errors import HostFailure, forget_failures, raise_failure
@@ -18,8 +18,8 @@ from adaptax.training.resuming import describe, fingerprint
 class Slope:
     """x moves by the action and by noise; the reward is x times the task; an episode ends where x passes 1."""
 
-    observation_space = SimpleNamespace(shape=(1,), dtype=np.float32)
-    action_space = SimpleNamespace(shape=(1,), low=np.array([-1.0]), high=np.array([1.0]))
+    observation_space = spaces.Box(-np.inf, np.inf, (1,))
+    action_space = spaces.Box(-1.0, 1.0, (1,))
 
     def __init__(self, trouble=None, at=3):
         self.trouble, self.at, self.task = trouble, at, None
@@ -152,7 +152,7 @@ class Deaf(Slope):
 
 
 class Boundless(Slope):
-    action_space = SimpleNamespace(shape=(1,), low=np.array([-np.inf]), high=np.array([1.0]))
+    action_space = spaces.Box(-np.inf, 1.0, (1,))
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from adaptax._checks import check_whole
-from adaptax.errors import InputError
+from adaptax._checks import check_whole, is_traced
+from adaptax.errors import InputError, forget_failures, raise_failure
 from adaptax.problem import Resampling, as_callable
 
 # The converter of an environment's field `horizon`.
@@ -51,6 +51,9 @@ class Environment(eqx.Module):
     def host(self) -> bool:
         """Whether steps call the host. Every call has a fixed cost, so all tasks of a device are then stepped together."""
         return False
+
+    def check_policy(self, policy: Any) -> None:
+        """Refuse, with `InputError`, a policy that cannot fit; called before an episode begins."""
 
     @abc.abstractmethod
     def reset(self, task: PyTree, key: Key[Array, ""]) -> PyTree:
@@ -132,7 +135,8 @@ def rollout(environment: Environment, task: PyTree, policy: Any, key: Key[Array,
 
     Returns: `Trajectories`, with all derivatives cut.
 
-    Errors: `InputError` if the policy lacks `sample` or `log_prob`, or the size is not a positive whole number.
+    Errors: `InputError` if the policy lacks `sample` or `log_prob` or does not fit, or the size is not a positive whole number;
+        `HostFailure` if the environment's host failed, outside of compiled programs.
 
     Example:
         >>> import adaptax as ax, jax, jax.numpy as jnp
@@ -147,9 +151,13 @@ def rollout(environment: Environment, task: PyTree, policy: Any, key: Key[Array,
     if not (hasattr(policy, "sample") and hasattr(policy, "log_prob")):
         raise InputError(
             "The parameters must be a policy with sample(observations, key) and log_prob(observations, actions): use "
-            "ax.tasks.rl.GaussianPolicy or SoftmaxPolicy."
+            "ax.tasks.rl.GaussianPolicy, CategoricalPolicy or SoftmaxPolicy."
         )
     size = check_whole("rollout", "size", size)
+    environment.check_policy(policy)
+    on_host = environment.host and not any(map(is_traced, jax.tree.leaves((task, policy, key))))
+    if on_host:
+        forget_failures()
     start_key, run_key = jax.random.split(key)
     observe = jax.vmap(lambda state: environment.observe(task, state))
     move = jax.vmap(lambda state, action, key: environment.step(task, state, action, key))
@@ -176,7 +184,11 @@ def rollout(environment: Environment, task: PyTree, policy: Any, key: Key[Array,
     (last, _), records = jax.lax.scan(step, (states, alive), (noise, move_keys))
     observations, *rest = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), records)
     observations = jnp.concatenate([observations, observe(last)[:, None]], axis=1)
-    return jax.lax.stop_gradient(Trajectories(observations, *rest))
+    batch = jax.lax.stop_gradient(Trajectories(observations, *rest))
+    if on_host:  # and not within a compiled program, after which its caller raises
+        jax.block_until_ready(batch)
+        raise_failure()
+    return batch
 
 
 class Rollouts(eqx.Module):

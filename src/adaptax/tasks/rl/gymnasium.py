@@ -1,7 +1,6 @@
 """Gymnasium environments that can be told their task, as a resampling problem."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from adaptax._checks import check_real
 from adaptax.errors import InputError
 from adaptax.problem import Resampling
 from adaptax.tasks.rl.environment import Environment, as_horizon, problem
+from adaptax.tasks.rl.policies import CategoricalPolicy, SoftmaxPolicy
 from adaptax.tasks.rl.simulators import Simulators
 from adaptax.tasks.rl.surrogates import published_surrogate
 
@@ -40,10 +40,25 @@ class GymnasiumEnvironment(Environment):
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """The sizes of an observation and of an action (where they are finitely many, their number)."""
-        spaces = self.simulators.observations, self.simulators.first.action_space
-        inputs, outputs = (int(space.n) if hasattr(space, "n") else math.prod(space.shape) for space in spaces)
-        return inputs, outputs
+        """How many numbers a network takes and gives: of an observation (of a `Discrete`, its values), and for an action.
+
+        For an action they are the entries of a box, or the number of choices in all: one logit for each.
+        """
+        return self.simulators.observations.size, self.simulators.actions.outputs
+
+    @property
+    def choices(self) -> int | tuple[int, ...] | None:
+        """What `CategoricalPolicy` chooses from: a number for `Discrete`, numbers for other finite spaces, None for boxes."""
+        return self.simulators.actions.choices
+
+    def check_policy(self, policy):
+        if isinstance(policy, SoftmaxPolicy) and policy.logits.shape != self.sizes:
+            raise InputError(
+                f"The policy is a table for {policy.logits.shape} states and actions, and the environment has {self.sizes}: "
+                "change the shape of its logits."
+            )
+        if isinstance(policy, CategoricalPolicy) and self.choices is not None and policy.choices != self.choices:
+            raise InputError(f"The environment has {self.choices} choices, and the policy {policy.choices}: change choices=.")
 
     def reset(self, task, key):
         seed = jax.random.bits(key)
@@ -60,26 +75,27 @@ class GymnasiumEnvironment(Environment):
         return state[1]
 
     def step(self, task, state, action, key):
-        shape = () if self.low is None else self.simulators.first.action_space.shape
-        if action.shape != shape:
+        actions = self.simulators.actions
+        fits = action.shape == actions.shape or (action.ndim <= 1 and action.size == actions.size)
+        whole = not jnp.issubdtype(action.dtype, jnp.floating)
+        if not fits or whole != (self.choices is not None):
+            kind = "real numbers" if self.choices is None else "whole numbers"
+            made = f"GaussianPolicy(network, {actions.size})"
+            made = made if self.choices is None else f"CategoricalPolicy(network, {self.choices})"
             raise InputError(
-                f"The environment takes actions of shape {shape}, and the policy gives {action.shape}: make it for "
-                f"{self.sizes[0]} observations and {self.sizes[1]} actions."
+                f"The environment takes actions of shape {actions.shape}, {kind}, and the policy gives {action.shape}, "
+                f"{action.dtype}: use ax.tasks.rl.{made}, whose network gives {self.sizes[1]} numbers."
             )
-        if self.low is not None:
-            low, high = (jnp.asarray(bound, action.dtype).reshape(shape) for bound in (self.low, self.high))
-            action = jnp.clip(action, low, high)
         number = jax.ShapeDtypeStruct((), jnp.float32)
         shapes = self._observed(), number, jax.ShapeDtypeStruct((), jnp.bool)
         step = _step_callback(self.simulators, self.horizon)
         call = buffer_callback(step, shapes, has_side_effect=True, vmap_method="broadcast_all")
-        observation, reward, done = call(state[0], jax.lax.stop_gradient(action))
+        observation, reward, done = call(state[0], jax.lax.stop_gradient(action.ravel()))
         return (state[0], observation), reward, done
 
     def _observed(self) -> jax.ShapeDtypeStruct:
-        space = self.simulators.observations
-        whole = np.issubdtype(space.dtype, np.integer) and hasattr(space, "n")
-        return jax.ShapeDtypeStruct(space.shape, jnp.int32 if whole else jnp.float32)
+        seen = self.simulators.observations
+        return jax.ShapeDtypeStruct(seen.shape, jax.dtypes.canonicalize_dtype(seen.dtype))
 
 
 def gymnasium_family(
@@ -119,17 +135,19 @@ def gymnasium_family(
     Source: docs/theory.md, section 2.1.
     """
     if not callable(make):
-        raise InputError(f"make must be a function that returns an environment, not {type(make).__name__}.")
+        text = f"make must be a function that returns an environment, not {type(make).__name__}"
+        raise InputError(f"{text}: pass one such as lambda: gymnasium.make('Pendulum-v1').unwrapped.")
     simulators = Simulators(make, check_real("gymnasium_family", "timeout", timeout, above=0))
-    limit = getattr(getattr(simulators.first, "spec", None), "max_episode_steps", None) if horizon is None else horizon
-    if limit is None:
+    limit = simulators.limit
+    if horizon is None:
+        horizon = limit or getattr(getattr(simulators.first, "spec", None), "max_episode_steps", None)
+    if horizon is None:
         raise InputError("The environment has no time limit of its own: pass horizon=, the steps of an episode.")
-    space, low, high = simulators.first.action_space, None, None
-    if not simulators.discrete:
-        low, high = (tuple(np.asarray(bound, np.float64).ravel().tolist()) for bound in (space.low, space.high))
-        if not all(math.isfinite(a) and math.isfinite(b) and a < b for a, b in zip(low, high, strict=True)):
-            raise InputError("The bounds of the environment's actions must be finite, each low below its high: mend its space.")
-    environment = GymnasiumEnvironment(simulators=simulators, horizon=limit, low=low, high=high)
+    if limit is not None and as_horizon(horizon) > limit:
+        text = f"horizon={horizon} is longer than the environment's time limit of {limit} steps"
+        raise InputError(f"{text}: pass horizon={limit}, or make environments with a longer limit.")
+    low, high = (None, None) if simulators.actions.choices else (tuple(side.tolist()) for side in simulators.actions.bounds)
+    environment = GymnasiumEnvironment(simulators=simulators, horizon=horizon, low=low, high=high)
     return problem(environment, sample_task, published_surrogate() if loss is None else loss)
 
 
