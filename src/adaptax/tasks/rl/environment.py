@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
-from adaptax._checks import check_whole, is_traced
-from adaptax.errors import InputError, forget_failures, raise_failure
-from adaptax.problem import Resampling, as_callable
+from adaptax._checks import check_whole
+from adaptax.errors import InputError
+from adaptax.problem import Resampling, as_callable, settled
 
 # The converter of an environment's field `horizon`.
 as_horizon = functools.partial(check_whole, "", "horizon")
@@ -155,9 +155,10 @@ def rollout(environment: Environment, task: PyTree, policy: Any, key: Key[Array,
         )
     size = check_whole("rollout", "size", size)
     environment.check_policy(policy)
-    on_host = environment.host and not any(map(is_traced, jax.tree.leaves((task, policy, key))))
-    if on_host:
-        forget_failures()
+    return settled(environment, lambda: _rollout(environment, task, policy, key, size))
+
+
+def _rollout(environment: Environment, task: PyTree, policy: Any, key: Key[Array, ""], size: int) -> Trajectories:
     start_key, run_key = jax.random.split(key)
     observe = jax.vmap(lambda state: environment.observe(task, state))
     move = jax.vmap(lambda state, action, key: environment.step(task, state, action, key))
@@ -184,11 +185,7 @@ def rollout(environment: Environment, task: PyTree, policy: Any, key: Key[Array,
     (last, _), records = jax.lax.scan(step, (states, alive), (noise, move_keys))
     observations, *rest = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), records)
     observations = jnp.concatenate([observations, observe(last)[:, None]], axis=1)
-    batch = jax.lax.stop_gradient(Trajectories(observations, *rest))
-    if on_host:  # and not within a compiled program, after which its caller raises
-        jax.block_until_ready(batch)
-        raise_failure()
-    return batch
+    return jax.lax.stop_gradient(Trajectories(observations, *rest))
 
 
 class Rollouts(eqx.Module):

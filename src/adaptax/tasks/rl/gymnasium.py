@@ -40,9 +40,9 @@ class GymnasiumEnvironment(Environment):
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """How many numbers a network takes and gives: of an observation (of a `Discrete`, its values), and for an action.
+        """How many numbers a network takes and gives: those of an observation, and a mean or a logit for each entry or choice.
 
-        For an action they are the entries of a box, or the number of choices in all: one logit for each.
+        A `Discrete` observation counts its values, so that both are the shape of a `SoftmaxPolicy`'s logits.
         """
         return self.simulators.observations.size, self.simulators.actions.outputs
 
@@ -75,16 +75,16 @@ class GymnasiumEnvironment(Environment):
         return state[1]
 
     def step(self, task, state, action, key):
-        actions = self.simulators.actions
-        fits = action.shape == actions.shape or (action.ndim <= 1 and action.size == actions.size)
-        whole = not jnp.issubdtype(action.dtype, jnp.floating)
-        if not fits or whole != (self.choices is not None):
-            kind = "real numbers" if self.choices is None else "whole numbers"
-            made = f"GaussianPolicy(network, {actions.size})"
-            made = made if self.choices is None else f"CategoricalPolicy(network, {self.choices})"
+        space = self.simulators.actions
+        fits = action.shape == space.shape or (action.ndim <= 1 and action.size == space.size)
+        real = jnp.issubdtype(action.dtype, jnp.floating)
+        if not fits or real != (self.choices is None):
+            numbers, made = "real", f"GaussianPolicy(network, {space.size})"
+            if self.choices is not None:
+                numbers, made = "whole", f"CategoricalPolicy(network, {self.choices})"
             raise InputError(
-                f"The environment takes actions of shape {actions.shape}, {kind}, and the policy gives {action.shape}, "
-                f"{action.dtype}: use ax.tasks.rl.{made}, whose network gives {self.sizes[1]} numbers."
+                f"The environment takes actions of shape {space.shape} that are {numbers} numbers, and the policy gives "
+                f"{action.shape}, {action.dtype}: use ax.tasks.rl.{made}, whose network gives {self.sizes[1]} numbers."
             )
         number = jax.ShapeDtypeStruct((), jnp.float32)
         shapes = self._observed(), number, jax.ShapeDtypeStruct((), jnp.bool)
@@ -105,24 +105,32 @@ def gymnasium_family(
 
     The compiled program calls the host for every step of all episodes. Each episode has an instance of its own, which a later
     episode uses again; it is told its task by `set_task(task)` or through the attribute `task`, and is reset with a seed from
-    its key, so that one integer decides a run. Actions are clipped to their bounds. All instances run on one thread of the
-    host.
+    its key, so that one integer decides a run. All instances run on one thread of the host.
+
+    The policy sees the numbers of a `Box` in their shape, of a `Discrete` the index from 0, and of `MultiDiscrete`,
+    `MultiBinary`, `Dict` and `Tuple` the flat vector of `gymnasium.spaces.utils.flatten`, one-hot where there is a choice.
+    It acts by the numbers of a `Box`, which are clipped to its bounds (`GaussianPolicy`), or by indices from 0 for `Discrete`,
+    `MultiDiscrete` and `MultiBinary`, to which their `start` is added (`CategoricalPolicy`); `Dict` and `Tuple` of either kind
+    take the numbers of their parts one after another. Other spaces are refused.
 
     Arguments:
-        make: `make() -> environment`, with gymnasium's `reset(seed=)`, `step`, `observation_space` and `action_space` (a box,
-            or finitely many actions), and `set_task(task)` or an attribute `task` on `environment.unwrapped`.
+        make: `make() -> environment`, a new one each time, with gymnasium's `reset(seed=)`, `step`, `observation_space` and
+            `action_space`, and `set_task(task)` or an attribute `task` on it or on what it wraps.
         sample_task: `sample_task(key) -> task`, a pytree of arrays, which the environment receives as NumPy arrays.
         horizon: H (default: the environment's own time limit).
         loss: the surrogate (default: `LVC(0.99, baseline=LinearBaseline(), per_step=True, normalise=True,
             discount_weighting=False)`).
         timeout: seconds that the host may take for one step of all episodes, positive (default 60).
 
-    Returns: an `ax.Resampling` whose parameters are a policy, with the metric "return"; `problem.draw.environment.sizes` are
-        the sizes of an observation and of an action.
+    Returns: an `ax.Resampling` whose parameters are a policy, with the metric "return". With
+        `environment = problem.draw.environment`, `environment.sizes` are the numbers that a network takes and gives, and
+        `environment.choices` is what `CategoricalPolicy` chooses from.
 
-    Errors: `InputError` for an environment without these members or without a horizon, for bounds that are not finite and in
-        order, or a horizon or timeout that is not positive. `HostFailure` in training, with the state saved, when an
-        environment raises, takes too long, gives a reward that is not finite, or cuts an episode off before the horizon.
+    Errors: `InputError` for an environment without these members, several environments in one, a space of another kind, action
+        bounds that are not finite, a horizon that is missing or beyond the time limit, or a horizon or timeout that is not
+        positive; when episodes are drawn, for a policy that does not fit. `HostFailure`, in training with the state saved,
+        when an environment raises, takes too long, gives an observation that its space does not hold or a number that is
+        not finite, cuts an episode off before the horizon, or has another interface.
 
     Example:
         >>> import adaptax as ax, gymnasium, jax  # doctest: +SKIP

@@ -14,8 +14,6 @@ from adaptax._checks import check_real, check_whole
 from adaptax.errors import InputError
 
 _LEAST_LOG_STD = math.log(1e-6)
-# The logit of what is never chosen: finite, so that differences of logarithms are numbers.
-_NEVER = -1e30
 
 
 class SoftmaxPolicy(eqx.Module):
@@ -132,7 +130,9 @@ class CategoricalPolicy(eqx.Module):
         logits = _outputs(self.logits, observations, int(counts.sum()), "choices")
         column = np.arange(counts.max())
         index = np.minimum(np.cumsum(counts)[:, None] - counts[:, None] + column, counts.sum() - 1)
-        return jax.nn.log_softmax(jnp.where(column < counts[:, None], logits[:, index], _NEVER))
+        # Finite, so that differences of logarithms are numbers.
+        never = jnp.finfo(logits.dtype).min / 2
+        return jax.nn.log_softmax(jnp.where(column < counts[:, None], logits[:, index], never))
 
 
 class GaussianPolicy(eqx.Module):

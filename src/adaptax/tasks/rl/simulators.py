@@ -55,7 +55,9 @@ class Simulators:
     @property
     def limit(self) -> int | None:
         """The number of steps after which gymnasium's `TimeLimit` cuts an episode off; None without one."""
-        limits = [layer._max_episode_steps for layer in self._layers(self.first) if isinstance(layer, self.gym.wrappers.TimeLimit)]
+        limits = [
+            layer._max_episode_steps for layer in self._layers(self.first) if isinstance(layer, self.gym.wrappers.TimeLimit)
+        ]
         return min(limits, default=None)
 
     def _layers(self, env: Any) -> list[Any]:
@@ -71,7 +73,9 @@ class Simulators:
         except InputError:
             raise
         except Exception as error:
-            raise InputError(f"make() raised {type(error).__name__} ({first_line(error)}): mend it or what it calls.") from error
+            raise InputError(
+                f"make() raised {type(error).__name__} ({first_line(error)}): mend it or what it calls."
+            ) from error
         if hasattr(env, "single_action_space"):
             text = "return a single environment, since each episode gets one of its own"
             raise InputError(f"make() returned {type(env).__name__}, which steps several environments at once: {text}.")

@@ -10,7 +10,6 @@ from gymnasium import spaces
 
 from adaptax.errors import InputError
 
-_LARGEST = float(np.finfo(np.float32).max)
 _MOST_ONE_HOT = 1 << 20
 _AGREE = "make its spaces agree with what reset() and step() return"
 
@@ -126,15 +125,18 @@ class Actions:
             low, high = self.bounds
             if self.choices is None:
                 if not np.isfinite(row).all():
-                    raise _Misfit(f"an action that is not finite ({row})", "its parameters are not finite, so use smaller steps")
+                    remedy = "its parameters are no longer finite, so use a smaller step size"
+                    raise _Misfit(f"an action that is not finite ({_short(row.tolist())})", remedy)
                 row = np.clip(row.astype(np.float64), low, high)
             elif ((row < low) | (row > high)).any():
-                what = f"the action {row.tolist()}, where {_short(self.space)} takes indices from 0 to {high.tolist()}"
-                raise _Misfit(what, f"make it for {self.choices} choices, counted from 0")
+                what = (
+                    f"the action {_short(row.tolist())}, where {_short(self.space)} takes indices up to {_short(high.tolist())}"
+                )
+                raise _Misfit(what, f"make it for {_short(self.choices)} choices, counted from 0")
             rows = np.split(row, np.cumsum(self.sizes)[:-1])
             action = _assembled(self.space, (_action(part, x) for part, x in zip(self.parts.values(), rows, strict=True)))
             if not (self.ours or self.space.contains(action)):
-                what = f"the action {action}, which {_short(self.space)} does not contain"
+                what = f"the action {_short(action)}, which its space, {type(self.space).__name__}, does not contain"
                 raise _Misfit(what, "use a space of gymnasium itself, and let the environment change its actions")
         return action
 
@@ -149,8 +151,8 @@ def _parts(space: Any, path: str) -> Iterator[tuple[str, Any]]:
         kind = f"{type(space).__module__}.{type(space).__qualname__}"
         raise InputError(f"The environment's {path} is a {kind} and not a gymnasium space: make it from gymnasium.spaces.")
     if not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
-        served = "Box, Discrete, MultiDiscrete, MultiBinary, or Dict and Tuple of them"
-        raise InputError(f"The environment's {path} is {_short(space)}, which has no fixed vector of numbers: wrap it in {served}.")
+        text = "a kind that is not served: wrap the environment so that it has Box, Discrete, MultiDiscrete, MultiBinary"
+        raise InputError(f"The environment's {path} is {_short(space)}, {text}, or Dict and Tuple of these.")
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         last, most = np.ravel(space.start).astype(object) + _counts(space) - 1, np.iinfo(space.dtype).max
         if max(last, default=0) > most:
@@ -167,12 +169,16 @@ def _values(space: Any, value: Any, path: str) -> Iterator[Any]:
     if not isinstance(space, spaces.Dict | spaces.Tuple):
         yield value
         return
-    keys, kind = (space.spaces.keys(), Mapping) if isinstance(space, spaces.Dict) else (range(len(space)), (tuple, list))
-    if not isinstance(value, kind):
+    if isinstance(space, spaces.Dict):
+        keys, given = list(space.spaces), list(value) if isinstance(value, Mapping) else None
+    else:
+        # Gymnasium takes the entries of an array, too.
+        rows = isinstance(value, tuple | list) or (isinstance(value, np.ndarray) and value.ndim)
+        keys, given = list(range(len(space))), list(range(len(value))) if rows else None
+    if given is None:
         raise _Misfit(f"an observation of type {type(value).__name__} for {path}, {_short(space)}", _AGREE)
-    given = value.keys() if isinstance(value, Mapping) else range(len(value))
     if set(given) != set(keys):
-        raise _Misfit(f"an observation with the entries {list(given)} where {path} has {list(keys)}", _AGREE)
+        raise _Misfit(f"an observation with the entries {_short(given)} where {path} has {_short(keys)}", _AGREE)
     for key, inner in _items(space):
         yield from _values(inner, value[key], f"{path}[{key!r}]")
 
@@ -189,7 +195,8 @@ def _read(part: Any, value: Any, path: str) -> np.ndarray:
     if array.shape != part.shape:
         raise _Misfit(f"an observation of shape {array.shape} where {path} has {part.shape}", _AGREE)
     if isinstance(part, spaces.Box):
-        wrong = ~(np.abs(array) <= _LARGEST) if array.dtype.kind == "f" else np.zeros(array.shape, bool)
+        with np.errstate(over="ignore"):
+            wrong = ~np.isfinite(array.astype(np.float32))
         if wrong.any():
             where = f"{array[wrong][0]} at {np.argwhere(wrong)[0].tolist()} of {path}"
             raise _Misfit(f"an observation that is not finite ({where})", "make its observations finite")
@@ -199,7 +206,7 @@ def _read(part: Any, value: Any, path: str) -> np.ndarray:
     index = whole - np.ravel(getattr(part, "start", 0)).astype(np.int64)
     fraction = array.dtype.kind == "f" and (whole != array.ravel()).any()
     if fraction or ((index < 0) | (index >= _counts(part))).any():
-        raise _Misfit(f"the observation {array.tolist()}, which {path}, {_short(part)}, does not contain", _AGREE)
+        raise _Misfit(f"the observation {_short(array.tolist())}, which {path}, {_short(part)}, does not contain", _AGREE)
     return index
 
 
@@ -235,6 +242,7 @@ def _assembled(space: Any, actions: Iterator[Any]) -> Any:
     return next(actions)
 
 
-def _short(space: Any) -> str:
-    text = " ".join(str(space).split())
+def _short(value: Any) -> str:
+    """A space or a value on one line."""
+    text = " ".join(str(value).split())
     return text if len(text) <= 100 else f"{text[:97]}..."
