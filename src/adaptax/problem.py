@@ -240,12 +240,12 @@ class Resampling(AbstractProblem):
         return self.step_batch(task, params, key, size)
 
 
-def settled(draw: Any, compute: Callable[[], Any]) -> Any:
-    """`compute()`; `HostFailure` if `draw` calls the host and that failed meanwhile.
+def settled(source: Any, compute: Callable[[], Any]) -> Any:
+    """`compute()`; `HostFailure` if it draws from the host, as a problem or an environment says, and that failed meanwhile.
 
     Nothing is raised while a program is traced: whoever runs the program does.
     """
-    if not getattr(draw, "host", False):
+    if not getattr(getattr(source, "draw", source), "host", False):
         return compute()
     forget_failures()
     result = compute()

@@ -182,7 +182,8 @@ def in_types(space, value):
 
 def holds(space, value):
     try:
-        return space.contains(value)
+        with np.errstate(invalid="ignore"):
+            return space.contains(value)
     except (TypeError, ValueError):
         return False
 

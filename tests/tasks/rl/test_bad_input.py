@@ -37,7 +37,10 @@ def large_images():
         (lambda: rl.GaussianPolicy(jnp.tanh, 0), "size=0.*at least 1"),
         (lambda: rl.GaussianPolicy(jnp.tanh, 2, std=0.0), "std=0.0.*must be a positive number"),
         (lambda: rl.CategoricalPolicy(3, 2), r"CategoricalPolicy\(logits=int\) must be a network"),
-        (lambda: rl.CategoricalPolicy(jnp.tanh, (2, 0)), r"CategoricalPolicy\(choices=0\) must be a whole number of at least 1"),
+        (
+            lambda: rl.CategoricalPolicy(jnp.tanh, (2, 0)),
+            r"CategoricalPolicy\(choices=0\) must be a whole number of at least 1",
+        ),
         (lambda: rl.CategoricalPolicy(jnp.tanh, ()), r"CategoricalPolicy\(choices=\(\)\) must be a whole number"),
         (lambda: rl.LinearBaseline()(large_images(), jnp.zeros((20, 2))), "takes 134 GiB to fit 20 .*: use baseline=.*Network"),
         (lambda: rl.problem(3, None, None), "Environment, not int: subclass it"),

@@ -95,7 +95,7 @@ class GymnasiumEnvironment(Environment):
 
     def _observed(self) -> jax.ShapeDtypeStruct:
         seen = self.simulators.observations
-        return jax.ShapeDtypeStruct(seen.shape, jax.dtypes.canonicalize_dtype(seen.dtype))
+        return jax.ShapeDtypeStruct(seen.shape, jnp.result_type(seen.dtype))
 
 
 def gymnasium_family(

@@ -208,7 +208,7 @@ def _reward(value: Any, name: str, where: str) -> float:
         number = np.asarray(None)
     if number.size != 1 or number.dtype.kind not in "biuf":
         raise InputError(f"{name} gave a reward of {_shown(value)} {where}: return one number.")
-    if not abs(number.item()) <= np.finfo(np.float32).max:
+    if not abs(number.item()) <= float(np.finfo(np.float32).max):
         raise InputError(f"{name} gave a reward of {number.item()} {where}: make its rewards finite.")
     return float(number.item())
 
