@@ -181,6 +181,8 @@ def in_types(space, value):
 
 
 def holds(space, value):
+    if any(leaf.dtype == np.bool_ for leaf in leaves_of(space)):
+        return False  # gymnasium turns whatever it is into a boolean first
     try:
         with np.errstate(invalid="ignore"):
             return space.contains(value)

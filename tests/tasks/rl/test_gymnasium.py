@@ -232,10 +232,11 @@ def test_rewards_and_ends_may_be_numbers_of_any_kind():
 def test_failures_are_raised_by_every_call_that_draws():
     problem = rl.gymnasium_family(lambda: Slope("nan", at=1), lambda key: jnp.ones(()), horizon=2)
     key, task = jax.random.key(0), jnp.ones(())
+    method = ax.MetaGradient(ax.Inner(0, 0.1), samples=METHOD.samples)
     calls = [
         lambda: ax.adapt(problem, policy(), task, METHOD.inner, key, samples=METHOD.samples),
-        lambda: METHOD(problem, policy(), task, key),
-        lambda: METHOD.batch(problem, policy(), jnp.ones(2), jax.random.split(key)),
+        lambda: method(problem, policy(), task, key),
+        lambda: method.batch(problem, policy(), jnp.ones(1), jax.random.split(key, 1)),
     ]
     for call in calls:
         with pytest.raises(HostFailure, match="Slope gave a reward of nan at step 1"):

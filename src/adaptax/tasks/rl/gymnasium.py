@@ -95,7 +95,8 @@ class GymnasiumEnvironment(Environment):
 
     def _observed(self) -> jax.ShapeDtypeStruct:
         seen = self.simulators.observations
-        return jax.ShapeDtypeStruct(seen.shape, jnp.result_type(seen.dtype))
+        # JAX's own precision, which may be single.
+        return jax.ShapeDtypeStruct(seen.shape, jnp.result_type(float) if seen.dtype == np.float64 else seen.dtype)
 
 
 def gymnasium_family(
