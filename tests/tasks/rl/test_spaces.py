@@ -310,14 +310,14 @@ def test_policies_that_do_not_fit_are_refused_with_the_one_that_does(space, poli
 
 def test_a_policy_that_chooses_beyond_the_space_is_told():
     with pytest.raises(
-        HostFailure, match=r"The policy gave the action \[2\].*indices up to \[1\] at step \d.*make it for 2 choices"
+        HostFailure, match=r"The policy gave the action \[2\].*indices up to \[1\], at step \d.*make it for 2 choices"
     ):
         episode(family_of(lambda: Recorder()), Uniform(jnp.ones(())), size=20)
     policy = rl.GaussianPolicy(Constant(jnp.full(1, jnp.nan)), 1)
     with pytest.raises(HostFailure, match=r"policy gave an action that is not finite \(\[nan\]\) at step 1.*smaller step size"):
         episode(family_of(lambda: Recorder(action_space=BOX)), policy)
     with pytest.raises(
-        HostFailure, match=r"which its space, Quarter, does not contain at step \d of an episode: use a space of gymnasium"
+        HostFailure, match=r"which its space, Quarter, does not contain, at step \d of an episode: use a space of gymnasium"
     ):
         episode(family_of(lambda: Recorder(action_space=Quarter(-1, 1, (1,)))), size=20)
 

@@ -129,14 +129,13 @@ class Actions:
                     raise _Misfit(f"an action that is not finite ({_short(row.tolist())})", remedy)
                 row = np.clip(row.astype(np.float64), low, high)
             elif ((row < low) | (row > high)).any():
-                what = (
-                    f"the action {_short(row.tolist())}, where {_short(self.space)} takes indices up to {_short(high.tolist())}"
-                )
+                most = f"{_short(self.space)} takes indices up to {_short(high.tolist())}"
+                what = f"the action {_short(row.tolist())}, where {most},"
                 raise _Misfit(what, f"make it for {_short(self.choices)} choices, counted from 0")
             rows = np.split(row, np.cumsum(self.sizes)[:-1])
             action = _assembled(self.space, (_action(part, x) for part, x in zip(self.parts.values(), rows, strict=True)))
             if not (self.ours or self.space.contains(action)):
-                what = f"the action {_short(action)}, which its space, {type(self.space).__name__}, does not contain"
+                what = f"the action {_short(action)}, which its space, {type(self.space).__name__}, does not contain,"
                 raise _Misfit(what, "use a space of gymnasium itself, and let the environment change its actions")
         return action
 
@@ -176,7 +175,7 @@ def _values(space: Any, value: Any, path: str) -> Iterator[Any]:
         rows = isinstance(value, tuple | list) or (isinstance(value, np.ndarray) and value.ndim)
         keys, given = list(range(len(space))), list(range(len(value))) if rows else None
     if given is None:
-        raise _Misfit(f"an observation of type {type(value).__name__} for {path}, {_short(space)}", _AGREE)
+        raise _Misfit(f"an observation of type {type(value).__name__} for {path}, {_short(space)},", _AGREE)
     if set(given) != set(keys):
         raise _Misfit(f"an observation with the entries {_short(given)} where {path} has {_short(keys)}", _AGREE)
     for key, inner in _items(space):
@@ -191,7 +190,7 @@ def _read(part: Any, value: Any, path: str) -> np.ndarray:
         array = np.asarray(None)
     if array.dtype.kind not in "biuf":
         kind = array.dtype if hasattr(value, "dtype") else type(value).__name__
-        raise _Misfit(f"an observation of type {kind} for {path}, {_short(part)}", _AGREE)
+        raise _Misfit(f"an observation of type {kind} for {path}, {_short(part)},", _AGREE)
     if array.shape != part.shape:
         raise _Misfit(f"an observation of shape {array.shape} where {path} has {part.shape}", _AGREE)
     if isinstance(part, spaces.Box):
@@ -206,7 +205,7 @@ def _read(part: Any, value: Any, path: str) -> np.ndarray:
     index = whole - np.ravel(getattr(part, "start", 0)).astype(np.int64)
     fraction = array.dtype.kind == "f" and (whole != array.ravel()).any()
     if fraction or ((index < 0) | (index >= _counts(part))).any():
-        raise _Misfit(f"the observation {_short(array.tolist())}, which {path}, {_short(part)}, does not contain", _AGREE)
+        raise _Misfit(f"the observation {_short(array.tolist())}, which {path}, {_short(part)}, does not contain,", _AGREE)
     return index
 
 
