@@ -218,7 +218,9 @@ def test_values_that_the_space_does_not_hold_are_refused(space, other, seed, cho
         got = observations.read(value, "Echo", "at step 3 of an episode")
     except ax.InputError as error:
         text = str(error)
-        assert not holds(space, value) or "of type complex" in text or "of type object" in text
+        # Gymnasium takes complex numbers and objects for binary, and casts what is infinite to whole numbers.
+        lax = ("of type complex", "of type object", "that is not finite")
+        assert not holds(space, value) or any(words in text for words in lax)
         assert text.startswith("Echo gave ") and "at step 3 of an episode: make its " in text and text.endswith("."), text
         return
     # Only bounds of boxes and number types may differ from those of the space.
