@@ -98,7 +98,7 @@ def held_bytes(jaxpr: Jaxpr) -> int:
         for x in step.outvars:
             size = _bytes(x.aval)
             held += size
-            end = last[x] if x in last else place
+            end = last.setdefault(x, place)
             freed[end] = freed.get(end, 0) + size
         inside = max((held_bytes(inner) for inner in _programs(step)), default=0)
         most = max(most, held + inside)

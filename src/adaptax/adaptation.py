@@ -15,7 +15,7 @@ from adaptax._update import Update
 from adaptax.errors import InputError
 from adaptax.inner import Info, Inner
 from adaptax.inner_path import TaskPath, check_problem, exact_factors
-from adaptax.problem import AbstractProblem, Samples, check_is_problem
+from adaptax.problem import AbstractProblem, Samples, check_is_problem, settled
 from adaptax.stepsize.measurement import resolve_one
 from adaptax.stepsize.rates import Rates
 
@@ -74,7 +74,7 @@ def adapt(
         raise InputError("samples= must be ax.Samples(step, curvature, target).")
     require_keys(problem, key, inner.gradients.stochastic)
     check_store(store)
-    return _adapt(problem, params, task, inner, key, samples, store)
+    return settled(problem, lambda: _adapt(problem, params, task, inner, key, samples, store))
 
 
 @eqx.filter_jit

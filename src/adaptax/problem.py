@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
-from adaptax._checks import check_whole
+from adaptax._checks import check_whole, is_traced
 from adaptax._tree import Selection, as_selection, constant, describe, first_line
-from adaptax.errors import InputError
+from adaptax.errors import InputError, forget_failures, raise_failure
 
 
 class Task(eqx.Module):
@@ -238,6 +238,21 @@ class Resampling(AbstractProblem):
 
     def target_batch(self, task, params, key, size):
         return self.step_batch(task, params, key, size)
+
+
+def settled(source: Any, compute: Callable[[], Any]) -> Any:
+    """`compute()`; `HostFailure` if it draws from the host, as a problem or an environment says, and that failed meanwhile.
+
+    Nothing is raised while a program is traced: whoever runs the program does.
+    """
+    if not getattr(getattr(source, "draw", source), "host", False):
+        return compute()
+    forget_failures()
+    result = compute()
+    if not any(map(is_traced, jax.tree.leaves(result))):
+        jax.block_until_ready(result)
+        raise_failure()
+    return result
 
 
 def check_is_problem(problem: Any) -> None:

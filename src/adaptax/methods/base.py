@@ -14,7 +14,7 @@ from adaptax._keys import check_key, first, require_keys
 from adaptax.errors import InputError
 from adaptax.inner import Info, Inner
 from adaptax.inner_path import check_problem
-from adaptax.problem import AbstractProblem, Samples, check_is_problem
+from adaptax.problem import AbstractProblem, Samples, check_is_problem, settled
 from adaptax.stepsize.measurement import resolve_on_first, resolve_one
 
 
@@ -42,7 +42,7 @@ class AbstractMethod(eqx.Module):
             key: needed where anything is drawn.
         """
         self.check(problem, key)
-        return _single(self, problem, params, task, key)
+        return settled(problem, lambda: _single(self, problem, params, task, key))
 
     def batch(
         self,
@@ -62,7 +62,8 @@ class AbstractMethod(eqx.Module):
                 one for large ones).
         """
         self.check(problem, keys)
-        return _batch(self, problem, params, tasks, keys, check_in_flight(in_flight))
+        in_flight = check_in_flight(in_flight)
+        return settled(problem, lambda: _batch(self, problem, params, tasks, keys, in_flight))
 
     def with_inner(self, inner: Inner) -> "AbstractMethod":
         """The same method with another inner loop, such as a resolved one."""

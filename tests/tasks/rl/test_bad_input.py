@@ -9,6 +9,13 @@ import adaptax as ax
 from adaptax.tasks import rl
 
 
+def large_images():
+    """Pictures of 84 by 84 pixels in colour, without their memory."""
+    yes = jnp.ones((20, 2), bool)
+    pictures = jax.ShapeDtypeStruct((20, 3, 84, 84, 3), jnp.float32)
+    return rl.Trajectories(pictures, yes, jnp.zeros((20, 2)), jnp.zeros((20, 2)), yes, ~yes)
+
+
 @pytest.mark.parametrize(
     "make, match",
     [
@@ -29,6 +36,13 @@ from adaptax.tasks import rl
         (lambda: rl.GaussianPolicy(3, 2), "must be a network"),
         (lambda: rl.GaussianPolicy(jnp.tanh, 0), "size=0.*at least 1"),
         (lambda: rl.GaussianPolicy(jnp.tanh, 2, std=0.0), "std=0.0.*must be a positive number"),
+        (lambda: rl.CategoricalPolicy(3, 2), r"CategoricalPolicy\(logits=int\) must be a network"),
+        (
+            lambda: rl.CategoricalPolicy(jnp.tanh, (2, 0)),
+            r"CategoricalPolicy\(choices=0\) must be a whole number of at least 1",
+        ),
+        (lambda: rl.CategoricalPolicy(jnp.tanh, ()), r"CategoricalPolicy\(choices=\(\)\) must be a whole number"),
+        (lambda: rl.LinearBaseline()(large_images(), jnp.zeros((20, 2))), "takes 134 GiB to fit 20 .*: use baseline=.*Network"),
         (lambda: rl.problem(3, None, None), "Environment, not int: subclass it"),
         (lambda: rl.environment_steps(ax.Reptile(ax.Inner(1, 0.1)), rl.navigation()), "of ax.MetaGradient, not of Reptile"),
         (lambda: rl.environment_steps(ax.MetaGradient(ax.Inner()), ax.tasks.sinusoid_resampling()), "needs a problem made by"),

@@ -7,7 +7,7 @@ from adaptax.tasks.rl.gymnasium import GymnasiumEnvironment, gymnasium_family
 from adaptax.tasks.rl.locomotion import Ant, HalfCheetah, Locomotion, ant, cheetah
 from adaptax.tasks.rl.navigation import Navigation, navigation
 from adaptax.tasks.rl.network_baseline import NetworkBaseline
-from adaptax.tasks.rl.policies import GaussianPolicy, SoftmaxPolicy, mean_kl
+from adaptax.tasks.rl.policies import CategoricalPolicy, GaussianPolicy, SoftmaxPolicy, mean_kl
 from adaptax.tasks.rl.surrogates import LVC, Clipped, DiCE, LikelihoodRatio, LoadedDiCE
 from adaptax.tasks.rl.tabular import MDP, Tabular, TabularEnvironment, tabular
 from adaptax.tasks.rl.video import video
@@ -16,6 +16,7 @@ __all__ = [
     "LVC",
     "MDP",
     "Ant",
+    "CategoricalPolicy",
     "Clipped",
     "DiCE",
     "Environment",

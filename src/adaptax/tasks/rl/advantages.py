@@ -1,6 +1,7 @@
 """Advantages of the actions that were taken, and a linear baseline that is fitted to every batch."""
 
 import functools
+import math
 from typing import Any
 
 import equinox as eqx
@@ -9,7 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from adaptax._checks import check_real, check_true_or_false
+from adaptax.errors import InputError
 from adaptax.tasks.rl.environment import Trajectories
+
+_MOST_GIGABYTES = 4
 
 
 def advantages(
@@ -90,7 +94,7 @@ class LinearBaseline(eqx.Module):
     `baseline(trajectories, returns)` takes returns to go of shape (n, H) and gives values of shape (n, H + 1), which are
     constants to every derivative.
 
-    Errors: `InputError` if ridge is not a positive number.
+    Errors: `InputError` if ridge is not a positive number, or the observations are so large that a fit takes over 4 GiB.
 
     Example:
         >>> import adaptax as ax
@@ -108,6 +112,7 @@ class LinearBaseline(eqx.Module):
     )
 
     def __call__(self, trajectories: Trajectories, returns: Float[Array, "n H"]) -> Float[Array, "n H1"]:
+        _check_memory(trajectories.observations, returns.dtype)
         features = _features(trajectories.observations, returns.dtype)
         used = jnp.where(trajectories.mask[..., None], features[:, :-1], 0)
 
@@ -136,6 +141,14 @@ def _solve(matrix: Float[Array, "f f"], right: Float[Array, " f"]) -> Float[Arra
         return (table - table[:, k, None] * row).at[k].set(row)
 
     return scale * jax.lax.fori_loop(0, right.shape[0], eliminate, table)[:, -1]
+
+
+def _check_memory(observations: Array, dtype: Any) -> None:
+    n, size = observations.shape[0], math.prod(observations.shape[2:])
+    gigabytes = n * (2 * size + 4) ** 2 * jnp.dtype(dtype).itemsize / 2**30
+    if gigabytes > _MOST_GIGABYTES:
+        text = f"LinearBaseline takes {gigabytes:.0f} GiB to fit {n} episodes with observations of {size} numbers"
+        raise InputError(f"{text}: use baseline=ax.tasks.rl.NetworkBaseline() in the loss.")
 
 
 def _features(observations: Array, dtype: Any) -> Float[Array, "n H1 features"]:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from adaptax._checks import check_whole
 from adaptax.errors import InputError
-from adaptax.problem import Resampling, as_callable
+from adaptax.problem import Resampling, as_callable, settled
 
 # The converter of an environment's field `horizon`.
 as_horizon = functools.partial(check_whole, "", "horizon")
@@ -51,6 +51,9 @@ class Environment(eqx.Module):
     def host(self) -> bool:
         """Whether steps call the host. Every call has a fixed cost, so all tasks of a device are then stepped together."""
         return False
+
+    def check_policy(self, policy: Any) -> None:
+        """Refuse, with `InputError`, a policy that cannot fit; called before an episode begins."""
 
     @abc.abstractmethod
     def reset(self, task: PyTree, key: Key[Array, ""]) -> PyTree:
@@ -132,7 +135,8 @@ def rollout(environment: Environment, task: PyTree, policy: Any, key: Key[Array,
 
     Returns: `Trajectories`, with all derivatives cut.
 
-    Errors: `InputError` if the policy lacks `sample` or `log_prob`, or the size is not a positive whole number.
+    Errors: `InputError` if the policy lacks `sample` or `log_prob` or does not fit, or the size is not a positive whole number;
+        `HostFailure` if the environment's host failed, outside of compiled programs.
 
     Example:
         >>> import adaptax as ax, jax, jax.numpy as jnp
@@ -147,9 +151,14 @@ def rollout(environment: Environment, task: PyTree, policy: Any, key: Key[Array,
     if not (hasattr(policy, "sample") and hasattr(policy, "log_prob")):
         raise InputError(
             "The parameters must be a policy with sample(observations, key) and log_prob(observations, actions): use "
-            "ax.tasks.rl.GaussianPolicy or SoftmaxPolicy."
+            "ax.tasks.rl.GaussianPolicy, CategoricalPolicy or SoftmaxPolicy."
         )
     size = check_whole("rollout", "size", size)
+    environment.check_policy(policy)
+    return settled(environment, lambda: _rollout(environment, task, policy, key, size))
+
+
+def _rollout(environment: Environment, task: PyTree, policy: Any, key: Key[Array, ""], size: int) -> Trajectories:
     start_key, run_key = jax.random.split(key)
     observe = jax.vmap(lambda state: environment.observe(task, state))
     move = jax.vmap(lambda state, action, key: environment.step(task, state, action, key))

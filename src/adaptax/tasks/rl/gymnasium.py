@@ -1,7 +1,6 @@
 """Gymnasium environments that can be told their task, as a resampling problem."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from adaptax._checks import check_real
 from adaptax.errors import InputError
 from adaptax.problem import Resampling
 from adaptax.tasks.rl.environment import Environment, as_horizon, problem
+from adaptax.tasks.rl.policies import CategoricalPolicy, SoftmaxPolicy
 from adaptax.tasks.rl.simulators import Simulators
 from adaptax.tasks.rl.surrogates import published_surrogate
 
@@ -40,10 +40,25 @@ class GymnasiumEnvironment(Environment):
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """The sizes of an observation and of an action (where they are finitely many, their number)."""
-        spaces = self.simulators.observations, self.simulators.first.action_space
-        inputs, outputs = (int(space.n) if hasattr(space, "n") else math.prod(space.shape) for space in spaces)
-        return inputs, outputs
+        """How many numbers a network takes and gives: those of an observation, and a mean or a logit for each entry or choice.
+
+        A `Discrete` observation counts its values, so that both are the shape of a `SoftmaxPolicy`'s logits.
+        """
+        return self.simulators.observations.size, self.simulators.actions.outputs
+
+    @property
+    def choices(self) -> int | tuple[int, ...] | None:
+        """What `CategoricalPolicy` chooses from: a number for `Discrete`, numbers for other finite spaces, None for boxes."""
+        return self.simulators.actions.choices
+
+    def check_policy(self, policy):
+        if isinstance(policy, SoftmaxPolicy) and policy.logits.shape != self.sizes:
+            raise InputError(
+                f"The policy is a table for {policy.logits.shape} states and actions, and the environment has {self.sizes}: "
+                "change the shape of its logits."
+            )
+        if isinstance(policy, CategoricalPolicy) and self.choices is not None and policy.choices != self.choices:
+            raise InputError(f"The environment has {self.choices} choices, and the policy {policy.choices}: change choices=.")
 
     def reset(self, task, key):
         seed = jax.random.bits(key)
@@ -60,26 +75,28 @@ class GymnasiumEnvironment(Environment):
         return state[1]
 
     def step(self, task, state, action, key):
-        shape = () if self.low is None else self.simulators.first.action_space.shape
-        if action.shape != shape:
+        space = self.simulators.actions
+        fits = action.shape == space.shape or (action.ndim <= 1 and action.size == space.size)
+        real = jnp.issubdtype(action.dtype, jnp.floating)
+        if not fits or real != (self.choices is None):
+            numbers, made = "real", f"GaussianPolicy(network, {space.size})"
+            if self.choices is not None:
+                numbers, made = "whole", f"CategoricalPolicy(network, {self.choices})"
             raise InputError(
-                f"The environment takes actions of shape {shape}, and the policy gives {action.shape}: make it for "
-                f"{self.sizes[0]} observations and {self.sizes[1]} actions."
+                f"The environment takes actions of shape {space.shape} that are {numbers} numbers, and the policy gives "
+                f"{action.shape}, {action.dtype}: use ax.tasks.rl.{made}, whose network gives {self.sizes[1]} numbers."
             )
-        if self.low is not None:
-            low, high = (jnp.asarray(bound, action.dtype).reshape(shape) for bound in (self.low, self.high))
-            action = jnp.clip(action, low, high)
         number = jax.ShapeDtypeStruct((), jnp.float32)
         shapes = self._observed(), number, jax.ShapeDtypeStruct((), jnp.bool)
         step = _step_callback(self.simulators, self.horizon)
         call = buffer_callback(step, shapes, has_side_effect=True, vmap_method="broadcast_all")
-        observation, reward, done = call(state[0], jax.lax.stop_gradient(action))
+        observation, reward, done = call(state[0], jax.lax.stop_gradient(action.ravel()))
         return (state[0], observation), reward, done
 
     def _observed(self) -> jax.ShapeDtypeStruct:
-        space = self.simulators.observations
-        whole = np.issubdtype(space.dtype, np.integer) and hasattr(space, "n")
-        return jax.ShapeDtypeStruct(space.shape, jnp.int32 if whole else jnp.float32)
+        seen = self.simulators.observations
+        # JAX's own precision, which may be single.
+        return jax.ShapeDtypeStruct(seen.shape, jnp.result_type(float) if seen.dtype == np.float64 else seen.dtype)
 
 
 def gymnasium_family(
@@ -89,24 +106,32 @@ def gymnasium_family(
 
     The compiled program calls the host for every step of all episodes. Each episode has an instance of its own, which a later
     episode uses again; it is told its task by `set_task(task)` or through the attribute `task`, and is reset with a seed from
-    its key, so that one integer decides a run. Actions are clipped to their bounds. All instances run on one thread of the
-    host.
+    its key, so that one integer decides a run. All instances run on one thread of the host.
+
+    The policy sees the numbers of a `Box` in their shape, of a `Discrete` the index from 0, and of `MultiDiscrete`,
+    `MultiBinary`, `Dict` and `Tuple` the flat vector of `gymnasium.spaces.utils.flatten`, one-hot where there is a choice.
+    It acts by the numbers of a `Box`, which are clipped to its bounds (`GaussianPolicy`), or by indices from 0 for `Discrete`,
+    `MultiDiscrete` and `MultiBinary`, to which their `start` is added (`CategoricalPolicy`); `Dict` and `Tuple` of either kind
+    take the numbers of their parts one after another. Other spaces are refused.
 
     Arguments:
-        make: `make() -> environment`, with gymnasium's `reset(seed=)`, `step`, `observation_space` and `action_space` (a box,
-            or finitely many actions), and `set_task(task)` or an attribute `task` on `environment.unwrapped`.
+        make: `make() -> environment`, a new one each time, with gymnasium's `reset(seed=)`, `step`, `observation_space` and
+            `action_space`, and `set_task(task)` or an attribute `task` on it or on what it wraps.
         sample_task: `sample_task(key) -> task`, a pytree of arrays, which the environment receives as NumPy arrays.
         horizon: H (default: the environment's own time limit).
         loss: the surrogate (default: `LVC(0.99, baseline=LinearBaseline(), per_step=True, normalise=True,
             discount_weighting=False)`).
         timeout: seconds that the host may take for one step of all episodes, positive (default 60).
 
-    Returns: an `ax.Resampling` whose parameters are a policy, with the metric "return"; `problem.draw.environment.sizes` are
-        the sizes of an observation and of an action.
+    Returns: an `ax.Resampling` whose parameters are a policy, with the metric "return". With
+        `environment = problem.draw.environment`, `environment.sizes` are the numbers that a network takes and gives, and
+        `environment.choices` is what `CategoricalPolicy` chooses from.
 
-    Errors: `InputError` for an environment without these members or without a horizon, for bounds that are not finite and in
-        order, or a horizon or timeout that is not positive. `HostFailure` in training, with the state saved, when an
-        environment raises, takes too long, gives a reward that is not finite, or cuts an episode off before the horizon.
+    Errors: `InputError` for an environment without these members, several environments in one, a space of another kind, action
+        bounds that are not finite, a horizon that is missing or beyond the time limit, or a horizon or timeout that is not
+        positive; when episodes are drawn, for a policy that does not fit. `HostFailure`, in training with the state saved,
+        when an environment raises, takes too long, gives an observation that its space does not hold or a number that is
+        not finite, cuts an episode off before the horizon, or has another interface.
 
     Example:
         >>> import adaptax as ax, gymnasium, jax  # doctest: +SKIP
@@ -119,17 +144,19 @@ def gymnasium_family(
     Source: docs/theory.md, section 2.1.
     """
     if not callable(make):
-        raise InputError(f"make must be a function that returns an environment, not {type(make).__name__}.")
+        text = f"make must be a function that returns an environment, not {type(make).__name__}"
+        raise InputError(f"{text}: pass one such as lambda: gymnasium.make('Pendulum-v1').unwrapped.")
     simulators = Simulators(make, check_real("gymnasium_family", "timeout", timeout, above=0))
-    limit = getattr(getattr(simulators.first, "spec", None), "max_episode_steps", None) if horizon is None else horizon
-    if limit is None:
+    limit = simulators.limit
+    if horizon is None:
+        horizon = limit or getattr(getattr(simulators.first, "spec", None), "max_episode_steps", None)
+    if horizon is None:
         raise InputError("The environment has no time limit of its own: pass horizon=, the steps of an episode.")
-    space, low, high = simulators.first.action_space, None, None
-    if not simulators.discrete:
-        low, high = (tuple(np.asarray(bound, np.float64).ravel().tolist()) for bound in (space.low, space.high))
-        if not all(math.isfinite(a) and math.isfinite(b) and a < b for a, b in zip(low, high, strict=True)):
-            raise InputError("The bounds of the environment's actions must be finite, each low below its high: mend its space.")
-    environment = GymnasiumEnvironment(simulators=simulators, horizon=limit, low=low, high=high)
+    if limit is not None and as_horizon(horizon) > limit:
+        text = f"horizon={horizon} is longer than the environment's time limit of {limit} steps"
+        raise InputError(f"{text}: pass horizon={limit}, or make environments with a longer limit.")
+    low, high = (None, None) if simulators.actions.choices else (tuple(side.tolist()) for side in simulators.actions.bounds)
+    environment = GymnasiumEnvironment(simulators=simulators, horizon=horizon, low=low, high=high)
     return problem(environment, sample_task, published_surrogate() if loss is None else loss)
 
 
