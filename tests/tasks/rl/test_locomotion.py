@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import adaptax as ax
+from adaptax._batching import Traced
 from adaptax.tasks import rl
 from adaptax.tasks.rl import physics
 
@@ -57,13 +58,11 @@ def test_one_call_for_many_episodes_gives_what_one_call_for_each_gives():
         np.testing.assert_allclose(together.rewards[i], one.rewards, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("engine, calls_the_host", [("mujoco", True), ("mjx", False)])
-@pytest.mark.parametrize("make", [rl.cheetah, rl.ant])
-def test_only_the_c_engine_calls_the_host(make, engine, calls_the_host, monkeypatch):
-    """The grouping of tasks relies on it: all tasks of a device are drawn together where the host steps them."""
-    # Nothing is simulated here, so mujoco-mjx need not be installed.
-    monkeypatch.setattr(physics, "_mjx", lambda: None)
-    assert make(physics=engine).draw.host is calls_the_host
+def test_all_tasks_are_drawn_together_where_the_engine_is_called_on_the_host():
+    problem, policy = rl.cheetah(horizon=3), rl.GaussianPolicy(ax.models.mlp((17, 8, 6), key=jax.random.key(0)), 6)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 8))
+    traced = Traced(lambda x: problem.draw(x[0], policy, x[1], 2).rewards, (jax.ShapeDtypeStruct((8,), jnp.float32), keys))
+    assert traced.host and traced.at_a_time(8) == 8
 
 
 @pytest.mark.parametrize("goal, task", [("direction", -1.0), ("velocity", 1.5)])

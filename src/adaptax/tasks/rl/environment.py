@@ -30,8 +30,6 @@ class Environment(eqx.Module):
     - `step(task, state, action, key) -> (state, reward, done)`: scalars `reward` and `done`. `done` says that the process
       itself has ended; the horizon alone is the time limit.
 
-    A subclass whose steps call the host also sets `host = True`.
-
     Errors: `InputError` if the horizon is not a positive whole number.
 
     Example:
@@ -46,11 +44,6 @@ class Environment(eqx.Module):
 
     def __check_init__(self):
         check_whole(type(self).__name__, "horizon", self.horizon)
-
-    @property
-    def host(self) -> bool:
-        """Whether steps call the host. Every call has a fixed cost, so all tasks of a device are then stepped together."""
-        return False
 
     def check_policy(self, policy: Any) -> None:
         """Refuse, with `InputError`, a policy that cannot fit; called before an episode begins."""
@@ -192,11 +185,6 @@ class Rollouts(eqx.Module):
     """The `draw` of a reinforcement-learning problem: episodes of the current policy in an environment, by `rollout`."""
 
     environment: Environment
-
-    @property
-    def host(self) -> bool:
-        """Whether a draw calls the host: as for the environment."""
-        return self.environment.host
 
     def __call__(self, task: PyTree, params: Any, key: Key[Array, ""], size: int) -> Trajectories:
         return rollout(self.environment, task, params, key, size)
