@@ -39,10 +39,9 @@ def split(problem: AbstractProblem, inner: Inner, params: PyTree, task: PyTree, 
     Errors: `InputError` for complex parameters, and where nothing adapts.
     """
     w = _tree.as_parameters(inner.initial(params))
-    allowed, chosen = _tree.parameter_mask(problem.trainable, w), _tree.mask_tree(inner.adapt, w)
-    of_losses = _reached(problem, inner, None, w, task, samples)
+    allowed, of_losses = _tree.parameter_mask(problem.trainable, w), _reached(problem, inner, None, w, task, samples)
     _refuse_complex(w, _tree.both(allowed, _either(of_losses)))
-    adapting = _tree.both(chosen, _tree.both(allowed, of_losses[0]))
+    adapting = _tree.both(_tree.mask_tree(inner.adapt, w), _tree.both(allowed, of_losses[0]))
     if inner.steps and not any(jax.tree.leaves(adapting)):
         text = "No derivative of the loss reaches a parameter that adapts, so that inner steps would change nothing"
         raise InputError(f"{text}: make the loss depend on the parameters, or let adapt= and trainable= select others.")
