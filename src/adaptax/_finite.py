@@ -150,6 +150,8 @@ class _Words(NamedTuple):
         if at["target"].any():
             origin = self._origin("target", None, "the target", True)
             return self._say(f"the target loss at w_{j} or its gradient is not finite", origin, self._slope(j))
+        # Step sizes that are learned enter at every step.
+        origin = self._origin("support", at["batch"], f"step {j}", True)
         text = f"the parameters after step {j} are not finite, though the gradient is (w_{j + 1} {self._entries(at['next'])})"
         return self._say(text, origin, self._smaller() if self.inner.optimizer is None else _OPTIMIZER)
 

@@ -157,7 +157,7 @@ class MetaGradient(AbstractMethod):
             raise InputError('mode="backprop" reuses the step samples: pass independent_curvature=False with it.')
 
     def products(self, path):
-        marks, rest = jnp.zeros(path.steps), path.rest
+        marks, rest = jnp.zeros(max(path.steps, 1)), path.rest
         # The recursion carries the marks as if they were parameters that the loss does not depend on.
         marked = path.with_loss(lambda w, rest, j: path.loss(w, rest[0], j), (rest, marks))
         factors = path.factors(self.curvature, path.curvature_loss(self.independent_curvature))

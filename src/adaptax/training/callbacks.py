@@ -105,7 +105,12 @@ class Evaluation(Callback):
         values: dict[str, Any] = {"not_finite": int(curve.not_finite[-1])}
         for name, means in curve.mean.items():
             values |= {name: float(means[-1]), f"{name}_before": float(means[0])}
+        self.judged(state, values)
         return values
+
+    def judged(self, state: State, entry: dict[str, Any]) -> None:
+        """Take note of a state and its evaluation (nothing here)."""
+        return None
 
 
 class BestState(Evaluation):
@@ -120,15 +125,14 @@ class BestState(Evaluation):
 
     def __init__(self, step: Step, every: int, problem: AbstractProblem, seed: int, run: Run | None):
         super().__init__(step, every, problem, seed)
-        self.run, self.best, self.state, self.judged = run, -math.inf, None, 0
+        self.run, self.best, self.state, self.count = run, -math.inf, None, 0
 
     def resume(self, entries: Iterable[dict[str, Any]]) -> None:
         scores = [score(entry) for entry in entries]
-        self.best, self.judged = max(scores, default=-math.inf), len(scores)
+        self.best, self.count = max(scores, default=-math.inf), len(scores)
 
-    def measure(self, state: State) -> dict[str, Any]:
-        entry = super().measure(state)
-        self.judged += 1
+    def judged(self, state: State, entry: dict[str, Any]) -> None:
+        self.count += 1
         # The first of equals stays.
         if (found := score(entry)) > self.best:
             self.best = found
@@ -136,13 +140,12 @@ class BestState(Evaluation):
                 self.state = state
             else:
                 self.run.checkpoints.save_best(state)
-        return entry
 
     def choose(self, last: State) -> State:
         """The best state, or the last one if no evaluation was finite."""
         kept = self.state if self.run is None else self.run.checkpoints.load_best(last)
-        if kept is None and self.judged:
-            text = f"None of the {self.judged} evaluations on validation tasks was finite: the last state is returned."
+        if kept is None and self.count:
+            text = f"None of the {self.count} evaluations on validation tasks was finite: the last state is returned."
             warnings.warn(text, NotFiniteWarning, stacklevel=3)
         return last if kept is None else dev.collect(self.step.mesh, kept)
 
