@@ -46,9 +46,9 @@ def evaluation(result: dict[str, Any]) -> str:
     ]
     if result["skipped"]:
         lines.insert(1, f"{result['skipped']} meta-steps were skipped: their meta-gradient or update was not finite")
-    if lost := dict(zip(result["steps"], result.get("not_finite", ()), strict=False)):
-        text = ", ".join(f"{number} after {steps}" for steps, number in lost.items() if number)
-        lines.append(f"tasks with scores that are not finite, by inner steps: {text}")
+    if lost := [(steps, bad) for steps, bad in zip(result["steps"], result.get("not_finite", ()), strict=False) if bad]:
+        most = max(bad for _, bad in lost)
+        lines.append(f"scores are not finite for up to {most} of {result['tasks']} tasks, from {lost[0][0]} inner steps on")
     if result["left_out"]:
         lines.insert(2, f"left out, being in the training data too: {', '.join(result['left_out'])}")
     names = sorted(result["scores"])
