@@ -143,7 +143,10 @@ class _Words(NamedTuple):
         """The first place that is not finite at step j."""
         origin = self._origin("support", at["batch"], f"step {j}", j == 0)
         if at["loss"]:
-            return self._say(f"the loss at w_{j} is {_IS[at['loss']]}", origin, self._smaller() if j else self._domain(), j)
+            # Fresh samples may not be finite at any step; the same ones are so because of where the path led.
+            led = self._ran_away(j) or (j > 0 and not self.problem.stochastic)
+            advice = self._smaller() if led else self._domain()
+            return self._say(f"the loss at w_{j} is {_IS[at['loss']]}", origin, advice, j)
         if at["gradient"].any():
             text = f"the gradient of the loss at w_{j}, where the loss is finite, {self._entries(at['gradient'])}"
             return self._say(text, origin, self._slope(j), j)
@@ -229,7 +232,8 @@ class _Words(NamedTuple):
         """Whether the inner losses grew up to w_j, or w_j is far from w_0."""
         values = self.found["along"]["value"]
         sizes = np.append(self.found["along"]["size"], self.found["size"])
-        return j > 0 and bool(values[: j + 1].max() > values[0] or not sizes[j] <= _FAR * max(1, sizes[0]))
+        grown = np.any(values[: j + 1] > 2 * np.abs(values[:1]))
+        return j > 0 and bool(grown or not sizes[j] <= _FAR * max(1, sizes[0]))
 
     def _smaller(self) -> str:
         """How to take smaller inner steps."""
@@ -282,7 +286,7 @@ def tell(
     else:
         task, made = jax.tree.map(lambda leaf: jnp.asarray(leaf[index]), batch), f"entry {index} of tasks="
     if problem.stochastic or inner.gradients.stochastic or getattr(options.get("method"), "stochastic", False):
-        made += f", own key {written(own)}"
+        made += f", drawing with {written(own)}"
     found = cause(problem, inner, params, task, own, samples, **options)
     if found.at_start and moved:
         found = found._replace(advice=f"{found.advice}; {moved}")

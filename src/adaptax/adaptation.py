@@ -60,8 +60,8 @@ def adapt(
         store: "iterates" or "sqrt", as in `ax.MetaGradient`.
 
     Returns: `Adapted(params, losses, info)`: w_N, and l(w_0), ..., l(w_{N-1}). `info.finite` says whether all are finite. If
-    not, a `NotFiniteWarning` says where first; under `jax.vmap` or `jax.jit` nothing can be said at once: count
-    `~info.finite`, and ask `ax.diagnose(problem, params, inner, tasks)`.
+    not, a `NotFiniteWarning` says where first, for which the call waits for its result; under `jax.vmap` or `jax.jit` nothing
+    can be said at once: count `~info.finite`, and ask `ax.diagnose(problem, params, inner, tasks)`.
 
     Errors: `InputError` for missing keys, an empty support set, a loss that is not scalar or does not fit.
 

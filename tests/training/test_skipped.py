@@ -182,7 +182,7 @@ def test_draws_of_a_resampling_problem_are_named_and_can_be_had_again():
     with pytest.warns(ax.NotFiniteWarning, match="skipped") as told:
         state, _ = train(problem, seed=1)
     text = str(told[0].message)
-    own = eval(re.search(r"own key (.*?\]\)\))", text).group(1), {"jax": jax, "np": np})
+    own = eval(re.search(r"drawing with (.*?\]\)\))", text).group(1), {"jax": jax, "np": np})
     task = task_of(text, problem)
     # The path depends on w only through the draws' place, so that the same draw is bad at any parameters.
     assert not METHOD(problem, state.params, task, own)[2].finite
@@ -260,8 +260,5 @@ def test_the_monitor_and_the_certificate_say_what_they_cannot_measure():
     texts = [str(warning.message) for warning in told]
     assert len(texts) == 2 and not history["skipped"].any()
     assert "the stability monitor passed over tasks of its own. 16 of 16 tasks were not finite; the first is task 0" in texts[0]
-    assert (
-        "At meta-step 1 no bound on the meta-gradient could be had (not shown: some meta-gradients are not finite; 200"
-        in texts[1]
-    )
+    assert "At meta-step 1 no bound on the meta-gradient could be had (not shown: some meta-gradients (or their" in texts[1]
     assert np.isnan(history["q"]).all() and not np.isfinite(history["gradient_upper"]).any()

@@ -129,7 +129,7 @@ def stationarity(
         found = SquaredNorm(math.nan, math.nan, math.inf, 0.0, math.inf, math.nan, math.nan)
         bad = Lost.of(~np.isfinite(np.diag(gram)))
         text = tell(bad, problem, method.inner, params, method.samples, key, method=method)
-        lost = f"not shown: some meta-gradients are not finite; {text.removesuffix('.')}"
+        lost = f"not shown: some meta-gradients (or their squares) are not finite; {text.removesuffix('.')}"
     upper = math.sqrt(found.upper) + bias
     low, high = max(math.sqrt(found.low) - bias, 0.0), math.sqrt(found.high) + bias
     shown = None if epsilon is None else upper <= epsilon
