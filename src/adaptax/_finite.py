@@ -117,7 +117,8 @@ def _walk(problem, inner, params, task, key, samples, steps, draws, method, targ
     if method is not None:
         found["last"] = kinds(path.target_gradient(final, path.rest)[1][0])
         found["products"] = method.products(path)
-    return found
+    # Under a derivative, what carries none is known at once.
+    return _tree.constant(found)
 
 
 class _Words(NamedTuple):
