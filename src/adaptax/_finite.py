@@ -10,6 +10,7 @@ from jaxtyping import Array, Key, PyTree
 
 from adaptax import _tree
 from adaptax._keys import CURVATURE, STEP, any_key, fold, own_key, task_key
+from adaptax._parameters import split
 from adaptax._tree import first_line
 from adaptax.errors import HostFailure
 from adaptax.inner import Inner
@@ -82,7 +83,9 @@ def cause(
     steps = inner.steps if steps is None else steps
     try:
         found = jax.device_get(_walk(problem, inner, params, task, key, samples, steps, draws, method, target))
-        return _Words(problem, inner, params, task, found, steps, inner.stepsize if rule is None else rule).first(method)
+        adapting = split(problem, inner, params, task, samples).adapting
+        rule = inner.stepsize if rule is None else rule
+        return _Words(problem, inner, params, task, adapting, found, steps, rule).first(method)
     except HostFailure:
         raise
     except Exception as error:  # What is explained has gone wrong already; its explanation must not hide it.
@@ -128,6 +131,7 @@ class _Words(NamedTuple):
     inner: Inner
     params: PyTree
     task: PyTree
+    adapting: PyTree
     found: dict[str, Any]
     steps: int
     rule: Any
@@ -217,10 +221,9 @@ class _Words(NamedTuple):
 
     def _entries(self, found: Any) -> str:
         """What a tree like the parameters that adapt holds, and where."""
-        adapting = self.inner.split(self.inner.initial(self.params)).adapting
-        if found[: len(jax.tree.leaves(adapting))].all():
+        if found[: len(jax.tree.leaves(self.adapting))].all():
             return f"is {_IS[found.max()]}"
-        return f"holds {held(adapting, 'params' if self.inner.start is None else 'w', found)}"
+        return f"holds {held(self.adapting, 'params' if self.inner.start is None else 'w', found)}"
 
     def _domain(self) -> str:
         kind = jnp.result_type(*[leaf for leaf in jax.tree.leaves(self.params) if is_inexact(leaf)])
