@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, PyTree
 
-from adaptax._batching import check_batch, in_flight_for, map_tasks
+from adaptax._batching import check_batch, map_tasks
 from adaptax._finite import Lost, cause
-from adaptax._keys import first
 from adaptax.adaptation import adapt
 from adaptax.errors import InputError
 from adaptax.inner import Inner
@@ -55,14 +54,13 @@ def diagnose(
     check_is_problem(problem)
     if not isinstance(method, AbstractMethod | Inner):
         raise InputError(f"diagnose needs a method or ax.Inner(steps, stepsize) third, not {type(method).__name__}.")
-    count = check_batch(tasks, keys)
+    check_batch(tasks, keys)
     inner: Any = method if isinstance(method, Inner) else method.inner
     samples = samples if isinstance(method, Inner) else method.samples
     tasks = jax.tree.map(jnp.asarray, tasks)
     rule, inner = inner.stepsize, resolve_on_first(inner, problem, params, tasks, keys, samples)
     if isinstance(method, Inner):
-        size = in_flight_for(problem, inner.initial(params), first(tasks), count, samples)
-        done = map_tasks(lambda pair: adapt(problem, params, pair[0], inner, pair[1], samples=samples), (tasks, keys), size)
+        done = map_tasks(lambda pair: adapt(problem, params, pair[0], inner, pair[1], samples=samples), (tasks, keys))
         finite = done.info.finite
     else:
         finite = method.with_inner(inner).batch(problem, params, tasks, keys)[2].finite
