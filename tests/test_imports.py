@@ -14,8 +14,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 FLOORS = [
     "errors", "_checks", "theory", "_tree", "problem", "_keys", "_devices", "_cost", "_smoothing", "gradients", "curvature",
     "stepsize.rates", "stepsize.learned", "stepsize.rules", "_update", "_recursion", "_hoist", "_batching", "inner",
-    "_parameters", "inner_path", "stepsize.measurement", "adaptation", "methods", "outer", "measure", "models", "tasks",
-    "training", "report",
+    "_parameters", "inner_path", "_finite", "stepsize.measurement", "adaptation", "methods", "diagnosis", "outer", "measure",
+    "models", "tasks", "training", "report",
     # Tables of names for users: their names are imported when first used.
     "stepsize", "",
     "reproduce", "cli",

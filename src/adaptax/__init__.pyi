@@ -11,7 +11,9 @@ from . import theory as theory
 from . import training as training
 from .adaptation import Adapted as Adapted
 from .adaptation import adapt as adapt
+from .diagnosis import diagnose as diagnose
 from .errors import InputError as InputError
+from .errors import NotFiniteWarning as NotFiniteWarning
 from .inner import Info as Info
 from .inner import Inner as Inner
 from .methods import Cost as Cost

@@ -77,6 +77,11 @@ def gather(mesh: Mesh | None, tree: Any) -> Any:
     return tree if mesh is None else jax.lax.all_gather(tree, AXIS, tiled=True)
 
 
+def least(mesh: Mesh | None, x: Any) -> Any:
+    """The least over devices."""
+    return x if mesh is None else jax.lax.pmin(x, AXIS)
+
+
 def total(mesh: Mesh | None, tree: Any) -> Any:
     """The sum over devices."""
     return tree if mesh is None else jax.lax.psum(tree, AXIS)

@@ -1,6 +1,7 @@
 """Adaptation to one task, differentiable by the reverse recursion."""
 
-from typing import NamedTuple
+import warnings
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -9,15 +10,18 @@ import optax
 from jaxtyping import Array, Key, PyTree
 
 from adaptax import _tree
+from adaptax._checks import is_traced
+from adaptax._finite import cause
 from adaptax._keys import GRADIENT, check_key, fold, require_keys
 from adaptax._recursion import Descent, check_store, forward, reverse
 from adaptax._update import Update
-from adaptax.errors import InputError
+from adaptax.errors import InputError, NotFiniteWarning
 from adaptax.inner import Info, Inner
 from adaptax.inner_path import TaskPath, check_problem, exact_factors
 from adaptax.problem import AbstractProblem, Samples, check_is_problem, settled
 from adaptax.stepsize.measurement import resolve_one
 from adaptax.stepsize.rates import Rates
+from adaptax.stepsize.rules import AbstractRule
 
 
 class Adapted(NamedTuple):
@@ -55,7 +59,9 @@ def adapt(
         samples: sample sizes of a resampling problem; only `step` is used.
         store: "iterates" or "sqrt", as in `ax.MetaGradient`.
 
-    Returns: `Adapted(params, losses, info)`: w_N, and l(w_0), ..., l(w_{N-1}).
+    Returns: `Adapted(params, losses, info)`: w_N, and l(w_0), ..., l(w_{N-1}). `info.finite` says whether all are finite. If
+    not, a `NotFiniteWarning` says where first, for which the call waits for its result; under `jax.vmap` or `jax.jit` nothing
+    can be said at once: count `~info.finite`, and ask `ax.diagnose(problem, params, inner, tasks)`.
 
     Errors: `InputError` for missing keys, an empty support set, a loss that is not scalar or does not fit.
 
@@ -74,7 +80,13 @@ def adapt(
         raise InputError("samples= must be ax.Samples(step, curvature, target).")
     require_keys(problem, key, inner.gradients.stochastic)
     check_store(store)
-    return settled(problem, lambda: _adapt(problem, params, task, inner, key, samples, store))
+    adapted = settled(problem, lambda: _adapt(problem, params, task, inner, key, samples, store))
+    finite: Any = adapted.info.finite
+    if not is_traced(finite) and not finite:
+        walked = inner.with_stepsize(adapted.info.stepsize) if isinstance(inner.stepsize, AbstractRule) else inner
+        found = cause(problem, walked, params, task, key, samples, target=False, rule=inner.stepsize)
+        warnings.warn(f"The adapted task is not finite: {found}", NotFiniteWarning, stacklevel=2)
+    return adapted
 
 
 @eqx.filter_jit
@@ -123,4 +135,5 @@ def _adapt(problem, params, task, inner, key, samples, store):
 
     descend.defvjp(descend_forward, descend_reverse)
     final, losses = descend(path.split.adapting, rest, path.rates, inner.proximal, arrays)
-    return Adapted(path.params(final), losses, Info(jax.lax.stop_gradient(path.rates.mean()), losses))
+    finite = _tree.all_finite((final, losses))
+    return Adapted(path.params(final), losses, Info(jax.lax.stop_gradient(path.rates.mean()), losses, finite=finite))

@@ -48,6 +48,18 @@ class NotTrained(UserWarning):
     """
 
 
+class NotFiniteWarning(UserWarning):
+    """Some tasks or meta-steps were not finite: the message says how many, what was the first, and where to look.
+
+    `ax.train`, `ax.evaluate`, `ax.adapt` and `ax.measure` give it; `ax.diagnose` says the same of any tasks.
+
+    Example:
+        >>> from adaptax.errors import NotFiniteWarning
+        >>> issubclass(NotFiniteWarning, UserWarning)
+        True
+    """
+
+
 # An error raised in a callback may abort a program on several devices, so sentences are kept here instead.
 _noted: list[str] = []
 

@@ -30,11 +30,13 @@ class Info(eqx.Module):
         stepsize: the inner step size in use; the mean over steps and entries where there are several.
         losses: l(w_0), ..., l(w_{N-1}), the inner loss before each step, on that step's samples.
         value: the target loss at w_N (None for `ax.adapt`).
+        finite: whether the value and the meta-gradient are finite; for `ax.adapt`, w_N and the losses.
     """
 
     stepsize: Array
     losses: Array
     value: Array | None = None
+    finite: Array | None = None
 
 
 class Split(NamedTuple):

@@ -70,7 +70,9 @@ def test_rho_where_it_is_attained(pool, x64):
 
 def test_points_that_are_not_finite_are_passed_over(pool, x64):
     broken = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), pool.tasks)
-    found = measure.constants(pool.finite_sum, jnp.zeros(5), ax.Inner(3, 0.2), tasks=broken)
+    told = r"sigma, b cannot be measured \(are NaN\): 1 of 7 tasks was not finite, task 1 .* NaN in task\.support\[0\], task"
+    with pytest.warns(ax.NotFiniteWarning, match=told):
+        found = measure.constants(pool.finite_sum, jnp.zeros(5), ax.Inner(3, 0.2), tasks=broken)
     assert found.points_skipped == 8 and 0 < found.L.value <= pool.constants.L and 0 < found.rho.value <= pool.constants.rho
     assert np.isnan(found.sigma.value)
 

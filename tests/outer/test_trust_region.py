@@ -1,6 +1,7 @@
 """The trust-region outer step: against closed forms, and on navigation."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -124,3 +125,14 @@ def test_navigation_is_learned():
     state, _ = ax.train(problem, policy, method, optimizer=TrustRegion(rl.mean_kl), steps=60, tasks_per_step=10)
     curve = ax.evaluate(problem, state.params, state.inner, steps=[0, 1], tasks=200, samples=method.samples)
     assert curve.low["return"][1] > curve.high["return"][0] + 2
+
+
+def test_a_divergence_that_is_not_finite_is_no_step_that_was_not_good_enough():
+    cosine = ax.tasks.cosine(dim=3)
+    outer = TrustRegion(lambda old, new, batch: jnp.linalg.norm(new - old), radius=0.02)
+    with pytest.warns(ax.NotFiniteWarning) as told:
+        state, history = ax.train(
+            cosine.finite_sum, jnp.ones(3), ax.MetaGradient(ax.Inner(2, 0.05)), optimizer=outer, steps=2, tasks_per_step=3
+        )
+    assert re.search("outer optimiser makes of it is not: .*, and at what it measures itself", str(told[0].message))
+    assert history["skipped"].all() and not history["not_finite"].any() and np.all(np.asarray(state.params) == 1)

@@ -47,7 +47,10 @@ def test_the_filling_of_weight_zero_may_be_anything(tiny):
         return jax.tree.map(lambda x: spoilt * x, tiny.sample(key))
 
     problem = ax.FiniteSum(tiny.loss, sample)
-    runs = [tiny.train(problem=problem, tasks_per_step=n, steps=1, devices=tiny.two)[1] for n in (3, 4)]
+    run = lambda count: tiny.train(problem=problem, tasks_per_step=count, steps=1, devices=tiny.two)[1]  # noqa: E731
+    runs = [run(3)]
+    with pytest.warns(ax.NotFiniteWarning, match="1 of 4 tasks was not finite, task 3"):
+        runs.append(run(4))
     assert not runs[0]["skipped"][0] and np.isfinite(runs[0]["loss"][0])
     assert runs[1]["skipped"][0] and np.isnan(runs[1]["loss"][0])
 

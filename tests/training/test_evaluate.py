@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -136,3 +139,53 @@ def test_bad_arguments_are_refused_in_a_sentence(tiny):
         with pytest.raises(ax.InputError, match=match) as refusal:
             ax.evaluate(**{**good, **options})
         assert "\n" not in str(refusal.value) and str(refusal.value).endswith(".")
+
+
+def test_tasks_that_are_not_finite_are_counted_and_the_first_is_named(tiny):
+    """A given batch: a path that diverges, and data that are not finite."""
+    batch = tiny.batches(1, size=9)[0]
+    support, target = batch.support.copy(), batch.target.copy()
+    support[4, 1], target[[6, 7], 0] = np.nan, np.inf
+    with pytest.warns(ax.NotFiniteWarning) as told:
+        curve = ax.evaluate(tiny.problem, tiny.start, ax.Inner(3, 0.1), [0, 1, 5], ax.Task(support, target))
+    assert curve.not_finite.tolist() == [2, 3, 3] and len(told) == 1 and told[0].filename == __file__
+    assert str(told[0].message) == (
+        "After 0 inner steps 2 of 9 tasks were not finite; the first is task 6 (entry 6 of tasks=): the target loss at w_0 is "
+        "infinite, since its data hold infinite values in task.target: clean them, or leave such tasks out."
+    )
+    assert not np.isfinite(curve.mean["loss"]).any() and not np.isfinite(curve.high["loss"]).any()
+    # The factor of a step by the largest curvature, 4, is 1 - 4e8: its square overflows after the third.
+    with pytest.warns(
+        ax.NotFiniteWarning, match="After 3 inner steps 9 of 9 .* the target loss at w_3 is infinite: use a smaller"
+    ):
+        curve = ax.evaluate(tiny.problem, tiny.start, ax.Inner(3, 1e8), [0, 1, 2, 3, 4], batch)
+    assert curve.not_finite.tolist() == [0, 0, 0, 9, 9] and np.isfinite(curve.mean["loss"]).tolist() == [True] * 3 + [False] * 2
+
+
+def test_a_curve_still_unpacks_in_four_and_is_copied_whole(tiny):
+    curve = ax.evaluate(tiny.problem, tiny.start, ax.Inner(3, 0.1), [0, 3], 4)
+    steps, mean, low, high = curve
+    assert steps.tolist() == [0, 3] and np.all(low["loss"] < mean["loss"]) and np.all(mean["loss"] < high["loss"])
+    for other in (copy.deepcopy(curve), pickle.loads(pickle.dumps(curve))):
+        assert other.not_finite.tolist() == [0, 0] and np.array_equal(other.mean["loss"], mean["loss"])
+    assert curve._replace(steps=[0]).steps == [0]
+
+
+def test_metrics_that_are_not_finite_are_named(tiny):
+    problem = ax.FiniteSum(tiny.loss, tiny.sample, metrics=lambda w, c: {"log": jnp.log(c[0]), "one": jnp.ones(())})
+    with pytest.warns(ax.NotFiniteWarning, match=r"the metric 'log' at w_1 is NaN: look there for log\(0\)") as told:
+        curve = ax.evaluate(problem, tiny.start, ax.Inner(3, 0.1), [1], 12)
+    targets = jax.vmap(tiny.sample)(
+        jnp.stack([jax.random.fold_in(jax.random.fold_in(jax.random.key(1), i), 0) for i in range(12)])
+    )
+    bad = np.flatnonzero(np.asarray(targets.target[:, 0]) <= 0)
+    assert f"{len(bad)} of 12 tasks" in str(told[0].message) and f"task {bad[0]} (problem" in str(told[0].message)
+    assert curve.not_finite.tolist() == [len(bad)] and np.isfinite(curve.mean["loss"]).all() and curve.mean["one"] == [1]
+
+
+def test_a_rule_is_resolved_before_a_task_is_explained(tiny):
+    batch = tiny.batches(1, size=6)[0]
+    target = batch.target.copy()
+    target[5] = np.nan
+    with pytest.warns(ax.NotFiniteWarning, match="task 5 .* the target loss at w_2 is NaN, since its data hold NaN in task"):
+        ax.evaluate(tiny.problem, tiny.start, ax.Inner(2, ax.stepsize.Edge()), [2], ax.Task(batch.support, target))

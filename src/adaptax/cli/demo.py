@@ -2,6 +2,7 @@
 
 import json
 import time
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -13,6 +14,7 @@ import adaptax as ax
 from adaptax.cli.building import initial_key
 from adaptax.cli.evaluate import SEED, scores
 from adaptax.cli.progress import Progress
+from adaptax.errors import NotFiniteWarning
 from adaptax.report import drawing, tables
 
 if TYPE_CHECKING:
@@ -90,7 +92,10 @@ def _tuned(problem: ax.FiniteSum, params: Any, rule: ax.stepsize.Edge, seed: int
     edge = ax.make_step(problem, method, optax.sgd(1.0), TASKS_PER_STEP).init(params, seed).inner
 
     def loss(inner):
-        found = ax.evaluate(problem, params, inner, [INNER_STEPS], VALIDATION, SEED + 2).mean["loss"][0]
+        # The largest steps may diverge, and are not chosen then.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotFiniteWarning)
+            found = ax.evaluate(problem, params, inner, [INNER_STEPS], VALIDATION, SEED + 2).mean["loss"][0]
         return found if np.isfinite(found) else np.inf
 
     return min((edge.with_stepsize(factor * edge.stepsize) for factor in MULTIPLES), key=loss)

@@ -78,7 +78,7 @@ def judge(
         **chosen,
         "skipped": int(skipped),
         "inner_steps": config.inner_steps,
-        "stepsize": float(np.mean(inner.stepsize)),
+        "stepsize": finite(np.mean(inner.stepsize)),
         "stepsize_rule": rule if rule.startswith(("edge", "guaranteed")) else "number",
         "tasks": config.evaluation_tasks,
         "seed": seed,
@@ -86,6 +86,7 @@ def judge(
         "left_out": list(built.left_out),
         "steps": curve.steps.tolist(),
         "scores": scores(curve),
+        **({"not_finite": curve.not_finite.tolist()} if curve.not_finite.any() else {}),
     }
 
 

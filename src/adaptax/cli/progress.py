@@ -47,7 +47,11 @@ class Progress:
         # The time before the first call is mostly that of compiling.
         rate = 0.0 if self.began is None else (step - self.began[1]) / max(now - self.began[0], 1e-9)
         self.began = self.began or (now, step)
-        text = f"loss {record['loss'].mean():.4g}, step size {record['stepsize'][-1]:.3g}" if taken else ""
+        text = ""
+        if taken:
+            losses, skipped = record["loss"][np.isfinite(record["loss"])], int(record["skipped"].sum())
+            loss = f"{losses.mean():.4g}" if len(losses) else "not finite"
+            text = f"loss {loss}, step size {record['stepsize'][-1]:.3g}" + (f", {skipped} skipped" if skipped else "")
         if rate > 0:
             speed = f"{rate * self.tasks_per_step:,.0f} tasks/s"
             if self.environment_steps is not None:

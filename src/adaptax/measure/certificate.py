@@ -13,6 +13,7 @@ from adaptax import _tree
 from adaptax._batching import check_in_flight, map_tasks
 from adaptax._checks import check_real, check_whole
 from adaptax._cost import Cost
+from adaptax._finite import Lost, tell
 from adaptax._keys import CERTIFICATE, RULE_TASKS, draw_tasks, first, fold, numbered, require_keys
 from adaptax.errors import InputError
 from adaptax.inner_path import check_problem
@@ -121,17 +122,21 @@ def stationarity(
     method.check(problem, key)
     method = _resolved(method, problem, params, key)
     gram, formed = _gram(method, problem, params, key, count, size)
+    lost = None
     if np.isfinite(gram).all():
         found = squared_norm(gram, confidence)
     else:
         found = SquaredNorm(math.nan, math.nan, math.inf, 0.0, math.inf, math.nan, math.nan)
+        bad = Lost.of(~np.isfinite(np.diag(gram)))
+        text = tell(bad, problem, method.inner, params, method.samples, key, method=method)
+        lost = f"not shown: some meta-gradients (or their squares) are not finite; {text.removesuffix('.')}"
     upper = math.sqrt(found.upper) + bias
     low, high = max(math.sqrt(found.low) - bias, 0.0), math.sqrt(found.high) + bias
     shown = None if epsilon is None else upper <= epsilon
     more = None if epsilon is None or shown else tasks_needed(found, epsilon - bias, count)
     return Certificate(
         float(found.value), float(found.standard_error), upper, low, high, confidence, count, float(bias), epsilon,
-        shown, more, _verdict(found, upper, bias, epsilon, more, confidence), method.cost().times(formed),
+        shown, more, lost or _verdict(found, upper, bias, epsilon, more, confidence), method.cost().times(formed),
     )  # fmt: skip
 
 
@@ -167,8 +172,6 @@ def tasks_needed(found: SquaredNorm, epsilon: float, count: int) -> int | None:
 
 def _verdict(found, upper: float, bias: float, epsilon: float | None, more: int | None, confidence: float) -> str:
     level = f"{100 * confidence:g} %"
-    if not math.isfinite(upper):
-        return "not shown: some meta-gradients are not finite"
     if epsilon is None:
         return f"the norm is at most {upper:.2g} at {level}"
     if upper <= epsilon:

@@ -1,6 +1,7 @@
 """The constants of the theory, measured at given parameters."""
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,15 +15,18 @@ from jaxtyping import PyTree
 from adaptax._batching import Traced, check_batch, check_in_flight, map_tasks
 from adaptax._checks import check_real, check_whole
 from adaptax._cost import Cost
+from adaptax._finite import Lost, tell
 from adaptax._keys import CONSTANTS, draw_tasks, first, numbered, own_key
 from adaptax._parameters import split
-from adaptax.errors import InputError
+from adaptax.errors import InputError, NotFiniteWarning
 from adaptax.inner import Inner
 from adaptax.inner_path import TaskPath, check_problem
 from adaptax.measure.noise import at_point, loss_of_sample
 from adaptax.measure.path_curvature import ROUNDS, Budget, measure_path, ravel, unraveller
+from adaptax.methods.metagrad import MetaGradient
 from adaptax.problem import AbstractProblem, Samples, check_is_problem
 from adaptax.stepsize.measurement import resolve_on_first
+from adaptax.stepsize.rules import AbstractRule
 
 
 class Value(NamedTuple):
@@ -126,14 +130,26 @@ def constants(
     budget = Budget(iterations, max(iterations // 4, 1), draws, radius)
     key = jax.random.fold_in(jax.random.key(seed), CONSTANTS)
     found = jax.device_get(_measure(problem, params, inner, batch, key, count, samples, budget, check_in_flight(in_flight)))
+    stepsize = found.pop("stepsize")
     found, dim = jax.tree.map(lambda x: np.asarray(x, np.float64), found), int(found["dim"])
     maxima = {name: _maximum(found[name]) for name in ("L", "lambda_max", "rho")}
     roots = {name: _root(found[name], count) for name in ("sigma", "b")}
     noise = [max((_root(x, count) for x in found[name]), key=lambda v: v.value) for name in ("sigma_g", "sigma_H")]
     cost = _cost(problem.stochastic, inner.steps, dim, budget).times(count)
-    return Measured(
+    measured = Measured(
         **maxima, **roots, sigma_g=noise[0], sigma_H=noise[1], cost=cost, points_skipped=int(found["skipped"].sum())
     )
+    lost = [n for n in ("L", "lambda_max", "rho", "sigma", "b", "sigma_g", "sigma_H") if math.isnan(getattr(measured, n).value)]
+    if lost:
+        bad = found["skipped"] > 0
+        for squares in (found["b"], *found["sigma_g"], *found["sigma_H"]):
+            bad |= ~np.isfinite(squares)
+        text = f"{', '.join(lost)} cannot be measured ({'are' if len(lost) > 1 else 'is'} NaN)"
+        if bad.any():
+            walked = inner if stepsize is None else inner.with_stepsize(stepsize)
+            text += f": {tell(Lost.of(bad), problem, walked, params, samples, key, batch=batch, method=MetaGradient(walked))}"
+        warnings.warn(text, NotFiniteWarning, stacklevel=2)
+    return measured
 
 
 @eqx.filter_jit
@@ -145,6 +161,7 @@ def _measure(problem, params, inner, batch, key, count, samples, budget, in_flig
         tasks, keys = jax.tree.map(jnp.asarray, batch), jax.vmap(own_key)(keys)
     start = inner.initial(params)
     check_problem(problem, start, first(tasks), samples, target=True)
+    measured = isinstance(inner.stepsize, AbstractRule)
     inner = resolve_on_first(inner, problem, params, tasks, keys, samples)
     parts = split(problem, inner, params, first(tasks), samples)
     w, unravel = ravel(parts.adapting), unraveller(parts.adapting)
@@ -157,6 +174,7 @@ def _measure(problem, params, inner, batch, key, count, samples, budget, in_flig
 
     walked = each(lambda task, key: measure_path(path(task, key), budget))
     out = {"L": walked.L, "lambda_max": walked.lambda_max, "rho": walked.rho, "skipped": walked.skipped, "dim": w.size}
+    out["stepsize"] = inner.stepsize if measured else None
     zeros = jnp.zeros(count)
     if problem.stochastic:
 

@@ -1,5 +1,6 @@
 """The interface of all methods, and how a method is applied to one task or to a batch of tasks."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -8,12 +9,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Key, PyTree
 
+from adaptax import _tree
 from adaptax._batching import Traced, check_batch, check_in_flight, grouped, ungrouped
 from adaptax._cost import Cost
 from adaptax._keys import check_key, first, require_keys
 from adaptax.errors import InputError
 from adaptax.inner import Info, Inner
-from adaptax.inner_path import check_problem
+from adaptax.inner_path import TaskPath, check_problem
 from adaptax.problem import AbstractProblem, Samples, check_is_problem, settled
 from adaptax.stepsize.measurement import resolve_on_first, resolve_one
 
@@ -54,6 +56,8 @@ class AbstractMethod(eqx.Module):
     ) -> tuple[Array, PyTree, Info]:
         """The mean value, the mean meta-gradient, and each task's `Info`, over a batch of tasks.
 
+        A task that is not finite makes both means so; `info.finite` says which, and `ax.diagnose` says why.
+
         Arguments:
             problem, params: as for one task.
             tasks: one pytree whose every leaf has a leading axis B.
@@ -81,6 +85,13 @@ class AbstractMethod(eqx.Module):
         """The oracle calls of the meta-gradient of one task, for a step size that is resolved."""
         raise NotImplementedError("abstract")
 
+    def products(self, path: TaskPath) -> Array | None:
+        """For w_0, w_1, ... of a path: 2 where a Hessian-vector product is not finite, 1 where its direction is not, else 0.
+
+        None for a method that forms none. It is asked only to say why a meta-gradient is not finite.
+        """
+        return None
+
     def check(self, problem: AbstractProblem, key: Any) -> None:
         """Refuse anything but a problem, and missing keys."""
         check_is_problem(problem)
@@ -100,7 +111,13 @@ def _single(method, problem, params, task, key):
     check_key(key)
     method = method.with_inner(resolve_one(method.inner, problem, params, task, key, method.samples))
     check_problem(problem, method.inner.initial(params), task, method.samples, target=True)
-    return method.one_task(problem, params, task, key)
+    return _one_task(method, problem, params, task, key)
+
+
+def _one_task(method, problem, params, task, key) -> tuple[Array, PyTree, Info]:
+    """`method.one_task`, and whether its result is finite."""
+    value, grad, info = method.one_task(problem, params, task, key)
+    return value, grad, dataclasses.replace(info, finite=_tree.all_finite((value, grad)))
 
 
 @eqx.filter_jit
@@ -131,7 +148,7 @@ def weighted_sum(
 
     def one(inputs):
         task, key, weight = inputs
-        value, grad, info = method.one_task(problem, params, task, key)
+        value, grad, info = _one_task(method, problem, params, task, key)
 
         def weighted(x):
             dtype = jnp.promote_types(x.dtype, jnp.float32)

@@ -67,15 +67,26 @@ class Implicit(AbstractMethod):
         gradient = self.inner.gradients.cost()
         return gradient.times(self.inner.steps + 1).plus(Cost(hessian_vector_products=self.iterations + 2))
 
+    def products(self, path):
+        final = path.walk()[0]
+        product = self._hessian(path, final)(path.target_gradient(final, path.rest)[1][0])
+        return jnp.zeros(path.steps + 1).at[-1].set(jnp.where(_tree.all_finite(product), 0, 2))
+
+    def _hessian(self, path, final):
+        """u -> the Hessian at w_N times u, with the rows of the frozen parameters."""
+        curved = path.loss_on(CURVATURE, self.samples.curvature)
+
+        def product(u):
+            return jax.jvp(lambda w: jax.grad(curved, argnums=(0, 1))(w, path.rest, self.inner.steps), (final,), (u,))[1]
+
+        return product
+
     def one_task(self, problem, params, task, key) -> tuple[Array, PyTree, Info]:
         path = TaskPath(problem, self.inner, params, task, key, self.samples)
         final, losses = path.walk()
         value, (g, g_frozen) = path.target_gradient(final, path.rest)
-        curved = path.loss_on(CURVATURE, self.samples.curvature)
+        product = self._hessian(path, final)
         strength: Any = self.inner.proximal
-
-        def product(u):
-            return jax.jvp(lambda w: jax.grad(curved, argnums=(0, 1))(w, path.rest, self.inner.steps), (final,), (u,))[1]
 
         def damped(u):
             u = optax.tree.cast_like(u, g)
@@ -86,5 +97,8 @@ class Implicit(AbstractMethod):
         wide = _tree.wide(g)
         precision = float(jnp.finfo(jnp.result_type(*jax.tree.leaves(wide))).eps)
         u = optax.tree.cast_like(jax.scipy.sparse.linalg.cg(damped, wide, tol=precision, maxiter=self.iterations)[0], g)
-        by_w, by_frozen = _tree.scale(strength, u), optax.tree.sub(g_frozen, product(u)[1])
+        at_u = product(u)
+        # Where products are not finite the conjugate gradients stop and leave zero, which is no meta-gradient.
+        u = jax.tree.map(lambda leaf: jnp.where(_tree.all_finite(at_u), leaf, jnp.nan), u)
+        by_w, by_frozen = _tree.scale(strength, u), optax.tree.sub(g_frozen, at_u[1])
         return value, path.outer_gradient(by_w, by_frozen), path.info(losses, value)

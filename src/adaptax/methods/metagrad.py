@@ -156,6 +156,22 @@ class MetaGradient(AbstractMethod):
         if self.mode == "backprop" and problem.stochastic and self.independent_curvature:
             raise InputError('mode="backprop" reuses the step samples: pass independent_curvature=False with it.')
 
+    def products(self, path):
+        marks, rest = jnp.zeros(max(path.steps, 1)), path.rest
+        # The recursion carries the marks as if they were parameters that the loss does not depend on.
+        marked = path.with_loss(lambda w, rest, j: path.loss(w, rest[0], j), (rest, marks))
+        factors = path.factors(self.curvature, path.curvature_loss(self.independent_curvature))
+
+        def product(w, rest, u, j):
+            gradient, (h, h_rest) = factors[0](w, rest[0], u, j)
+            kind = jnp.where(_tree.all_finite(u), jnp.where(_tree.all_finite((h, h_rest)), 0, 2), 1)
+            return gradient and (gradient[0], (gradient[1], marks)), (h, (h_rest, marks.at[j].set(kind)))
+
+        walked = marked.forward()
+        last = path.target_gradient(walked.final, rest)[1]
+        cotangent = (last[0], (last[1], marks))
+        return reverse(product, factors[1], marked.descent, walked, marked.rest, path.rates, cotangent, by_rates=False).rest[1]
+
     def one_task(self, problem, params, task, key):
         path = TaskPath(problem, self.inner, params, task, key, self.samples)
         weights = None if self.multi_step is None or not self.inner.steps else self.multi_step.weights(self.inner.steps)

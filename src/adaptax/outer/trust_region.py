@@ -123,7 +123,11 @@ class TrustRegion(optax.GradientTransformationExtraArgs):
             start = (jnp.zeros((), jnp.int32), jnp.array(False), jnp.zeros_like(none))
             trials, taken, apart = jax.lax.while_loop(lambda carry: (carry[0] < backtracks) & ~carry[1], attempt, start)
             scale = jnp.where(taken, -length * shrink ** (trials - 1), 0)
-            step = jax.tree.map(lambda leaf: jnp.where(taken, scale.astype(leaf.dtype) * leaf, 0), x)
+            # Where products or the loss are not finite no step can be found, which is not the same as none being good enough.
+            none_taken = jnp.where(jnp.isfinite(bend) & jnp.isfinite(before), 0, jnp.nan)
+            step = jax.tree.map(
+                lambda leaf: jnp.where(taken, scale.astype(leaf.dtype) * leaf, none_taken.astype(leaf.dtype)), x
+            )
             apart = jnp.where(taken, apart, 0).astype(state.divergence.dtype)
             return step, TrustState(apart, jnp.where(taken, trials - 1, trials).astype(jnp.int32))
 

@@ -42,8 +42,13 @@ def evaluation(result: dict[str, Any]) -> str:
     lines = [
         f"{result['task']} after {result['step']} meta-steps with N = {result['inner_steps']}{chosen}",
         f"{result['tasks']} held-out tasks (seed {result['seed']}): {result['judged_on']}",
-        f"inner step size {result['stepsize']:.4g} ({rule}); mean and 95 % interval over tasks",
+        f"inner step size {_number(result['stepsize'])} ({rule}); mean and 95 % interval over tasks",
     ]
+    if result["skipped"]:
+        lines.insert(1, f"{result['skipped']} meta-steps were skipped: their meta-gradient or update was not finite")
+    if lost := [(steps, bad) for steps, bad in zip(result["steps"], result.get("not_finite", ()), strict=False) if bad]:
+        most = max(bad for _, bad in lost)
+        lines.append(f"scores are not finite for up to {most} of {result['tasks']} tasks, from {lost[0][0]} inner steps on")
     if result["left_out"]:
         lines.insert(2, f"left out, being in the training data too: {', '.join(result['left_out'])}")
     names = sorted(result["scores"])

@@ -1,6 +1,8 @@
 """Step-size rules measured: the power iteration, the curvature along inner paths, and the step size that a rule makes of it."""
 
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,11 +12,14 @@ from jaxtyping import Array, Key, PyTree
 
 from adaptax import _tree
 from adaptax._batching import check_batch, map_tasks
+from adaptax._checks import is_traced
+from adaptax._finite import cause
 from adaptax._keys import RULE, check_key, first, fold, require_keys
 from adaptax._parameters import split
 from adaptax._update import Update
 from adaptax.curvature.base import LocalLoss
 from adaptax.curvature.finite_difference import FiniteDifference
+from adaptax.errors import NotFiniteWarning
 from adaptax.inner import Inner
 from adaptax.inner_path import TaskPath, check_problem
 from adaptax.problem import AbstractProblem, Samples
@@ -183,7 +188,25 @@ def resolve(
     if not isinstance(inner.stepsize, AbstractRule):
         return inner
     require_keys(problem, keys)
-    return inner.with_stepsize(_resolve(inner, problem, params, tasks, keys, samples))
+    alpha, curvature = _resolve(inner, problem, params, tasks, keys, samples)
+    resolved = inner.with_stepsize(alpha)
+    warn_if_not_finite(inner, resolved, curvature, problem, params, tasks, keys, samples)
+    return resolved
+
+
+def warn_if_not_finite(
+    inner: Inner, resolved: Inner, curvature: Array, problem: AbstractProblem, params: PyTree, tasks: PyTree, keys: Any,
+    samples: Samples,
+) -> None:  # fmt: skip
+    """Warn where a rule found no curvature because nothing was finite; a traced measurement says nothing."""
+    if is_traced(curvature) or curvature > 0:
+        return
+    task, key = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), (tasks, keys))
+    found = cause(problem, resolved, params, task, key, samples, target=False, rule=inner.stepsize)
+    if found.known:
+        text = f"{type(inner.stepsize).__name__} found no finite curvature in these tasks, so that its step size, "
+        text += f"{float(resolved.stepsize):.3g}, is not measured. In the first of them, {found}"
+        warnings.warn(text, NotFiniteWarning, stacklevel=3)
 
 
 @eqx.filter_jit
@@ -196,7 +219,7 @@ def _resolve(inner, problem, params, tasks, keys, samples):
     rule, problem, params, tasks = _tree.constant((inner.stepsize, problem, params, tasks))
     estimate = first_estimate(split(problem, inner, params, first(tasks), samples).adapting)
     estimate = refresh(inner, rule, estimate, problem, params, tasks, keys, samples=samples, cold=True)
-    return rule.alpha(estimate.curvature, inner.steps)
+    return rule.alpha(estimate.curvature, inner.steps), estimate.curvature
 
 
 def resolve_one(

@@ -1,6 +1,7 @@
 """Callbacks: what is measured at intervals during training. Evaluation, the best state and the certificate are defined here."""
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -11,10 +12,10 @@ from adaptax import _devices as dev
 from adaptax._checks import check_whole
 from adaptax._keys import any_key
 from adaptax._tree import first_line
-from adaptax.errors import InputError
+from adaptax.errors import InputError, NotFiniteWarning
 from adaptax.measure import stationarity
 from adaptax.problem import AbstractProblem
-from adaptax.training.evaluate import evaluate
+from adaptax.training.evaluate import judge
 from adaptax.training.run import Run
 from adaptax.training.step import State, Step
 
@@ -89,19 +90,27 @@ class Evaluation(Callback):
     def __init__(self, step: Step, every: int, problem: AbstractProblem, seed: int):
         super().__init__(every)
         check_draws_tasks(problem, "evaluate_every=", "give a problem that has some as validation=")
-        self.step, self.problem, self.seed = step, problem, seed
+        self.step, self.problem, self.seed, self.told = step, problem, seed, False
 
     def measure(self, state: State) -> dict[str, Any]:
-        step = self.step
-        curve = evaluate(
-            self.problem, state.params, state.inner, sorted({0, step.method.inner.steps}), _HELD_OUT, self.seed,
-            samples=step.method.samples, in_flight=step.in_flight,
-            devices=None if step.mesh is None else list(step.mesh.devices.flat),
-        )  # fmt: skip
-        values: dict[str, Any] = {}
+        step, devices = self.step, None if self.step.mesh is None else list(self.step.mesh.devices.flat)
+        inner, steps = state.inner, sorted({0, self.step.method.inner.steps})
+        curve, why = judge(
+            self.problem, state.params, inner, steps, _HELD_OUT, self.seed, step.method.samples, step.in_flight, devices
+        )
+        if curve.not_finite.any() and not self.told:
+            self.told = True
+            text = f"The evaluation of meta-step {int(state.step)} is not finite. {why()}"
+            warnings.warn(text, NotFiniteWarning, stacklevel=5)
+        values: dict[str, Any] = {"not_finite": int(curve.not_finite[-1])}
         for name, means in curve.mean.items():
             values |= {name: float(means[-1]), f"{name}_before": float(means[0])}
+        self.judged(state, values)
         return values
+
+    def judged(self, state: State, entry: dict[str, Any]) -> None:
+        """Take note of a state and its evaluation (nothing here)."""
+        return None
 
 
 class BestState(Evaluation):
@@ -116,13 +125,14 @@ class BestState(Evaluation):
 
     def __init__(self, step: Step, every: int, problem: AbstractProblem, seed: int, run: Run | None):
         super().__init__(step, every, problem, seed)
-        self.run, self.best, self.state = run, -math.inf, None
+        self.run, self.best, self.state, self.count = run, -math.inf, None, 0
 
     def resume(self, entries: Iterable[dict[str, Any]]) -> None:
-        self.best = max(map(score, entries), default=-math.inf)
+        scores = [score(entry) for entry in entries]
+        self.best, self.count = max(scores, default=-math.inf), len(scores)
 
-    def measure(self, state: State) -> dict[str, Any]:
-        entry = super().measure(state)
+    def judged(self, state: State, entry: dict[str, Any]) -> None:
+        self.count += 1
         # The first of equals stays.
         if (found := score(entry)) > self.best:
             self.best = found
@@ -130,11 +140,13 @@ class BestState(Evaluation):
                 self.state = state
             else:
                 self.run.checkpoints.save_best(state)
-        return entry
 
     def choose(self, last: State) -> State:
         """The best state, or the last one if no evaluation was finite."""
         kept = self.state if self.run is None else self.run.checkpoints.load_best(last)
+        if kept is None and self.count:
+            text = f"None of the {self.count} evaluations on validation tasks was finite: the last state is returned."
+            warnings.warn(text, NotFiniteWarning, stacklevel=3)
         return last if kept is None else dev.collect(self.step.mesh, kept)
 
 
@@ -153,12 +165,16 @@ class Certificate(Callback):
     def __init__(self, step: Step, every: int, seed: int):
         super().__init__(every)
         check_draws_tasks(step.problem, "certify=", "leave it out")
-        self.step, self.seed = step, seed
+        self.step, self.seed, self.told = step, seed, False
 
     def measure(self, state: State) -> dict[str, Any]:
         method = self.step.method.with_inner(state.inner)
         params = dev.collect(self.step.mesh, state.params)
         found = stationarity(self.step.problem, params, method, tasks=_HELD_OUT, seed=self.seed)
+        if not math.isfinite(found.upper) and not self.told:
+            self.told = True
+            text = f"At meta-step {int(state.step)} no bound on the meta-gradient could be had ({found.verdict})."
+            warnings.warn(text, NotFiniteWarning, stacklevel=5)
         return {"gradient_upper": found.upper}
 
 

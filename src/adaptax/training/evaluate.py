@@ -1,6 +1,7 @@
 """Evaluation on held-out tasks: every metric after every number of inner steps, with intervals."""
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -12,8 +13,9 @@ from jaxtyping import Array, PyTree
 from adaptax import _devices as dev
 from adaptax._batching import check_batch, check_in_flight, map_tasks
 from adaptax._checks import check_whole
+from adaptax._finite import Lost, tell
 from adaptax._keys import any_key, first, numbered, own_key, task_key
-from adaptax.errors import InputError, forget_failures, raise_failure
+from adaptax.errors import InputError, NotFiniteWarning, forget_failures, raise_failure
 from adaptax.inner import Inner
 from adaptax.inner_path import TaskPath, check_problem
 from adaptax.problem import AbstractProblem, Samples, check_is_problem
@@ -23,19 +25,30 @@ from adaptax.stepsize.rules import AbstractRule
 _NORMAL_95 = 1.959963984540054
 
 
-class Curve(NamedTuple):
-    """Held-out performance against the number of inner steps.
+class _Curve(NamedTuple):
+    steps: np.ndarray
+    mean: dict[str, np.ndarray]
+    low: dict[str, np.ndarray]
+    high: dict[str, np.ndarray]
+
+
+class Curve(_Curve):
+    """Held-out performance against the number of inner steps; it unpacks into `steps, mean, low, high`.
 
     Arguments:
         steps: the numbers of steps, in increasing order.
         mean: by metric ("loss" is the target loss), the mean over tasks after each number of steps.
         low, high: by metric, the 95 % interval of the mean over tasks (normal approximation).
+        not_finite: how many tasks have a loss or metric that is not finite after each number of steps; the means there are
+            not finite either, since no task is left out.
     """
 
-    steps: np.ndarray
-    mean: dict[str, np.ndarray]
-    low: dict[str, np.ndarray]
-    high: dict[str, np.ndarray]
+    not_finite: np.ndarray
+
+    def __new__(cls, steps, mean, low, high, not_finite=None):
+        self = super().__new__(cls, steps, mean, low, high)
+        self.not_finite = np.zeros(len(steps), int) if not_finite is None else not_finite
+        return self
 
 
 def evaluate(
@@ -66,7 +79,8 @@ def evaluate(
             group by group, so that the memory does not grow with their number.
         devices: the devices to spread the tasks over (default: all local devices).
 
-    Returns: `Curve(steps, mean, low, high)`.
+    Returns: `Curve(steps, mean, low, high)`, with the number of tasks that were not finite in `not_finite`. If there are any, a
+    `NotFiniteWarning` says which was the first, by index and key, and where it was not.
 
     Errors: `InputError` for no steps, negative ones, fewer than 2 tasks, or tasks that do not fit the loss; `HostFailure`
     when an environment on the host failed.
@@ -81,6 +95,16 @@ def evaluate(
 
     Source: docs/theory.md, section 1.
     """
+    curve, why = judge(problem, params, inner, steps, tasks, seed, samples, in_flight, devices)
+    if curve.not_finite.any():
+        warnings.warn(why(), NotFiniteWarning, stacklevel=2)
+    return curve
+
+
+def judge(
+    problem: Any, params: PyTree, inner: Any, steps: Any, tasks: Any, seed: Any, samples: Samples, in_flight: Any, devices: Any
+) -> tuple[Curve, Callable[[], str]]:
+    """What `evaluate` returns, and a function that says why tasks were not finite, if some were not."""
     check_is_problem(problem)
     if not isinstance(inner, Inner):
         raise InputError(f"inner must be ax.Inner(steps, stepsize), such as state.inner, not {type(inner).__name__}.")
@@ -94,12 +118,27 @@ def evaluate(
     mesh = dev.mesh_of(devices, count)
     problem, params, inner, batch, key = dev.replicate(mesh, (problem, params, inner, batch, jax.random.key(seed)))
     forget_failures()
-    values = _evaluate(problem, params, inner, batch, key, count, tuple(int(n) for n in wanted), samples, in_flight, mesh)
+    arguments = (problem, params, inner, batch, key, count, tuple(int(n) for n in wanted), samples, in_flight, mesh)
+    values, stepsize = _evaluate(*arguments)
     table = {name: np.asarray(value, np.float64) for name, value in jax.device_get(values).items()}
     raise_failure()
-    mean = {name: value.mean(axis=0) for name, value in table.items()}
-    half = {name: _NORMAL_95 * value.std(axis=0, ddof=1) / np.sqrt(count) for name, value in table.items()}
-    return Curve(wanted, mean, {n: mean[n] - half[n] for n in mean}, {n: mean[n] + half[n] for n in mean})
+    bad = ~np.all([np.isfinite(value.reshape(count, len(wanted), -1)).all(axis=-1) for value in table.values()], axis=0)
+    given = problem, params, inner, batch, key, samples
+    with np.errstate(invalid="ignore"):
+        mean = {name: value.mean(axis=0) for name, value in table.items()}
+        half = {name: _NORMAL_95 * value.std(axis=0, ddof=1) / np.sqrt(count) for name, value in table.items()}
+        low, high = ({n: mean[n] + sign * half[n] for n in mean} for sign in (-1, 1))
+    return Curve(wanted, mean, low, high, bad.sum(axis=0)), lambda: _why(bad, wanted, *dev.collect(mesh, (given, stepsize)))
+
+
+def _why(bad: np.ndarray, wanted: np.ndarray, given: tuple, stepsize: Any) -> str:
+    """How many tasks were not finite, and why the first was not after the smallest number of steps where one was not."""
+    problem, params, inner, batch, key, samples = given
+    column = int(np.argmax(bad.any(axis=0)))
+    n, walked = int(wanted[column]), inner if stepsize is None else inner.with_stepsize(stepsize)
+    lost, rule = Lost.of(bad[:, column]), inner.stepsize
+    text = tell(lost, problem, walked, params, samples, key, batch=batch, steps=n, draws=(n,), rule=rule)
+    return f"After {n} inner steps {text}"
 
 
 @eqx.filter_jit
@@ -115,9 +154,11 @@ def _evaluate(problem, params, inner, batch, key, count, steps, samples, in_flig
     one_task = eqx.filter_eval_shape(task_of, None if given is None else first(given), any_key())
     initial = inner.initial(params)
     check_problem(problem, initial, one_task, samples, target=True)
+    stepsize = None
     if isinstance(inner.stepsize, AbstractRule):
         few = jax.tree.map(lambda leaf: leaf[: min(inner.stepsize.tasks, count)], (given, keys))
         inner = resolve(inner, problem, params, jax.vmap(task_of)(*few), jax.vmap(own_key)(few[1]), samples=samples)
+        stepsize = inner.stepsize
 
     def local(shared, split):
         problem, params, inner = shared
@@ -131,7 +172,7 @@ def _evaluate(problem, params, inner, batch, key, count, steps, samples, in_flig
         return (), map_tasks(one, split, in_flight)
 
     scores = dev.spread(mesh, local, (problem, params, inner), (given, keys))[1]
-    return jax.tree.map(lambda leaf: leaf[:count], scores)
+    return jax.tree.map(lambda leaf: leaf[:count], scores), stepsize
 
 
 def _scores(path: TaskPath, steps: tuple[int, ...]) -> dict[str, Array]:

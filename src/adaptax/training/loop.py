@@ -26,18 +26,16 @@ from adaptax.training.memory import Memory
 from adaptax.training.older import older, settled
 from adaptax.training.resuming import check_resumable, describe_run
 from adaptax.training.run import Run
+from adaptax.training.skipped import Skipped, explain
 from adaptax.training.stability import StabilityMonitor
-from adaptax.training.step import RECORDED, State, Step, make_step, run_chunk
+from adaptax.training.step import NOTED, State, Step, make_step, run_chunk
 
 # Meta-steps in one compiled run at most, and about how long one may take before the host looks at it.
 _CAPACITY = 512
 _SECONDS = 0.25
 # Separates the seed of the tasks that are measured on during training from the training seed.
 _SEED_OFFSET = 1_000_003
-_DIVERGED = (
-    "{count} meta-steps in a row up to step {step} had a gradient that was not finite: use a smaller inner step size, "
-    "or a rule such as ax.stepsize.Edge() (--stepsize edge), or a smaller outer one."
-)
+_DIVERGED = "{count} meta-steps in a row up to step {step} had a gradient that was not finite. In the last, {why}"
 
 
 class Diverged(RuntimeError):
@@ -72,7 +70,8 @@ def train(
 ) -> tuple[State, dict[str, np.ndarray]]:
     r"""Meta-train: $w \leftarrow w - \beta\,\frac1B\sum_i\hat G_i$, `steps` times, in compiled runs of many meta-steps.
 
-    A meta-step whose gradient is not finite changes nothing and is counted. Tasks are spread over all local devices;
+    A meta-step whose gradient is not finite changes nothing and is counted; a `NotFiniteWarning` says why the first one was not
+    (which task, by index and key, and where), and at the end how many there were. Tasks are spread over all local devices;
     the result does not depend on their number beyond the order of a sum. (On a CPU, JAX shows one device; to use all
     cores, call `jax.config.update("jax_num_cpu_devices", os.cpu_count())` before anything else.)
 
@@ -122,11 +121,12 @@ def train(
 
     Returns: the final `State` (with `validation` the best one), and a dict of NumPy arrays of length `steps` (less the step
     count of a `state` given): loss, grad_norm (of the batch's meta-gradient, also with memory), stepsize (NaN where not
-    finite), skipped, and the measurements.
+    finite), skipped, not_finite (how many tasks of the meta-step were not; NaN in runs before this was counted), and the
+    measurements.
 
-    Errors: `InputError` for bad arguments, before anything is computed or written; `Diverged` when training stopped
-    because nothing was finite, `HostFailure` when an environment on the host failed, with the state saved if there is a
-    folder; `CheckpointError` when a checkpoint cannot be read.
+    Errors: `InputError` for bad arguments, before anything is computed or written; `Diverged`, which says why, when training
+    stopped because nothing was finite, `HostFailure` when an environment on the host failed, with the state saved if there
+    is a folder; `CheckpointError` when a checkpoint cannot be read.
 
     Example:
         >>> import adaptax as ax, jax, jax.numpy as jnp, optax
@@ -237,7 +237,7 @@ def _try(step: Step, state: State, batch: PyTree) -> None:
 
 
 def _loop(step, state, steps, stream, run, history, checkpoint_every, callbacks, callback, max_skipped):
-    length, saved = 1, None if run is None else run.newest()
+    length, saved, skipped = 1, None if run is None else run.newest(), Skipped(step)
 
     def keep(state):
         nonlocal saved
@@ -247,14 +247,17 @@ def _loop(step, state, steps, stream, run, history, checkpoint_every, callbacks,
 
     while (done := int(state.step)) < steps:
         if int(state.skipped) >= max_skipped:
-            raise Diverged(_DIVERGED.format(count=max_skipped, step=done))
+            raise Diverged(_DIVERGED.format(count=max_skipped, step=done, why=_why_again(step, state, stream)))
         stop = _next_stop(done, min(done + length, steps), checkpoint_every, callbacks)
         began = time.perf_counter()
         forget_failures()
+        batch = None if stream is None else _next(stream, step.tasks_per_step, done)
+        before = state
         if stream is None:
             new, chunk, taken = run_chunk(step, state, jnp.array(stop - done), _CAPACITY, jnp.array(max_skipped))
         else:
-            new, chunk, taken = _host_step(step, state, stream)
+            new, info = step(state, batch)
+            chunk, taken = {name: np.asarray(info[name])[None] for name in NOTED}, 1
         taken = int(taken)
         try:
             raise_failure()
@@ -283,8 +286,25 @@ def _loop(step, state, steps, stream, run, history, checkpoint_every, callbacks,
         if diverged or done >= steps:
             keep(state)
         if diverged:
-            raise Diverged(_DIVERGED.format(count=max_skipped, step=done))
+            why = explain(step, state, {name: values[-1] for name, values in chunk.items()}, batch)
+            raise Diverged(_DIVERGED.format(count=max_skipped, step=done, why=why))
+
+        def replay(count, before=before, after=state, taken=taken):
+            return after if count == taken else run_chunk(step, before, jnp.array(count), _CAPACITY, jnp.array(max_skipped))[0]
+
+        skipped.add(chunk, replay, batch)
+    skipped.end()
     return state
+
+
+def _why_again(step: Step, state: State, stream: Iterator[PyTree] | None) -> str:
+    """Why the last meta-step of a run that had ended was not finite: it is taken once more."""
+    if stream is not None:
+        return "whose tasks came from tasks= and are gone, something was not finite: begin anew to see what."
+    last = eqx.tree_at(lambda state: (state.step, state.skipped), state, (state.step - 1, state.skipped - 1))
+    one = jnp.array(1)
+    again, chunk, _ = run_chunk(step, last, one, _CAPACITY, last.skipped + 1)
+    return explain(step, again, {name: np.asarray(values)[0] for name, values in chunk.items()}, None)
 
 
 def _next_stop(done: int, most: int, checkpoint_every: int | None, callbacks: list[Any]) -> int:
@@ -304,12 +324,6 @@ def _measure(callbacks: list[Any], state: State, done: int, run: Run | None, his
             history.note(done, columns_of(callback, entry))
             if run is not None:
                 run.append_measurement(callback.name, {"step": done, **entry})
-
-
-def _host_step(step: Step, state: State, stream: Iterator[PyTree]):
-    batch = _next(stream, step.tasks_per_step, int(state.step))
-    state, info = step(state, batch)
-    return state, {name: np.asarray(info[name])[None] for name in RECORDED}, 1
 
 
 def _next(stream: Iterator[PyTree], tasks_per_step: int, done: int) -> PyTree:

@@ -133,7 +133,8 @@ class Run:
         columns: dict[str, list] = {name: [] for name in RECORDED}
         for entry in read_lines(self.folder / _HISTORY):
             for name in RECORDED:
-                columns[name].append(math.nan if entry[name] is None else entry[name])
+                value = entry.get(name)  # Older runs did not count the tasks that were not finite.
+                columns[name].append(math.nan if value is None else value)
         return columns
 
     def series(self, name: str) -> list[dict[str, Any]]:

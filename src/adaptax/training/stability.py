@@ -7,10 +7,14 @@ from typing import Any, ClassVar, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
+from adaptax import _devices as dev
 from adaptax._batching import map_tasks
+from adaptax._finite import Lost, tell
 from adaptax._keys import STABILITY, draw_tasks, fold, numbered
+from adaptax.errors import NotFiniteWarning
 from adaptax.inner_path import TaskPath
 from adaptax.measure.path_curvature import Budget, measure_path
 from adaptax.stepsize.rates import Rates
@@ -58,24 +62,41 @@ class StabilityMonitor(Callback):
     def __init__(self, step: Step, every: int):
         super().__init__(every)
         check_draws_tasks(step.problem, "monitor_every=", "give a problem that has some")
-        self.step = step
+        self.step, self.told = step, False
 
     def measure(self, state: State) -> dict[str, Any]:
-        found = measure_stability(self.step, state)
+        found, lost = _stability(self.step, state)
         warn(self.step, int(state.step), found)
+        if lost.any() and not self.told:
+            self.told = True
+            warnings.warn(_why(self.step, state, lost), NotFiniteWarning, stacklevel=5)
         return found._asdict()
 
 
 def measure_stability(step: Step, state: State) -> Stability:
     """Measure stability at this state."""
-    alpha, highest, size, rising = (float(x) for x in jax.device_get(_measure(step, state)))
+    return _stability(step, state)[0]
+
+
+def _stability(step: Step, state: State) -> tuple[Stability, np.ndarray]:
+    """Stability, and for which tasks no curvature was finite."""
+    *numbers, lost = jax.device_get(_measure(step, state))
+    alpha, highest, size, rising = (float(x) for x in numbers)
     if state.inner.optimizer is not None:
-        return Stability(math.nan, math.nan, rising)
+        return Stability(math.nan, math.nan, rising), lost
     try:
         q = 1 + excess(alpha * size, 2 * state.inner.steps)
     except OverflowError:
         q = math.inf
-    return Stability(q, alpha * highest, rising)
+    return Stability(q, alpha * highest, rising), lost
+
+
+def _why(step: Step, state: State, lost: np.ndarray) -> str:
+    """How many of the monitor's tasks were passed over, which was the first, and why."""
+    state, rule = dev.collect(step.mesh, state), step.method.inner.stepsize
+    method, apart = step.method.with_inner(state.inner), fold(state.key, state.step, STABILITY)
+    text = tell(Lost.of(lost), step.problem, state.inner, state.params, method.samples, apart, method=method, rule=rule)
+    return f"At meta-step {int(state.step)} the stability monitor passed over tasks of its own. {text}"
 
 
 def warn(step: Step, done: int, found: Stability) -> None:
@@ -101,7 +122,7 @@ def warn(step: Step, done: int, found: Stability) -> None:
 
 
 @eqx.filter_jit
-def _measure(step: Step, state: State) -> tuple[Array, Array, Array, Array]:
+def _measure(step: Step, state: State) -> tuple[Array, Array, Array, Array, Array]:
     problem, inner, samples = step.problem, state.inner, step.method.samples
     apart = fold(state.key, state.step, STABILITY)
     tasks, keys = draw_tasks(problem, numbered(apart, jnp.arange(_TASKS)))
@@ -116,7 +137,7 @@ def _measure(step: Step, state: State) -> tuple[Array, Array, Array, Array]:
 
     highs, sizes, rising = map_tasks(one, (tasks, keys), step.in_flight)
     rates = TaskPath(problem, inner, state.params, None, None, samples).rates
-    return _largest(rates), jnp.nanmax(highs), jnp.nanmax(sizes), jnp.mean(rising)
+    return _largest(rates), jnp.nanmax(highs), jnp.nanmax(sizes), jnp.mean(rising), ~jnp.isfinite(highs)
 
 
 def _largest(rates: Rates) -> Array:

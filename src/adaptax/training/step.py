@@ -12,7 +12,7 @@ from jaxtyping import Array, Key, PyTree
 from adaptax import _devices as dev
 from adaptax import _tree
 from adaptax._batching import check_in_flight
-from adaptax._checks import check_whole
+from adaptax._checks import check_whole, is_traced
 from adaptax._keys import any_key, first, numbered, own_key, task_key
 from adaptax._parameters import split, trained
 from adaptax._tree import Mask
@@ -23,11 +23,13 @@ from adaptax.outer.adapted_path import AdaptedPath
 from adaptax.outer.initial_gradients import InitialGradients
 from adaptax.problem import AbstractProblem
 from adaptax.stepsize.learned import Learned, Meta
-from adaptax.stepsize.measurement import first_estimate, refresh
+from adaptax.stepsize.measurement import first_estimate, refresh, warn_if_not_finite
 from adaptax.stepsize.rules import AbstractRule, Estimate
 from adaptax.training.memory import Memory, Table, recall, rows_of, source
 
-RECORDED = ("loss", "grad_norm", "stepsize", "skipped")
+RECORDED = ("loss", "grad_norm", "stepsize", "skipped", "not_finite")
+# What a compiled run tells of each meta-step, beyond that, to the host loop.
+NOTED = (*RECORDED, "first_not_finite")
 
 
 class State(eqx.Module):
@@ -84,6 +86,10 @@ class Step(eqx.Module):
         estimate = None
         if isinstance(rule, AbstractRule):
             estimate, inner = _first_estimate(self, params, key, tasks)
+            if not is_traced(estimate.curvature):
+                few, keys = self.rule_tasks(key, jnp.zeros((), jnp.int32), tasks)
+                given = self.problem, params, few, keys, self.method.samples
+                warn_if_not_finite(self.method.inner, inner, estimate.curvature, *given)
         moved = trained(self.problem, inner, params, self.shapes(tasks), self.method.samples)
         floating = eqx.filter(params, moved)
         zero = jnp.zeros((), jnp.int32)
@@ -98,7 +104,8 @@ class Step(eqx.Module):
             tasks: a batch of tasks to use instead of sampling.
 
         Returns: the new state and a dict of scalars: loss (mean target loss at w_N), grad_norm (of the batch's
-        meta-gradient), stepsize, skipped, and curvature where a step-size rule measures it.
+        meta-gradient), stepsize, skipped, not_finite (how many tasks were not), first_not_finite (the first one's index; B if
+        there is none), and curvature where a step-size rule measures it.
         """
         return _one_step(self, state, tasks)
 
@@ -161,12 +168,14 @@ class Step(eqx.Module):
             infos, grads = infos if each else (infos, None)
             grad, grads = eqx.filter(grad, moved), None if grads is None else eqx.filter(grads, moved)
             rate = jnp.sum(jnp.where(weights > 0, infos.stepsize, 0))
-            value, grad, rate = dev.total(self.mesh, (value, grad, rate))
+            bad = (weights > 0) & ~infos.finite
+            value, grad, rate, number = dev.total(self.mesh, (value, grad, rate, jnp.sum(bad)))
             count = self.tasks_per_step
-            return value / count, mean_like(grad, params, count), rate / count, grads
+            lost = {"not_finite": number, "first_not_finite": dev.least(self.mesh, jnp.min(jnp.where(bad, indices, count)))}
+            return value / count, mean_like(grad, params, count), rate / count, grads, lost
 
-        value, grad, rate, grads = value_and_gradient(state.params)
-        info = {"loss": value, "grad_norm": _tree.norm(grad), "stepsize": rate}
+        value, grad, rate, grads, lost = value_and_gradient(state.params)
+        info = {"loss": value, "grad_norm": _tree.norm(grad), "stepsize": rate, **lost}
         if estimate is not None:
             info["curvature"] = estimate.curvature
         floating = eqx.filter(state.params, moved)
@@ -297,7 +306,7 @@ def run_chunk(step: Step, state: State, count: Array, capacity: int, max_skipped
         state, count, limit = shared
         arrays, static = eqx.partition(state, eqx.is_array)
         number = jnp.result_type(float)
-        record = {name: jnp.zeros((capacity,), bool if name == "skipped" else number) for name in RECORDED}
+        record = {name: jnp.zeros((capacity,), bool if name == "skipped" else number) for name in NOTED}
 
         def more(carry):
             taken, arrays, _ = carry
