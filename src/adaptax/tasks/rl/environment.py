@@ -30,6 +30,8 @@ class Environment(eqx.Module):
     - `step(task, state, action, key) -> (state, reward, done)`: scalars `reward` and `done`. `done` says that the process
       itself has ended; the horizon alone is the time limit.
 
+    A subclass whose steps call the host also sets `host = True`, so that its failures are raised.
+
     Errors: `InputError` if the horizon is not a positive whole number.
 
     Example:
@@ -44,6 +46,11 @@ class Environment(eqx.Module):
 
     def __check_init__(self):
         check_whole(type(self).__name__, "horizon", self.horizon)
+
+    @property
+    def host(self) -> bool:
+        """Whether steps call the host: what failed there is then raised once a program has come to its end."""
+        return False
 
     def check_policy(self, policy: Any) -> None:
         """Refuse, with `InputError`, a policy that cannot fit; called before an episode begins."""
@@ -185,6 +192,11 @@ class Rollouts(eqx.Module):
     """The `draw` of a reinforcement-learning problem: episodes of the current policy in an environment, by `rollout`."""
 
     environment: Environment
+
+    @property
+    def host(self) -> bool:
+        """Whether a draw calls the host: as for the environment."""
+        return self.environment.host
 
     def __call__(self, task: PyTree, params: Any, key: Key[Array, ""], size: int) -> Trajectories:
         return rollout(self.environment, task, params, key, size)

@@ -34,6 +34,11 @@ class GymnasiumEnvironment(Environment):
     high: tuple[float, ...] | None = eqx.field(static=True)
 
     @property
+    def host(self) -> bool:
+        """Whether steps call the host: always."""
+        return True
+
+    @property
     def sizes(self) -> tuple[int, int]:
         """How many numbers a network takes and gives: those of an observation, and a mean or a logit for each entry or choice.
 

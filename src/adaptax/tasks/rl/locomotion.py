@@ -53,6 +53,11 @@ class Locomotion(Environment):
             )
 
     @property
+    def host(self) -> bool:
+        """Whether steps call the host: the engine decides."""
+        return self.physics.host
+
+    @property
     @abc.abstractmethod
     def sizes(self) -> tuple[int, int]:
         """The sizes of an observation and of an action."""

@@ -35,6 +35,8 @@ class Physics(eqx.Module):
     """
 
     name: str = eqx.field(static=True)
+    # Whether `start` and `advance` call the host.
+    host: eqx.AbstractClassVar[bool]
 
     def __check_init__(self):
         if self.name not in FRAME_SKIP:
@@ -66,6 +68,8 @@ class MuJoCo(Physics):
     episode depends on nothing but its own states, and is the same on any number of threads and devices.
     """
 
+    host: ClassVar[bool] = True
+
     def start(self, positions, velocities):
         return self._call(_callback(_start, self.name, 1), positions, velocities)
 
@@ -90,6 +94,8 @@ class MJX(Physics):
     ant's differ by up to 0.01 and 1.1, because mujoco-mjx 3.17 turns the friction pyramid of a foot that stands within 30
     degrees of upright (docs/theory.md, section 10.4).
     """
+
+    host: ClassVar[bool] = False
 
     def __check_init__(self):
         _mjx()
