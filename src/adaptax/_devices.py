@@ -54,6 +54,24 @@ def replicate(mesh: Mesh | None, tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.device_put(x, everywhere) if eqx.is_array(x) else x, tree)
 
 
+def beside(tree: Any, others: Any) -> Any:
+    """The arrays of a tree on the devices of `others`, if some of them have been put on different ones."""
+
+    def placed(tree):
+        arrays = [
+            leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+        ]
+        return [leaf.sharding for leaf in arrays if leaf.committed]
+
+    found = [*placed(others), *placed(tree)]
+    if len({frozenset(sharding.device_set) for sharding in found}) < 2:
+        return tree
+    where = found[0]
+    if isinstance(where, NamedSharding):
+        where = NamedSharding(where.mesh, PartitionSpec())
+    return jax.tree.map(lambda x: jax.device_put(x, where) if eqx.is_array(x) else x, tree)
+
+
 def collect(mesh: Mesh | None, tree: Any) -> Any:
     """The arrays of a replicated tree as ordinary ones on the default device, free to be used anywhere."""
 

@@ -9,6 +9,8 @@ import optax
 from jaxtyping import Array, Key, PyTree
 
 from adaptax import _tree
+from adaptax._devices import beside
+from adaptax._intake import as_task
 from adaptax._keys import GRADIENT, check_key, fold, require_keys
 from adaptax._recursion import Descent, check_store, forward, reverse
 from adaptax._update import Update
@@ -74,6 +76,7 @@ def adapt(
         raise InputError("samples= must be ax.Samples(step, curvature, target).")
     require_keys(problem, key, inner.gradients.stochastic)
     check_store(store)
+    task = beside(as_task(task), params)
     return settled(problem, lambda: _adapt(problem, params, task, inner, key, samples, store))
 
 
