@@ -80,6 +80,7 @@ def parse(kind: type[Options], arguments: list[str], prog: str, default: Options
         Traceback (most recent call last):
         adaptax.errors.InputError: --steps must be followed by a whole number.
     """
+    _check_switches(arguments, kind)
     page = io.StringIO()
     try:
         with contextlib.redirect_stderr(page):
@@ -95,6 +96,20 @@ def parse(kind: type[Options], arguments: list[str], prog: str, default: Options
             raise InputError(f"{prog} can do nothing with {written!r}: leave it out, or see {prog} --help.")
         raise InputError(_no_option(written, kind, prog))
     return parsed
+
+
+def _check_switches(arguments: list[str], kind: type) -> None:
+    """Refuse a value after an option that takes none."""
+    names = [name for name, hint in options.hints(kind).items() if _plain(hint) is bool]
+    switches = {options.flag(no + name): name for name in names for no in ("", "no_")}
+    for i, argument in enumerate(arguments):
+        written, _, value = argument.partition("=")
+        name = switches.get(written.replace("_", "-"))
+        word = arguments[i + 1] if i + 1 < len(arguments) and not value else value
+        if name is not None and word and (value or word.lower() in ("true", "false", "yes", "no", "on", "off", "0", "1")):
+            choice = [options.flag(name)] if tyro.conf.FlagCreatePairsOff in options.notes(options.hints(kind)[name]) else []
+            choice = choice or [options.flag(name), options.flag(f"no_{name}")]
+            raise InputError(f"{options.flag(name)} takes no value: give {' or '.join(choice)} alone.")
 
 
 def as_arguments(values: Mapping[str, Any], kind: type, prog: str) -> list[str]:
