@@ -25,7 +25,8 @@ def as_task(task: PyTree, name: str = "task") -> PyTree:
         array = _as_array(where, value)
         if array is not None:
             return array
-        if isinstance(value, _NUMBER | str | bytes | enum.Enum) or callable(value) or _hashes_by_value(value):
+        held = isinstance(value, _NUMBER | str | bytes | enum.Enum) or callable(value) or _hashes_by_value(value)
+        if held and not isinstance(value, type | np.dtype):
             return value
         raise _refusal(where, value)
 
@@ -64,7 +65,7 @@ def _map(function: Callable[[str, Any], Any], tree: PyTree, name: str) -> PyTree
     if isinstance(tree, type):
         raise InputError(f"{name} is the class {tree.__name__}: call it, as in ax.Task(support, target).")
     try:
-        paths, structure = jax.tree_util.tree_flatten_with_path(tree)
+        paths, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: isinstance(x, Iterator | range))
     except (TypeError, ValueError) as error:
         raise InputError(
             f"{name} has a dict whose keys cannot be sorted ({first_line(error)}): use keys of one type."
@@ -84,6 +85,7 @@ def _as_array(where: str, value: Any) -> Any:
         )
     if hasattr(value, "__jax_array__"):
         return jnp.asarray(value)
+    value = np.asarray(value) if isinstance(value, range) else value
     if isinstance(value, str | bytes | type) or not hasattr(value, "__array__"):
         return None
     try:
@@ -95,7 +97,7 @@ def _as_array(where: str, value: Any) -> Any:
         array = array.astype(np.float64 if array.dtype.kind == "f" else np.complex128)
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
-    if array.dtype == bool or jnp.issubdtype(array.dtype, np.number):
+    if array.dtype == bool or (jnp.issubdtype(array.dtype, np.number) and array.dtype.kind != "m"):
         _check_range(where, array)
         return array
     raise _refusal(where, array)
@@ -144,8 +146,10 @@ def _refusal(where: str, value: Any) -> InputError:
         return InputError(f"{where} is an array of objects ({entry}): make it numbers, as by .astype(float).")
     if isinstance(value, _NUMBER):
         return InputError(f"{where} is a number ({said}): {out} an array.")
-    if isinstance(value, Iterator | set | frozenset | range | dict):
+    if isinstance(value, Iterator | set | frozenset):
         return InputError(f"{where} is a {type(value).__name__}: {out} an array.")
+    if isinstance(value, type | np.dtype):
+        return InputError(f"{where} is a type ({said}): leave it out of the task, or give its name as text.")
     remedy = "leave it out of the task, or make its class a pytree, such as equinox.Module"
     return InputError(f"{where} is an object of the class {type(value).__name__}: {remedy}.")
 

@@ -59,7 +59,7 @@ def draw_task(problem: AbstractProblem, key: Key[Array, ""]) -> PyTree:
         remedy = "use jax.random with the key, or pass tasks made on the host as tasks="
         program = traced(sample, any_key(), said="sample_task", remedy=remedy)[1]
         task = as_drawn(sample(key))
-    except (InputError, HostFailure):
+    except (InputError, HostFailure, DrawnOnce):
         raise
     except Exception as error:
         text = f"sample_task(key) fails ({first_line(error)})"

@@ -20,7 +20,7 @@ from adaptax._parameters import split
 from adaptax._recursion import Descent, ForwardPass, Gradient, Product, StepLoss, forward, stepper
 from adaptax._tree import describe, first_line
 from adaptax.curvature import AbstractCurvature, Exact, LocalLoss
-from adaptax.errors import InputError
+from adaptax.errors import DrawnOnce, InputError
 from adaptax.inner import Info, Inner
 from adaptax.problem import AbstractProblem, Samples, check_not_empty, check_scalar
 from adaptax.stepsize.learned import Learned, Meta
@@ -208,7 +208,7 @@ def check_problem(problem: AbstractProblem, params: PyTree, task: PyTree, sample
         try:
             user: Any = getattr(problem, "draw", None)
             return traced(user, task, params, any_key(), size, said="draw", remedy="use jax.random with its key", call=draw)[0]
-        except InputError:
+        except (InputError, DrawnOnce):
             raise
         except Exception as error:
             text = f"draw(task, params, key, size={size}) fails ({first_line(error)}) on a task of {describe(task)}"

@@ -13,7 +13,7 @@ from adaptax._checks import check_whole, is_traced
 from adaptax._drawn_once import traced
 from adaptax._intake import as_batch
 from adaptax._tree import Selection, as_selection, constant, describe, first_line
-from adaptax.errors import InputError, forget_failures, raise_failure
+from adaptax.errors import DrawnOnce, InputError, forget_failures, raise_failure
 
 
 class Task(eqx.Module):
@@ -38,6 +38,10 @@ class Task(eqx.Module):
 
     support: PyTree
     target: PyTree = None
+
+    def __init__(self, support: PyTree, target: PyTree = None):
+        # Written out, since the one that would be made looks into leaves that are refused in a sentence where they are used.
+        self.support, self.target = support, target
 
 
 class Samples(eqx.Module):
@@ -274,7 +278,7 @@ def check_scalar(function: Callable, params: PyTree, batch: PyTree, name: str, w
     """Refuse a loss that fails on this batch or does not return one floating-point number."""
     try:
         out, _ = traced(function, params, batch, said=name, remedy="let randomness enter through the batch")
-    except InputError:
+    except (InputError, DrawnOnce):
         raise
     except Exception as error:
         message = f"{name}(params, batch) fails on the {where} ({first_line(error)}); the batch is {describe(batch)}: "

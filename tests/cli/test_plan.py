@@ -83,7 +83,10 @@ BAD = [
     ("--constants c.json --epsilon 0", "--epsilon 0.0 must be a finite number above 0"),
     ("--constants c.json --epsilon small", "--epsilon must be followed by a number"),
     ("--constants c.json --inner-steps 0", "--inner-steps 0 must be a whole number of at least 1"),
-    ("--constants c.json --gamma 0.5", "--gamma 0.5 makes q = (1 + alpha L)^(2N) 2.594, and the theorem needs q < 2: give --gamma below 0.3589"),
+    (
+        "--constants c.json --gamma 0.5",
+        "--gamma 0.5 makes q = (1 + alpha L)^(2N) 2.594, and the theorem needs q < 2: give --gamma below 0.3589",
+    ),
     ("--constants c.json --case rl", "--case must be followed by finite-sum or resampling"),
     ("--constants c.json --c-beta 0.1", "--c-beta is 0.1, with which no size suffices: raise --c-beta above 0.5"),
     ("--constants half.json", "--constants half.json does not say gap: add it"),
