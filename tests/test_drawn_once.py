@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import adaptax as ax
@@ -17,6 +18,7 @@ from adaptax.errors import DrawnOnce
 W = jnp.zeros(2)
 INNER = ax.Inner(1, 0.1)
 METHOD = ax.MetaGradient(INNER)
+RULE = ax.MetaGradient(ax.Inner(1, ax.stepsize.Edge()))
 GENERATOR = np.random.default_rng(0)
 
 
@@ -96,13 +98,13 @@ def test_a_task_that_is_not_of_its_key_alone_is_warned_of_once(name):
 
 ENTRIES = {
     "train": lambda problem: ax.train(problem, W, METHOD, steps=1, tasks_per_step=2),
-    "a rule": lambda problem: ax.make_step(problem, ax.MetaGradient(ax.Inner(1, ax.stepsize.Edge())), ax.optax.adam(1e-3), 2).init(W),
+    "a rule": lambda problem: ax.make_step(problem, RULE, optax.adam(1e-3), 2).init(W),
     "constants": lambda problem: ax.measure.constants(problem, W, INNER, tasks=4),
     "stationarity": lambda problem: ax.measure.stationarity(problem, W, METHOD, tasks=8),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("entry", ["train", "constants", "stationarity"])
+@pytest.mark.parametrize("entry", ENTRIES)
 def test_every_way_in_looks(entry):
     problem = ax.FiniteSum(loss, lambda key: around(key, np.random.uniform()))  # noqa: NPY002
     assert len(warned(lambda: ENTRIES[entry](problem))) == 1

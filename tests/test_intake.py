@@ -264,7 +264,7 @@ SHORT = ax.Task({"x": X[:2], "y": Y[:2]}, {"x": X, "y": Y})
 MISTAKES = {
     "ragged tasks": (
         lambda: ax.Pool([ONE, SHORT]),
-        "tasks[1].support['x'] has the shape [2, 2] and tasks[0].support['x'] the shape [3, 2]: cut or pad the tasks to one size.",
+        "tasks[1].support['x'] has the shape [2, 2] and tasks[0].support['x'] the shape [3, 2]: cut or pad the tasks to one",
     ),
     "other parts": (lambda: ax.Pool([ONE, ax.Task(X)]), "tasks[1] is made up differently from tasks[0]"),
     "a class": (

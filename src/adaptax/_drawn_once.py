@@ -15,6 +15,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from adaptax.errors import DrawnOnce
@@ -33,13 +34,13 @@ def traced(function: Callable, *arguments: Any, said: str, remedy: str, call: Ca
         call: how it is called, if not directly.
     """
     user = _plain(function)
-    call = call or user
+    run: Any = call or user
     key = _key(user)
     if _known(key):
-        return eqx.filter_eval_shape(call, *arguments), None
+        return eqx.filter_eval_shape(run, *arguments), None
     before = _states()
-    program, dynamic, static = eqx.filter_make_jaxpr(call)(*arguments)
-    again = eqx.filter_make_jaxpr(call)(*arguments)[0]
+    program, dynamic, static = eqx.filter_make_jaxpr(run)(*arguments)
+    again = eqx.filter_make_jaxpr(run)(*arguments)[0]
     moved = [who for who, state in _states().items() if not _same(state, before[who])]
     _restore(before)
     _seen.add(key)
@@ -82,13 +83,13 @@ def _plain(function: Any) -> Any:
     while True:
         if isinstance(function, functools.partial) and not (function.args or function.keywords):
             function = function.func
-        elif isinstance(function, _JITTED) and hasattr(function, "__wrapped__"):
-            function = function.__wrapped__
+        elif isinstance(function, _JITTED) and (wrapped := getattr(function, "__wrapped__", None)) is not None:
+            function = wrapped
         else:
             return function
 
 
-_JITTED = (type(jax.jit(lambda: None)), type(eqx.filter_jit(lambda: None)))
+_JITTED: Any = (type(jax.jit(lambda: None)), type(eqx.filter_jit(lambda: None)))
 
 
 def _states() -> dict[str, Any]:
@@ -104,25 +105,23 @@ def _restore(states: dict[str, Any]) -> None:
 
 def _same(a: Any, b: Any) -> bool:
     """Whether two programs, or parts of them, are the same; functions and objects inside count as the same."""
-    if a is b:
+    if a is b or isinstance(a, Tracer) or isinstance(b, Tracer):
         return True
-    if isinstance(a, ClosedJaxpr) and isinstance(b, ClosedJaxpr):
+    if hasattr(a, "dtype") and hasattr(a, "shape"):
+        return hasattr(b, "dtype") and a.dtype == b.dtype and a.shape == b.shape and _bytes(a) == _bytes(b)
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, ClosedJaxpr):
         return _same(a.jaxpr, b.jaxpr) and _same(list(a.consts), list(b.consts))
-    if isinstance(a, Jaxpr) and isinstance(b, Jaxpr):
+    if isinstance(a, Jaxpr):
         return len(a.eqns) == len(b.eqns) and all(map(_same_equation, a.eqns, b.eqns)) and _same(a.outvars, b.outvars)
-    if isinstance(a, Literal) and isinstance(b, Literal):
+    if isinstance(a, Literal):
         return _same(a.val, b.val)
-    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+    if isinstance(a, tuple | list):
         return len(a) == len(b) and all(map(_same, a, b))
-    if isinstance(a, dict) and isinstance(b, dict):
+    if isinstance(a, dict):
         return a.keys() == b.keys() and all(_same(a[name], b[name]) for name in a)
-    if isinstance(a, jax.core.Tracer) or isinstance(b, jax.core.Tracer):
-        return True
-    if hasattr(a, "dtype") and hasattr(b, "dtype") and hasattr(a, "shape"):
-        return a.dtype == b.dtype and a.shape == b.shape and _bytes(a) == _bytes(b)
-    if isinstance(a, bool | int | float | complex | str):
-        return type(a) is type(b) and repr(a) == repr(b)
-    return type(a) is type(b)
+    return repr(a) == repr(b) if isinstance(a, bool | int | float | complex | str) else True
 
 
 def _same_equation(a: Any, b: Any) -> bool:

@@ -84,11 +84,11 @@ def test_there_is_a_bad_value_for_nearly_every_option():
     "message, sentence",
     [
         ("few_shot(ways=7) must be even: change ways=.", "--ways 7 must be even: change --ways."),
-        ("tasks_per_step=2.5 must be a whole number: change tasks_per_step=.", "--tasks-per-step 2.5 must be a whole number: change --tasks-per-step."),
+        ("tasks_per_step=2.5 is odd: change tasks_per_step=.", "--tasks-per-step 2.5 is odd: change --tasks-per-step."),
         ("mlp(sizes[1]=0) must be a whole number: change sizes[1]=.", "--hidden 0 must be a whole number: change --hidden."),
         ("few_shot(flips=2) must be True or False: change flips=.", "--flips 2 must be True or False: change --flips."),
         ("give rotations=True with it, or flips=False.", "give --rotations with it, or --no-flips."),
-        ("read_images('a.zip') has no split='test': leave out split=.", "read_images('a.zip') has no --split test: leave out --split."),
+        ("'a.zip' has no split='test': leave out split=.", "'a.zip' has no --split test: leave out --split."),
         ("Samples(step=0) must be at least 1: change step=.", "--trajectories 0 must be at least 1: change --trajectories."),
         ("hidden=(3, 4) is wide", "--hidden 3 4 is wide"),
         ("use a smaller step, or ax.stepsize.Edge() (--stepsize edge).", "use a smaller step, or --stepsize edge."),

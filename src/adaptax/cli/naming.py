@@ -1,4 +1,4 @@
-"""What the library says of its functions' arguments (`ways=`), said of the options that were typed (`--ways`). Imports no JAX."""
+"""What the library says of its functions' arguments (`ways=`), said of the options as typed (`--ways`). Imports no JAX."""
 
 import contextlib
 import re
@@ -74,7 +74,7 @@ def told(message: str, known: Mapping[str, str], renamed: Mapping[str, str] | No
 
     def option(name: str) -> str | None:
         for wanted in ((renamed or {}).get(name), _FILLED_BY.get(f"{where}.{name}"), name, _FILLED_BY.get(name)):
-            if wanted in known:
+            if wanted is not None and wanted in known:
                 return known[wanted]
         return None
 

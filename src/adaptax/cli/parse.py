@@ -127,7 +127,12 @@ def as_arguments(values: Mapping[str, Any], kind: type, prog: str) -> list[str]:
                 raise InputError(f"{flag} must be true or false.")
             arguments.append(flag if value else flag.replace("--", "--no-", 1))
             continue
-        typed = all(isinstance(x, int | float) for x in value) if isinstance(value, list) else not isinstance(value, dict)
+        several = get_origin(_plain(hint)) is tuple
+        typed = (
+            several and all(isinstance(x, int | float) for x in value)
+            if isinstance(value, list)
+            else not isinstance(value, dict)
+        )
         if not typed or "\0" in str(value):
             raise InputError(f"{flag} must be followed by {_words(hint)}.")
         arguments += [flag, *map(str, value)] if isinstance(value, list) else [f"{flag}={value}"]
