@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from adaptax._checks import is_traced
 from adaptax.errors import InputError
 
 AXIS = "tasks"
@@ -58,9 +59,7 @@ def beside(tree: Any, others: Any) -> Any:
     """The arrays of a tree on the devices of `others`, if some of them have been put on different ones."""
 
     def placed(tree):
-        arrays = [
-            leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
-        ]
+        arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array) and not is_traced(leaf)]
         return [leaf.sharding for leaf in arrays if leaf.committed]
 
     found = [*placed(others), *placed(tree)]
