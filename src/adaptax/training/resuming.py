@@ -1,11 +1,11 @@
 """The description of a run begun from Python in its run folder, and whether the run may go on with other arguments.
 
 A method, an optimiser or a problem is described in words and by checksums. The text names the classes, functions and numbers
-that it is made of. `code` is a checksum that also covers the instructions of functions, everything that they close over, and all
-arrays; `called` covers the functions and numbers that these functions find by name in their own module. `attributes` is a checksum
-of the attributes of plain objects among these, and `containers` of lists and dicts of the module; they may be counters or caches.
-A difference in the text, in `code` or `called` is refused, one in the others is said in a warning. Checksums are compared only
-under the same Python and packages, since another version compiles functions differently.
+that it is made of. `code` is a checksum that also covers the instructions of functions, everything that they close over, and
+all arrays; `called` covers the functions and numbers that these functions find by name in their own module. `attributes` is a
+checksum of the attributes of plain objects among these, and `containers` of lists and dicts of the module; they may be counters
+or caches. A difference in the text, in `code` or `called` is refused, one in the others is said in a warning. Checksums are
+compared only under the same Python and packages, since another version compiles functions differently.
 """
 
 import dataclasses
