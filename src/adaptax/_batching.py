@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,9 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 from jaxtyping import PyTree
 
 from adaptax._checks import check_whole
+from adaptax._keys import drawn_shape, shape_of
 from adaptax.errors import InputError
+from adaptax.problem import AbstractProblem
 
 # Bytes that the tasks in flight may hold together: on a CPU about its cache, on an accelerator, which needs large batches to
 # be busy, a share of its memory.
@@ -69,13 +72,24 @@ def check_in_flight(in_flight: Any) -> int | None:
     return None if in_flight is None else check_whole("", "in_flight", in_flight)
 
 
-def check_batch(tasks: PyTree, keys: Any) -> int:
-    """The number of tasks of a batch, or a refusal."""
-    lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves((tasks, keys))}
-    if len(lengths) != 1 or lengths == {()} or lengths == {(0,)}:
-        found = ", ".join(sorted(str(n[0]) if n else "none" for n in lengths)) or "none"
-        raise InputError(f"Every leaf of tasks (and keys) needs one leading axis over the same tasks, but found {found}.")
-    return lengths.pop()[0]
+def check_batch(tasks: PyTree, keys: Any, problem: AbstractProblem | None = None) -> int:
+    """The number of tasks of a batch, or a refusal; with a finite-sum problem also of one task as it draws them."""
+    paths = [*_paths(tasks, "tasks"), *_paths(keys, "keys")]
+    lengths = {str(shape[0]) if shape else "none": path for path, shape in reversed(paths)}
+    if len(lengths) != 1 or "none" in lengths or "0" in lengths:
+        found = ", ".join(sorted(lengths)) or "none"
+        where = "; ".join(f"{n} in {lengths[n]}" for n in sorted(lengths))
+        text = f"Every leaf of tasks (and keys) needs one leading axis over the same tasks, but found {found}"
+        raise InputError(f"{text}{where and f' ({where})'}: stack tasks along a first axis, or give a list of them.")
+    if problem is not None and shape_of(tasks) == drawn_shape(problem):
+        raise InputError("tasks has the shape of one task of this problem: for a batch of tasks give a list, such as [task].")
+    return int(next(iter(lengths)))
+
+
+def _paths(tree: PyTree, name: str) -> list[tuple[str, tuple[int, ...]]]:
+    return [
+        (name + jax.tree_util.keystr(path), jnp.shape(leaf)) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    ]
 
 
 def held_bytes(jaxpr: Jaxpr) -> int:
@@ -139,7 +153,10 @@ def ungrouped(tree: PyTree) -> PyTree:
 
 def map_tasks(function: Callable[[Any], Any], inputs: PyTree, in_flight: int | None = None) -> Any:
     """`function` over the leading axis, as many at a time as asked, or as `Traced` decides."""
-    traced = Traced(function, inputs)
+    # A task that a rule is measured on may hold text.
+    inputs, static = eqx.partition(inputs, eqx.is_array)
+    whole = function if not jax.tree.leaves(static) else lambda arrays: function(eqx.combine(arrays, static))
+    traced = Traced(whole, inputs)
     count = jnp.shape(jax.tree.leaves(inputs)[0])[0]
     size = traced.at_a_time(count, in_flight)
     if size == count:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from adaptax._checks import is_traced
 from adaptax.errors import InputError
 
 AXIS = "tasks"
@@ -52,6 +53,22 @@ def replicate(mesh: Mesh | None, tree: Any) -> Any:
         return tree
     everywhere = NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(lambda x: jax.device_put(x, everywhere) if eqx.is_array(x) else x, tree)
+
+
+def beside(tree: Any, others: Any) -> Any:
+    """The arrays of a tree on the devices of `others`, if some of them have been put on different ones."""
+
+    def placed(tree):
+        arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array) and not is_traced(leaf)]
+        return [leaf.sharding for leaf in arrays if leaf.committed]
+
+    found = [*placed(others), *placed(tree)]
+    if len({frozenset(sharding.device_set) for sharding in found}) < 2:
+        return tree
+    where = found[0]
+    if isinstance(where, NamedSharding):
+        where = NamedSharding(where.mesh, PartitionSpec())
+    return jax.tree.map(lambda x: jax.device_put(x, where) if eqx.is_array(x) else x, tree)
 
 
 def collect(mesh: Mesh | None, tree: Any) -> Any:

@@ -11,7 +11,9 @@ from jaxtyping import Array, Key, PyTree
 
 from adaptax import _tree
 from adaptax._checks import is_traced
+from adaptax._devices import beside
 from adaptax._finite import cause
+from adaptax._intake import as_task
 from adaptax._keys import GRADIENT, check_key, fold, require_keys
 from adaptax._recursion import Descent, check_store, forward, reverse
 from adaptax._update import Update
@@ -80,6 +82,7 @@ def adapt(
         raise InputError("samples= must be ax.Samples(step, curvature, target).")
     require_keys(problem, key, inner.gradients.stochastic)
     check_store(store)
+    task = beside(as_task(task), params)
     adapted = settled(problem, lambda: _adapt(problem, params, task, inner, key, samples, store))
     finite: Any = adapted.info.finite
     if not is_traced(finite) and not finite:

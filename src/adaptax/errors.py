@@ -60,6 +60,18 @@ class NotFiniteWarning(UserWarning):
     """
 
 
+class DrawnOnce(UserWarning):
+    """A function draws numbers outside JAX, so that they are drawn once, when the program is made, or uses no key at all.
+
+    The message names the function and what to do: to draw with `jax.random` and the key that the function is given.
+
+    Example:
+        >>> from adaptax.errors import DrawnOnce
+        >>> issubclass(DrawnOnce, UserWarning)
+        True
+    """
+
+
 # An error raised in a callback may abort a program on several devices, so sentences are kept here instead.
 _noted: list[str] = []
 

@@ -14,12 +14,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key, PyTree
 
 from adaptax import _tree
-from adaptax._keys import CURVATURE, DIRECTION, FACTOR, GRADIENT, LAST, STEP, TARGET, any_key, fold
+from adaptax._drawn_once import traced
+from adaptax._keys import CURVATURE, DIRECTION, FACTOR, GRADIENT, LAST, STEP, TARGET, any_key, drawn_shape, fold, shape_of
 from adaptax._parameters import split
 from adaptax._recursion import Descent, ForwardPass, Gradient, Product, StepLoss, forward, stepper
 from adaptax._tree import describe, first_line
 from adaptax.curvature import AbstractCurvature, Exact, LocalLoss
-from adaptax.errors import InputError
+from adaptax.errors import DrawnOnce, InputError
 from adaptax.inner import Info, Inner
 from adaptax.problem import AbstractProblem, Samples, check_not_empty, check_scalar
 from adaptax.stepsize.learned import Learned, Meta
@@ -200,13 +201,14 @@ def exact_factors(loss: StepLoss) -> tuple[Product, Gradient]:
     return product, gradient
 
 
-def check_problem(problem: AbstractProblem, params: PyTree, task: PyTree, samples: Samples, *, target: bool) -> None:
-    """Refuse tasks and losses that cannot be trained on, before anything is computed."""
+def check_problem(problem: AbstractProblem, params: PyTree, task: PyTree, samples: Samples, *, target: bool) -> PyTree:
+    """Refuse tasks and losses that cannot be trained on, before anything is computed. Returns the shapes of a target batch."""
 
     def batch(draw, size):
         try:
-            return eqx.filter_eval_shape(draw, task, params, any_key(), size)
-        except InputError:
+            user: Any = getattr(problem, "draw", None)
+            return traced(user, task, params, any_key(), size, said="draw", remedy="use jax.random with its key", call=draw)[0]
+        except (InputError, DrawnOnce):
             raise
         except Exception as error:
             text = f"draw(task, params, key, size={size}) fails ({first_line(error)}) on a task of {describe(task)}"
@@ -218,6 +220,12 @@ def check_problem(problem: AbstractProblem, params: PyTree, task: PyTree, sample
     else:
         if not hasattr(task, "support"):
             raise InputError(f"A finite-sum problem needs ax.Task(support, target), not {describe(task)}.")
+        structure, shapes = shape_of(task)
+        if (drawn := drawn_shape(problem)) is not None and drawn[0] == structure and shapes != drawn[1]:
+            count = shapes[0][:1]
+            if [(*count, *shape) for shape in drawn[1]] == shapes:
+                text = f"task is a batch of {count[0]} tasks as this problem draws them"
+                raise InputError(f"{text}: give one of them, or use a function of batches such as MetaGradient(...).batch.")
         support, query = task.support, task.target
         if target and query is None:
             raise InputError("This task has no target set to judge by: make it ax.Task(support, target).")
@@ -226,3 +234,4 @@ def check_problem(problem: AbstractProblem, params: PyTree, task: PyTree, sample
     if target:
         check_not_empty(query, "target set", "give every task at least one example to judge by")
         check_scalar(problem.target_loss, params, query, "target_loss", "target set")
+    return query

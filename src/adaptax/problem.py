@@ -6,18 +6,23 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.tree_util import keystr
 from jaxtyping import Array, Key, PyTree
 
 from adaptax._checks import check_whole, is_traced
+from adaptax._drawn_once import traced
+from adaptax._intake import as_batch
 from adaptax._tree import Selection, as_selection, constant, describe, first_line
-from adaptax.errors import InputError, forget_failures, raise_failure
+from adaptax.errors import DrawnOnce, InputError, forget_failures, raise_failure
 
 
 class Task(eqx.Module):
     r"""One task $i$: a support set $S_i$ to adapt on and a target (query) set $T_i$ to judge by.
 
     Both are arbitrary pytrees of arrays, whose leaves need not share a leading axis; a batch of tasks is a `Task` whose
-    every leaf has one more leading axis. A resampling problem's task may be any pytree that says which task it is.
+    every leaf has one more leading axis, or a list of tasks of equal shapes. A resampling problem's task may be any pytree
+    that says which task it is. Whatever NumPy reads as numbers is taken for an array. Text and other values that are no
+    numbers may be in one task (for `ax.adapt`, and a method on one task), and not in a batch or in a task that is drawn.
 
     Arguments:
         support: the batch given to the inner loss.
@@ -33,6 +38,10 @@ class Task(eqx.Module):
 
     support: PyTree
     target: PyTree = None
+
+    def __init__(self, support: PyTree, target: PyTree = None):
+        # Written out, since the one that would be made looks into leaves that are refused in a sentence where they are used.
+        self.support, self.target = support, target
 
 
 class Samples(eqx.Module):
@@ -66,11 +75,12 @@ class Pool(eqx.Module):
     r"""Finitely many tasks $1..n$, indexed; as `sample_task` it draws one uniformly, so $E_i$ is the mean over the pool.
 
     Arguments:
-        tasks: one pytree of tasks, whose every leaf has a leading axis n (kept as arrays).
+        tasks: one pytree of tasks, whose every leaf has a leading axis n (kept as arrays); or a list of n tasks of equal
+            shapes. (A tuple of arrays is one pytree of stacked tasks; a tuple of `ax.Task` is tasks.)
 
     `pool(key)` is a task, `pool.index(key)` the index i that this key draws, `len(pool)` is n.
 
-    Errors: `InputError` if the leaves have no common leading axis of at least one task.
+    Errors: `InputError` if the leaves have no common leading axis of at least one task, or are no numbers.
 
     Example:
         >>> import adaptax as ax, jax, jax.numpy as jnp
@@ -79,6 +89,8 @@ class Pool(eqx.Module):
         >>> key = jax.random.key(0)
         >>> len(pool), bool(jnp.all(pool(key).support == centres[pool.index(key)]))
         (3, True)
+        >>> len(ax.Pool([ax.Task(jnp.zeros(2), jnp.zeros(2)), ax.Task(jnp.ones(2), jnp.ones(2))]))
+        2
 
     Source: docs/theory.md, section 3.1.
     """
@@ -86,7 +98,8 @@ class Pool(eqx.Module):
     tasks: PyTree
 
     def __init__(self, tasks: PyTree):
-        lengths = {getattr(leaf, "shape", ())[:1] for leaf in jax.tree.leaves(tasks)}
+        tasks = as_batch(tasks)
+        lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(tasks)}
         if len(lengths) != 1 or lengths <= {(), (0,)}:
             found = describe(tasks)
             raise InputError(f"Every leaf of ax.Pool(tasks) needs one leading axis over the same tasks, but found {found}.")
@@ -264,8 +277,8 @@ def check_is_problem(problem: Any) -> None:
 def check_scalar(function: Callable, params: PyTree, batch: PyTree, name: str, where: str) -> None:
     """Refuse a loss that fails on this batch or does not return one floating-point number."""
     try:
-        out = eqx.filter_eval_shape(function, params, batch)
-    except InputError:
+        out, _ = traced(function, params, batch, said=name, remedy="let randomness enter through the batch")
+    except (InputError, DrawnOnce):
         raise
     except Exception as error:
         message = f"{name}(params, batch) fails on the {where} ({first_line(error)}); the batch is {describe(batch)}: "
@@ -277,7 +290,12 @@ def check_scalar(function: Callable, params: PyTree, batch: PyTree, name: str, w
 
 
 def check_not_empty(batch: PyTree, where: str, remedy: str) -> None:
-    """Refuse a batch with no examples."""
-    leaves = jax.tree.leaves(batch)
-    if not leaves or any(getattr(leaf, "size", 1) == 0 for leaf in leaves):
+    """Refuse a batch with no examples, which are counted along the leading axes."""
+    paths = jax.tree_util.tree_flatten_with_path(batch)[0]
+    leading = {keystr(path): shape[0] for path, leaf in paths if (shape := getattr(leaf, "shape", ()))}
+    none = [path for path, examples in leading.items() if examples == 0]
+    if not paths or (none and len(none) == len(leading)):
         raise InputError(f"The {where} is empty ({describe(batch)}): {remedy}.")
+    if none:
+        text = f"The {where} has examples, and none in {none[0]} ({describe(batch)})"
+        raise InputError(f"{text}: give as many there, or leave it out.")

@@ -83,7 +83,8 @@ def test_a_run_without_a_checkpoint(run, copied):
 
 
 def test_runs_made_from_python_are_left_to_python(run, train, tmp_path, contents):
-    problem = ax.FiniteSum(lambda w, c: jnp.sum((w - c) ** 2), lambda key: ax.Task(jnp.ones(2), jnp.ones(2)))
+    pool = ax.Pool([ax.Task(jnp.ones(2), jnp.ones(2))])
+    problem = ax.FiniteSum(lambda w, c: jnp.sum((w - c) ** 2), pool)
     folder = tmp_path / "run"
     method = ax.MetaGradient(ax.Inner(1, 0.1))
     ax.train(problem, jnp.zeros(2), method, optimizer=optax.sgd(0.1), steps=2, tasks_per_step=2, out=folder)

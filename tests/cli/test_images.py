@@ -122,7 +122,7 @@ def test_data_may_be_moved_and_may_not_be_changed(finished, zips, copied, run, t
         ("--data TRAIN --ways 49", "There are only 48 classes"),
         ("--data TRAIN --test-data TEST --ways 7", "There are only 6 classes"),
         ("--data TRAIN --ways 1", "--ways 1 must be a whole number of at least 2"),
-        ("--data TRAIN --shots 2", "shots + queries is 7: give fewer shots or queries"),
+        ("--data TRAIN --shots 2", "has 6, but --shots 2 and --queries 5 ask for 7: give fewer --shots or --queries"),
         ("--data TRAIN --method prototypical", "--method prototypical takes no inner steps: add --inner-steps 0."),
         ("--data TRAIN --method pretrain --head shared --stepsize edge", "give --stepsize a number such as 0.1"),
         (

@@ -82,7 +82,7 @@ FILES = {
     "null.json": ('{"steps": null}', "--steps must be followed by a whole number"),
     "half.json": ('{"hidden": [4.5]}', "--hidden must be followed by whole numbers"),
     "texts.json": ('{"hidden": ["--steps", "3"]}', "--hidden must be followed by whole numbers"),
-    "several.json": ('{"steps": [3, 4]}', "can do nothing with '4': leave it out"),
+    "several.json": ('{"steps": [3, 4]}', "several.json: --steps must be followed by a whole number"),
     "nest.json": ('{"out": {"a": 1}}', "--out must be followed by a path"),
     "huge.json": ('{"learning_rate": 1' + "0" * 400 + "}", "--learning-rate inf must be a finite number above 0"),
     "nul.json": ('{"out": "a\\u0000b"}', "--out must be followed by a path"),

@@ -168,7 +168,7 @@ BAD = [
     ({"epsilon": 0}, "epsilon=0.* above 1e-100"),
     ({"steps": 0}, "steps=0.* at least 1"),
     ({"case": "online"}, 'must be "finite-sum" or "resampling"'),
-    ({"gamma": 0.5}, "q < 2: lower alpha"),
+    ({"gamma": 0.5}, "q < 2: give gamma= below 0.3589"),
     ({"C_beta": 0.5}, "raise C_beta above 0.5"),
     ({"C_beta": 1.0, "case": "resampling"}, "raise C_beta above 1"),
     ({"epsilon": 1e-200}, "above 1e-100"),

@@ -17,7 +17,7 @@ class Stop(Exception):
 @pytest.fixture
 def validation(tiny):
     """Tasks that the initial parameters solve: training leads away from them."""
-    return ax.FiniteSum(tiny.loss, lambda key: ax.Task(tiny.start, tiny.start))
+    return ax.FiniteSum(tiny.loss, ax.Pool([ax.Task(tiny.start, tiny.start)]))
 
 
 def test_the_best_state_is_returned_and_the_run_goes_on_from_the_last(tiny, validation, tmp_path):

@@ -104,6 +104,73 @@ def test_a_checksum_follows_numbers_of_the_module(monkeypatch):
     assert fingerprint(uses) != before
 
 
+SETTINGS = {"scale": 2.0}
+
+
+def helper(w):
+    return jnp.sum(w**2)
+
+
+@jax.jit
+def jitted(w):
+    return helper(w)
+
+
+def by_helper(w, c):
+    return helper(w - c)
+
+
+def by_jit(w, c):
+    return jitted(w - c)
+
+
+def by_lambda(w, c):
+    return jax.tree.reduce(jnp.add, jax.tree.map(lambda x: jnp.sum((x - CENTRE * c) ** 2), w))
+
+
+def by_settings(w, c):
+    return SETTINGS["scale"] * jnp.sum((w - c) ** 2)
+
+
+@pytest.mark.parametrize("function", [by_helper, by_jit])
+def test_functions_of_the_module_are_compared_too(function, tmp_path, monkeypatch):
+    train(tmp_path / "run", problem=ax.FiniteSum(function, sample))
+    train(tmp_path / "run", problem=ax.FiniteSum(function, sample), resume=True)
+    other = lambda w: 2 * jnp.sum(w**2)  # noqa: E731
+    other.__module__ = __name__
+    monkeypatch.setitem(globals(), "helper", other)
+    with pytest.raises(ax.InputError, match="the functions or arrays of problem differ"):
+        train(tmp_path / "run", problem=ax.FiniteSum(function, sample), resume=True)
+
+
+def test_numbers_and_settings_of_the_module_are_compared_too(monkeypatch):
+    before = fingerprint(by_lambda), fingerprint(by_settings)
+    monkeypatch.setitem(globals(), "CENTRE", 0.6)
+    monkeypatch.setitem(globals(), "SETTINGS", {"scale": 3.0})
+    after = fingerprint(by_lambda), fingerprint(by_settings)
+    assert [a.called != b.called for a, b in zip(before, after, strict=True)] == [True, False]
+    assert [a.containers != b.containers for a, b in zip(before, after, strict=True)] == [False, True]
+    # What earlier runs have saved is told as before.
+    assert [a.code == b.code for a, b in zip(before, after, strict=True)] == [True, True]
+
+
+def test_a_changed_setting_is_said(tmp_path, monkeypatch):
+    train(tmp_path / "run", problem=ax.FiniteSum(by_settings, sample))
+    monkeypatch.setitem(SETTINGS, "scale", 3.0)
+    with pytest.warns(NotCompared, match="its problem holds or uses objects whose contents are others"):
+        train(tmp_path / "run", problem=ax.FiniteSum(by_settings, sample), resume=True)
+
+
+def test_runs_that_saved_fewer_checksums_go_on(tmp_path):
+    train(tmp_path / "run", problem=ax.FiniteSum(by_helper, sample))
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in config.items() if name not in ("called", "containers")}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert int(train(tmp_path / "run", problem=ax.FiniteSum(by_helper, sample), steps=6, resume=True)[0].step) == 6
+
+
 def test_a_run_is_prolonged_from_python(tmp_path):
     whole = train(tmp_path / "whole", steps=8)
     train(tmp_path / "run", steps=4)
@@ -146,7 +213,7 @@ def test_attributes_of_plain_objects_are_said(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(tmp_path / "run", problem=ax.FiniteSum(Scaled(1.0).loss, sample), resume=True)
-    with pytest.warns(NotCompared, match="its problem holds objects whose attributes are others"):
+    with pytest.warns(NotCompared, match="its problem holds or uses objects whose contents are others"):
         train(tmp_path / "run", problem=ax.FiniteSum(Scaled(2.0).loss, sample), resume=True)
 
 

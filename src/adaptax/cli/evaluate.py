@@ -1,5 +1,6 @@
 """`adaptax evaluate`, and the evaluation that ends `adaptax train`."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -13,7 +14,8 @@ import numpy as np
 
 import adaptax as ax
 from adaptax.cli.building import Built
-from adaptax.cli.options import Mark, canonical_stepsize, flag, marked
+from adaptax.cli.naming import as_typed, origins
+from adaptax.cli.options import Mark, canonical_stepsize, flag, hints, marked
 from adaptax.cli.saved import check_data, from_saved
 from adaptax.cli.training import Training
 from adaptax.errors import InputError
@@ -34,11 +36,18 @@ def evaluate(options: "Evaluate") -> int:
     """Print the evaluation of a run's newest checkpoint, or of its best one if it was validated."""
     run, saved = open_run(options.run)
     config = _changed(from_saved(saved, str(options.run)), options)
-    built, state = load(run, saved, config)
-    skipped = run.history()["skipped"][: int(state.step)]
-    result = judge(config, built, state, sum(skipped), options.seed, run.newest())
+    with of_run(config, options.run, options):
+        built, state = load(run, saved, config)
+        skipped = run.history()["skipped"][: int(state.step)]
+        result = judge(config, built, state, sum(skipped), options.seed, run.newest())
     print(json.dumps(result, indent=2) if options.format == "json" else tables.evaluation(result))
     return 0
+
+
+def of_run(config: Training, folder: Path, options: Any = None) -> contextlib.AbstractContextManager[None]:
+    """Refusals name the options that the run was begun with, after the run, and paths of data that are given here."""
+    given = [flag(name) for name in marked(type(options), Mark.DATA) if getattr(options, name)] if options else []
+    return as_typed(type(config), lambda: origins(given, hints(type(config)), folder))
 
 
 def open_run(folder: Path) -> tuple[Run, dict[str, Any]]:

@@ -3,12 +3,14 @@
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from adaptax import __version__
 from adaptax.cli.commands import COMMANDS, Plan
+from adaptax.cli.naming import as_typed
 from adaptax.cli.options import check
 from adaptax.cli.parse import find, parse
-from adaptax.cli.saved import complete
+from adaptax.cli.saved import complete, sources
 from adaptax.cli.training import Training
 from adaptax.errors import HostFailure, InputError
 
@@ -64,7 +66,12 @@ def _run(arguments: list[str]) -> int:
     command = parse(kind, rest, prog)
     if isinstance(command, Training):
         command = complete(command, rest, prog)
-    check(command)
+    with as_typed(kind, lambda: sources(command, rest)):
+        check(command)
+        return _execute(command)
+
+
+def _execute(command: Any) -> int:
     # A plan needs no JAX, unless it measures.
     if not isinstance(command, Plan):
         from adaptax.cli.devices import keep_precision, repeat_exactly, use_all_cores

@@ -11,7 +11,7 @@ import numpy as np
 import adaptax as ax
 from adaptax import theory
 from adaptax.cli.building import Built
-from adaptax.cli.evaluate import finite, load, open_run
+from adaptax.cli.evaluate import finite, load, of_run, open_run
 from adaptax.cli.families import FAMILIES
 from adaptax.cli.saved import from_saved
 from adaptax.cli.training import Training
@@ -29,8 +29,9 @@ def measure(options: "Measure") -> int:
     """Measure, and print the result."""
     run, saved = open_run(options.run)
     config = _measurable(from_saved(saved, str(options.run)))
-    built, state = load(run, saved, config)
-    result = measured(config, built, state, options)
+    with of_run(config, options.run):
+        built, state = load(run, saved, config)
+        result = measured(config, built, state, options)
     print(json.dumps(result, indent=2) if options.format == "json" else tables.measured(result))
     return 0
 
@@ -77,7 +78,8 @@ def for_plan(options: "Plan", name: str) -> theory.Constants:
     else:
         run, saved = open_run(Path(name))
         config = _measurable(from_saved(saved, name))
-        built, state = load(run, saved, config)
+        with of_run(config, Path(name)):
+            built, state = load(run, saved, config)
         params = state.params
     known = built.method.inner
     inner = ax.Inner(options.inner_steps, ax.stepsize.Guaranteed(options.gamma), start=known.start)

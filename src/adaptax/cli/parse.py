@@ -80,6 +80,7 @@ def parse(kind: type[Options], arguments: list[str], prog: str, default: Options
         Traceback (most recent call last):
         adaptax.errors.InputError: --steps must be followed by a whole number.
     """
+    _check_switches(arguments, kind)
     page = io.StringIO()
     try:
         with contextlib.redirect_stderr(page):
@@ -97,6 +98,20 @@ def parse(kind: type[Options], arguments: list[str], prog: str, default: Options
     return parsed
 
 
+def _check_switches(arguments: list[str], kind: type) -> None:
+    """Refuse a value after an option that takes none."""
+    names = [name for name, hint in options.hints(kind).items() if _plain(hint) is bool]
+    switches = {options.flag(no + name): name for name in names for no in ("", "no_")}
+    for i, argument in enumerate(arguments):
+        written, _, value = argument.partition("=")
+        name = switches.get(written.replace("_", "-"))
+        word = arguments[i + 1] if i + 1 < len(arguments) and not value else value
+        if name is not None and word and (value or word.lower() in ("true", "false", "yes", "no", "on", "off", "0", "1")):
+            choice = [options.flag(name)] if tyro.conf.FlagCreatePairsOff in options.notes(options.hints(kind)[name]) else []
+            choice = choice or [options.flag(name), options.flag(f"no_{name}")]
+            raise InputError(f"{options.flag(name)} takes no value: give {' or '.join(choice)} alone.")
+
+
 def as_arguments(values: Mapping[str, Any], kind: type, prog: str) -> list[str]:
     """Values from a file, by option, as somebody would type them.
 
@@ -112,7 +127,12 @@ def as_arguments(values: Mapping[str, Any], kind: type, prog: str) -> list[str]:
                 raise InputError(f"{flag} must be true or false.")
             arguments.append(flag if value else flag.replace("--", "--no-", 1))
             continue
-        typed = all(isinstance(x, int | float) for x in value) if isinstance(value, list) else not isinstance(value, dict)
+        several = get_origin(_plain(hint)) is tuple
+        typed = (
+            several and all(isinstance(x, int | float) for x in value)
+            if isinstance(value, list)
+            else not isinstance(value, dict)
+        )
         if not typed or "\0" in str(value):
             raise InputError(f"{flag} must be followed by {_words(hint)}.")
         arguments += [flag, *map(str, value)] if isinstance(value, list) else [f"{flag}={value}"]

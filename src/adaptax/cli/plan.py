@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from adaptax import theory
 from adaptax.cli.families import FAMILIES
+from adaptax.cli.naming import told
 from adaptax.cli.options import Mark, marked
 from adaptax.cli.saved import read_file
 from adaptax.errors import InputError
@@ -54,7 +55,7 @@ def read_constants(path: Path) -> theory.Constants:
     try:
         return theory.Constants(**known)
     except InputError as error:
-        raise InputError(f"--constants {path}: {error}") from None
+        raise InputError(f"--constants {path}: {told(str(error), {name: name for name in _NAMES})}") from None
 
 
 def measured(options: "Plan") -> theory.Constants:

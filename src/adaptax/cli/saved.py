@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from adaptax.cli.families import FAMILIES
+from adaptax.cli.naming import origins
 from adaptax.cli.options import Mark, canonical_stepsize, flag, hints, marked
 from adaptax.cli.parse import as_arguments, parse
 from adaptax.cli.training import Training
@@ -128,6 +129,16 @@ def complete(config: Config, arguments: list[str], prog: str) -> Config:
             raise InputError(f"{out} is for the task {there.task!r}, not {config.task}: use adaptax train {there.task}.")
         base = there
     return parse(type(config), arguments, prog, overlay(base, values, str(config.config)))
+
+
+def sources(config: Any, arguments: list[str]) -> dict[str, Any]:
+    """The run (`--resume`) or the file (`--config`) that options come from, by option; nothing for those that were typed."""
+    if not isinstance(config, Training):
+        return {}
+    found = origins(arguments, hints(type(config)), config.out) if config.resume and config.out is not None else {}
+    if config.config is not None:
+        found |= origins(arguments, _in_one(read_file(config.config), type(config), str(config.config)), config.config)
+    return found
 
 
 def overlay(config: Config, values: Mapping[str, Any], where: str) -> Config:

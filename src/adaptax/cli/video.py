@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 import adaptax as ax
-from adaptax.cli.evaluate import load, open_run
+from adaptax.cli.evaluate import load, of_run, open_run
 from adaptax.cli.families import FAMILIES
 from adaptax.cli.families.locomotion import Locomotion
 from adaptax.cli.saved import from_saved
@@ -34,7 +34,8 @@ def video(options: "Video") -> int:
         # Read by MuJoCo when it is imported: without a display its own choice cannot draw.
         os.environ.setdefault("MUJOCO_GL", "egl")
 
-    built, state = load(run, saved, config)
+    with of_run(config, options.run):
+        built, state = load(run, saved, config)
     task_key, adapt_key, video_key = jax.random.split(jax.random.key(options.seed), 3)
     task = built.problem.sample_task(task_key)
     if options.goal:

@@ -15,7 +15,9 @@ from jaxtyping import PyTree
 from adaptax._batching import Traced, check_batch, check_in_flight, map_tasks
 from adaptax._checks import check_real, check_whole
 from adaptax._cost import Cost
+from adaptax._devices import beside
 from adaptax._finite import Lost, tell
+from adaptax._intake import as_batch
 from adaptax._keys import CONSTANTS, draw_tasks, first, numbered, own_key
 from adaptax._parameters import split
 from adaptax.errors import InputError, NotFiniteWarning
@@ -97,7 +99,7 @@ def constants(
         problem: the problem.
         params: parameters w, or `ax.Meta`.
         inner: the inner loop; a rule is resolved on the first tasks.
-        tasks: how many tasks, at least 2 (default 64), or a batch of tasks.
+        tasks: how many tasks, at least 2 (default 64), or a batch of tasks, which may be a list.
         samples: sample sizes of a resampling problem's inner steps.
         seed: of the tasks and all random numbers (default 0).
         iterations: Hessian-vector products at each point (default 20).
@@ -123,7 +125,8 @@ def constants(
     check_is_problem(problem)
     if not isinstance(inner, Inner):
         raise InputError(f"inner must be ax.Inner(steps, stepsize), such as state.inner, not {type(inner).__name__}.")
-    batch, count = (None, tasks) if isinstance(tasks, int | np.integer) else (tasks, check_batch(tasks, None))
+    batch = None if isinstance(tasks, int | np.integer) else beside(as_batch(tasks), params)
+    count = tasks if batch is None else check_batch(batch, None, problem)
     count, seed = check_whole("", "tasks", count, 2), check_whole("", "seed", seed, 0)
     iterations, draws = check_whole("", "iterations", iterations), check_whole("", "draws", draws, 8)
     radius = None if radius is None else check_real("", "radius", radius, above=0)

@@ -12,6 +12,8 @@ from jaxtyping import Array, Key, PyTree
 from adaptax import _tree
 from adaptax._batching import Traced, check_batch, check_in_flight, grouped, ungrouped
 from adaptax._cost import Cost
+from adaptax._devices import beside
+from adaptax._intake import as_batch, as_task
 from adaptax._keys import check_key, first, require_keys
 from adaptax.errors import InputError
 from adaptax.inner import Info, Inner
@@ -44,6 +46,7 @@ class AbstractMethod(eqx.Module):
             key: needed where anything is drawn.
         """
         self.check(problem, key)
+        task = beside(as_task(task), params)
         return settled(problem, lambda: _single(self, problem, params, task, key))
 
     def batch(
@@ -60,13 +63,13 @@ class AbstractMethod(eqx.Module):
 
         Arguments:
             problem, params: as for one task.
-            tasks: one pytree whose every leaf has a leading axis B.
+            tasks: one pytree whose every leaf has a leading axis B, or a list of B tasks.
             keys: B keys, needed where anything is drawn.
             in_flight: how many tasks are held in memory at a time (default: by what one task holds; all for small models,
                 one for large ones).
         """
         self.check(problem, keys)
-        in_flight = check_in_flight(in_flight)
+        tasks, in_flight = beside(as_batch(tasks), params), check_in_flight(in_flight)
         return settled(problem, lambda: _batch(self, problem, params, tasks, keys, in_flight))
 
     def with_inner(self, inner: Inner) -> "AbstractMethod":
@@ -122,7 +125,7 @@ def _one_task(method, problem, params, task, key) -> tuple[Array, PyTree, Info]:
 
 @eqx.filter_jit
 def _batch(method, problem, params, tasks, keys, in_flight):
-    count = check_batch(tasks, keys)
+    count = check_batch(tasks, keys, problem)
     check_key(first(keys))
     method = method.with_inner(resolve_on_first(method.inner, problem, params, tasks, keys, method.samples))
     value, grad, infos = weighted_sum(method, problem, params, tasks, keys, jnp.ones(count), in_flight)

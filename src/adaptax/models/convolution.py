@@ -149,4 +149,6 @@ def check_norm(where: str, norm: object, channels: int) -> None:
     if norm not in NORMS:
         raise InputError(f"{where}(norm={norm!r}) must be {', '.join(map(repr, NORMS[:-1]))} or {NORMS[-1]!r}.")
     if norm == "group" and channels % GROUPS:
-        raise InputError(f'{where}(norm="group") cuts channels into {GROUPS} groups: make {channels} a multiple of {GROUPS}.')
+        raise InputError(
+            f'{where}(norm="group") cuts channels into {GROUPS} groups: make channels={channels} a multiple of {GROUPS}.'
+        )

@@ -82,7 +82,9 @@ def resnet12(
     """
     ways, channels, image = check_sizes("resnet12", ways, channels, image)
     if channels % 2:
-        raise InputError(f"resnet12(channels={channels}) must be even, since the second block is 5/2 times as wide: change it.")
+        raise InputError(
+            f"resnet12(channels={channels}) must be even, since the second block is 5/2 times as wide: change channels=."
+        )
     widths = [image[2], channels, channels * 5 // 2, channels * 5, channels * 10]
     for width in widths[1:]:
         check_norm("resnet12", norm, width)

@@ -13,7 +13,9 @@ from jaxtyping import Array, Key, PyTree
 from adaptax import _tree
 from adaptax._batching import check_batch, map_tasks
 from adaptax._checks import is_traced
+from adaptax._devices import beside
 from adaptax._finite import cause
+from adaptax._intake import as_batch
 from adaptax._keys import RULE, check_key, first, fold, require_keys
 from adaptax._parameters import split
 from adaptax._update import Update
@@ -167,7 +169,7 @@ def resolve(
         inner: the inner loop.
         problem: the problem.
         params: parameters w.
-        tasks: a batch of tasks, each leaf with a leading axis B; all are measured.
+        tasks: a batch of tasks, each leaf with a leading axis B, or a list of B tasks; all are measured.
         keys: B keys, for a resampling problem.
         samples: sample sizes of a resampling problem.
 
@@ -188,6 +190,8 @@ def resolve(
     if not isinstance(inner.stepsize, AbstractRule):
         return inner
     require_keys(problem, keys)
+    tasks = beside(as_batch(tasks), params)
+    check_batch(tasks, keys)
     alpha, curvature = _resolve(inner, problem, params, tasks, keys, samples)
     resolved = inner.with_stepsize(alpha)
     warn_if_not_finite(inner, resolved, curvature, problem, params, tasks, keys, samples)
@@ -212,11 +216,12 @@ def warn_if_not_finite(
 @eqx.filter_jit
 def _resolve(inner, problem, params, tasks, keys, samples):
     inner.check_meta(params)
-    check_batch(tasks, keys)
     check_key(first(keys))
     check_problem(problem, inner.initial(params), first(tasks), samples, target=False)
     # A step size from a rule counts as a constant: the measurement is not differentiated.
-    rule, problem, params, tasks = _tree.constant((inner.stepsize, problem, params, tasks))
+    arrays, static = eqx.partition(tasks, eqx.is_array)
+    rule, problem, params, arrays = _tree.constant((inner.stepsize, problem, params, arrays))
+    tasks = eqx.combine(arrays, static)
     estimate = first_estimate(split(problem, inner, params, first(tasks), samples).adapting)
     estimate = refresh(inner, rule, estimate, problem, params, tasks, keys, samples=samples, cold=True)
     return rule.alpha(estimate.curvature, inner.steps), estimate.curvature
@@ -228,8 +233,10 @@ def resolve_one(
     """`resolve` on a single task."""
     if not isinstance(inner.stepsize, AbstractRule):
         return inner
-    batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], task)
-    return resolve(inner, problem, params, batch, None if key is None else key[None], samples=samples)
+    require_keys(problem, key)
+    batch = jax.tree.map(lambda leaf: leaf[None] if eqx.is_array(leaf) else leaf, task)
+    alpha, _ = _resolve(inner, problem, params, batch, None if key is None else key[None], samples)
+    return inner.with_stepsize(alpha)
 
 
 def resolve_on_first(

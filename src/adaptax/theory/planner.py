@@ -7,7 +7,7 @@ import numpy as np
 
 from adaptax._checks import check_real, check_whole
 from adaptax.errors import InputError
-from adaptax.theory.constants import Constants, Expansion, guaranteed_alpha
+from adaptax.theory.constants import Constants, Expansion, guaranteed_alpha, largest_alpha
 from adaptax.theory.convergence import Bound, finite_sum, resampling
 from adaptax.theory.search import CASES, Search
 
@@ -179,7 +179,12 @@ def plan(
         if C_beta <= least:
             raise InputError(f"C_beta is {C_beta:g}, with which no size suffices: raise C_beta above {least:g}.")
     alpha = guaranteed_alpha(constants.L, steps, gamma)
-    problem = Search(constants, Expansion(alpha, constants.L, steps).contracted(), case, epsilon, C_beta)
+    path = Expansion(alpha, constants.L, steps)
+    if path.margin <= 0:
+        most = largest_alpha(constants.L, steps) * steps * constants.L
+        text = f"plan(gamma={gamma:g}) makes q = (1 + alpha L)^(2N) {path.q:.4g}, and the theorem needs q < 2"
+        raise InputError(f"{text}: give gamma= below {most:.4f}.")
+    problem = Search(constants, path, case, epsilon, C_beta)
     relaxed, chosen, sizes = problem.relaxed()
     problem = replace(problem, C_beta=chosen)
     sizes = {name: int(size) for name, size in problem.whole(sizes).items()}

@@ -77,7 +77,7 @@ class Search:
         while min(room(z)) < 0:
             z[: len(names)] += math.log(2.0)
             if z[0] > 200:
-                raise InputError("No size suffices for this epsilon in floating-point numbers: raise epsilon.")
+                raise InputError(f"No size suffices for epsilon={self.epsilon:g} in floating-point numbers: raise epsilon=.")
         bounds = [(0.0, 230.0)] * len(names) + [(math.log(0.5), 230.0)] * (self.C_beta is None)
         condition = {"type": "ineq", "fun": room}
         found = minimize(cost, z, method="SLSQP", bounds=bounds, constraints=condition, options={"maxiter": 500, "ftol": 1e-12})

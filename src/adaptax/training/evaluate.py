@@ -13,8 +13,10 @@ from jaxtyping import Array, PyTree
 from adaptax import _devices as dev
 from adaptax._batching import check_batch, check_in_flight, map_tasks
 from adaptax._checks import check_whole
+from adaptax._drawn_once import traced
 from adaptax._finite import Lost, tell
-from adaptax._keys import any_key, first, numbered, own_key, task_key
+from adaptax._intake import as_batch
+from adaptax._keys import any_key, draw_task, first, numbered, own_key
 from adaptax.errors import InputError, NotFiniteWarning, forget_failures, raise_failure
 from adaptax.inner import Inner
 from adaptax.inner_path import TaskPath, check_problem
@@ -72,7 +74,7 @@ def evaluate(
             first of these tasks; a resolved step size stays as it is beyond N steps, and the last of per-step ones is
             repeated.
         steps: numbers of inner steps (default 0..20).
-        tasks: how many tasks (default 1,000), or a batch of tasks.
+        tasks: how many tasks (default 1,000), or a batch of tasks, which may be a list.
         seed: decides the tasks.
         samples: sample sizes of a resampling problem; target samples are drawn anew at each w_j.
         in_flight: how many tasks each device holds in memory at a time (default: by what one task holds). Tasks are drawn
@@ -112,7 +114,8 @@ def judge(
     if not isinstance(steps, Iterable) or wanted.size == 0 or wanted.dtype.kind not in "iu" or wanted[0] < 0:
         raise InputError("steps= must be whole numbers of inner steps of at least 0, such as range(0, 21).")
     number = isinstance(tasks, int | np.integer)
-    batch, count = (None, tasks) if number else (tasks, check_batch(tasks, None))
+    batch = None if number else dev.beside(as_batch(tasks), params)
+    count = tasks if number else check_batch(batch, None, problem)
     count, seed = check_whole("", "tasks", count, 2), check_whole("", "seed", seed, 0)
     in_flight = check_in_flight(in_flight)
     mesh = dev.mesh_of(devices, count)
@@ -149,12 +152,14 @@ def _evaluate(problem, params, inner, batch, key, count, steps, samples, in_flig
     given = None if batch is None else jax.tree.map(lambda leaf: jnp.asarray(leaf)[indices], batch)
 
     def task_of(given, key):
-        return problem.sample_task(task_key(key)) if given is None else given
+        return draw_task(problem, key) if given is None else given
 
     one_task = eqx.filter_eval_shape(task_of, None if given is None else first(given), any_key())
     initial = inner.initial(params)
-    check_problem(problem, initial, one_task, samples, target=True)
     stepsize = None
+    query = check_problem(problem, initial, one_task, samples, target=True)
+    if problem.metrics is not None and not getattr(problem.metrics, "by_step", False):
+        traced(problem.metrics, initial, query, said="metrics", remedy="compute them from the batch alone")
     if isinstance(inner.stepsize, AbstractRule):
         few = jax.tree.map(lambda leaf: leaf[: min(inner.stepsize.tasks, count)], (given, keys))
         inner = resolve(inner, problem, params, jax.vmap(task_of)(*few), jax.vmap(own_key)(few[1]), samples=samples)
@@ -166,7 +171,7 @@ def _evaluate(problem, params, inner, batch, key, count, steps, samples, in_flig
         def one(inputs):
             given, key = inputs
             # The task is drawn here, inside its group, so that no more tasks are held than are in flight.
-            task = problem.sample_task(task_key(key)) if given is None else given
+            task = draw_task(problem, key) if given is None else given
             return _scores(TaskPath(problem, inner, params, task, own_key(key), samples, steps=steps[-1]), steps)
 
         return (), map_tasks(one, split, in_flight)

@@ -15,7 +15,6 @@ import optax
 from jaxtyping import PyTree
 
 from adaptax import _devices as dev
-from adaptax._batching import check_batch
 from adaptax._checks import check_whole
 from adaptax.errors import HostFailure, InputError, forget_failures, raise_failure
 from adaptax.methods.base import AbstractMethod
@@ -85,8 +84,9 @@ def train(
         seed: decides the whole run.
 
     Where tasks come from:
-        tasks: task batches from the host, one for each meta-step, instead of `problem.sample_task`. When a run is
-            resumed, the batches of the meta-steps already taken are drawn from it and dropped.
+        tasks: task batches from the host, one for each meta-step, instead of `problem.sample_task`; each is one pytree of
+            stacked tasks, or a list of tasks. When a run is resumed, the batches of the meta-steps already taken are drawn
+            from it and dropped.
         state: a state to go on from, instead of `params` (which then only gives the structure).
 
     What is kept:
@@ -160,7 +160,7 @@ def train(
     stream, ahead = None, None
     if tasks is not None:
         stream = iter(tasks)
-        ahead = _next(stream, step.tasks_per_step, 0)
+        ahead = step.given(_next(stream, 0), params)
         stream = itertools.chain([ahead], stream)
     start = step.init(params, seed, ahead) if state is None else state
     first = int(start.step)
@@ -251,7 +251,7 @@ def _loop(step, state, steps, stream, run, history, checkpoint_every, callbacks,
         stop = _next_stop(done, min(done + length, steps), checkpoint_every, callbacks)
         began = time.perf_counter()
         forget_failures()
-        batch = None if stream is None else _next(stream, step.tasks_per_step, done)
+        batch = None if stream is None else step.given(_next(stream, done), state.params)
         before = state
         if stream is None:
             new, chunk, taken = run_chunk(step, state, jnp.array(stop - done), _CAPACITY, jnp.array(max_skipped))
@@ -326,11 +326,8 @@ def _measure(callbacks: list[Any], state: State, done: int, run: Run | None, his
                 run.append_measurement(callback.name, {"step": done, **entry})
 
 
-def _next(stream: Iterator[PyTree], tasks_per_step: int, done: int) -> PyTree:
+def _next(stream: Iterator[PyTree], done: int) -> PyTree:
     try:
-        batch = next(stream)
+        return next(stream)
     except StopIteration:
         raise InputError(f"tasks= ended after {done} batches: it must give one batch for every meta-step.") from None
-    if (count := check_batch(batch, None)) != tasks_per_step:
-        raise InputError(f"tasks= gave a batch of {count} tasks: make it tasks_per_step={tasks_per_step} tasks.")
-    return batch

@@ -1,10 +1,11 @@
 """The description of a run begun from Python in its run folder, and whether the run may go on with other arguments.
 
-A method, an optimiser or a problem is described three times. The text names the classes, functions and numbers that it is
-made of. `code` is a checksum that also covers the instructions of functions, everything that they close over, and all arrays.
-`attributes` is a checksum of the attributes of plain objects among these, which may be counters or caches. A difference in the
-text or the code is refused, one in the attributes is said in a warning. Checksums are compared only under the same Python and
-packages, since another version compiles functions differently.
+A method, an optimiser or a problem is described in words and by checksums. The text names the classes, functions and numbers
+that it is made of. `code` is a checksum that also covers the instructions of functions, everything that they close over, and
+all arrays; `called` covers the functions and numbers that these functions find by name in their own module. `attributes` is a
+checksum of the attributes of plain objects among these, and `containers` of lists and dicts of the module; they may be counters
+or caches. A difference in the text, in `code` or `called` is refused, one in the others is said in a warning. Checksums are
+compared only under the same Python and packages, since another version compiles functions differently.
 """
 
 import dataclasses
@@ -24,7 +25,8 @@ from adaptax.problem import AbstractProblem
 from adaptax.training.run import Run, differences
 
 _COMPARED = ("problem", "method", "optimizer", "memory")
-_CHECKSUMS = ("code", "attributes")
+_REFUSED, _TOLD = ("code", "called"), ("attributes", "containers")
+_CHECKSUMS = _REFUSED + _TOLD
 
 
 class NotCompared(UserWarning):
@@ -39,8 +41,7 @@ def describe_run(steps: int, tasks_per_step: int, seed: int, **parts: Any) -> di
         "tasks_per_step": tasks_per_step,
         "seed": seed,
         **{name: describe(part) for name, part in given.items()},
-        "code": {name: fingerprint(part).code for name, part in given.items()},
-        "attributes": {name: fingerprint(part).attributes for name, part in given.items()},
+        **{kind: {name: getattr(fingerprint(part), kind) for name, part in given.items()} for kind in _CHECKSUMS},
     }
 
 
@@ -57,8 +58,8 @@ def check_resumable(run: Run, here: dict[str, Any], resume: bool) -> bool:
     if resume and isinstance(saved.get("steps"), int) and saved["steps"] < here["steps"]:
         told = [text for text in told if not text.startswith("steps is ")]
     other, moved = (
-        [name for name, checksum in here[kind].items() if saved.get(kind, {}).get(name, checksum) != checksum]
-        for kind in _CHECKSUMS
+        sorted({name for kind in kinds for name, sum in here[kind].items() if saved.get(kind, {}).get(name, sum) != sum})
+        for kinds in (_REFUSED, _TOLD)
     )
     same_versions = not any(text.startswith(("python", "packages")) for text in run.changed_environment())
     if same_versions:
@@ -72,7 +73,7 @@ def check_resumable(run: Run, here: dict[str, Any], resume: bool) -> bool:
     if resume and other and not same_versions:
         _warn(run, other, "could not be compared, since it began under other versions")
     if resume and moved and same_versions:
-        _warn(run, moved, "holds objects whose attributes are others than when it began")
+        _warn(run, moved, "holds or uses objects whose contents are others than when it began")
     return run.check({**saved}, resume)
 
 
@@ -101,24 +102,36 @@ def describe(value: Any) -> str:
 
 
 class Fingerprint(NamedTuple):
-    """Checksums of a value: of its functions, arrays and fields, and of the attributes of plain objects in it."""
+    """Checksums of a value, as the module's docstring describes them."""
 
     code: str
     attributes: str
+    called: str
+    containers: str
 
 
 def fingerprint(value: Any) -> Fingerprint:
     """The checksums of a value."""
-    code, attributes, plain = hashlib.sha256(), hashlib.sha256(), list[Any]()
-    _feed(code, value, {}, plain)
+    code, attributes, called, containers = (hashlib.sha256() for _ in range(4))
+    plain, found, held = list[Any](), list[Any](), list[Any]()
+    _feed(code, value, {}, plain, found)
     seen: dict[int, int] = {}
     while plain:
-        _feed(attributes, getattr(plain.pop(0), "__dict__", None), seen, plain)
-    return Fingerprint(code.hexdigest(), attributes.hexdigest())
+        _feed(attributes, getattr(plain.pop(0), "__dict__", None), seen, plain, [])
+    seen = {}
+    while found:
+        entry = found.pop(0)
+        if isinstance(entry, list | dict):
+            held.append(entry)
+        elif id(entry) not in seen:
+            _feed(called, entry, seen, [], found)
+    for entry in held:
+        _feed(containers, entry, {}, [], [])
+    return Fingerprint(*(digest.hexdigest() for digest in (code, attributes, called, containers)))
 
 
-def _feed(digest: Any, value: Any, seen: dict[int, int], plain: list[Any]) -> None:
-    """Feed a value to a checksum; plain objects are only named, and appended to a list."""
+def _feed(digest: Any, value: Any, seen: dict[int, int], plain: list[Any], found: list[Any]) -> None:
+    """Feed a value to a checksum; plain objects are only named, and appended to a list, as is what is found by name."""
 
     def say(*words: Any) -> None:
         digest.update(("\0".join(map(str, words)) + "\n").encode())
@@ -145,6 +158,7 @@ def _feed(digest: Any, value: Any, seen: dict[int, int], plain: list[Any]) -> No
         # Numbers and arrays of the module that the function uses; functions of other modules go by their names.
         used = [x for x in used if isinstance(x, bool | int | float | str | tuple | np.ndarray) or eqx.is_array(x)]
         parts = [value.__code__, value.__defaults__, value.__kwdefaults__, *cells, *used]
+        found += _found_by_name(value)
     elif isinstance(value, types.MethodType):
         parts = [value.__func__, value.__self__]
     elif isinstance(value, functools.partial):
@@ -171,7 +185,22 @@ def _feed(digest: Any, value: Any, seen: dict[int, int], plain: list[Any]) -> No
         plain.append(value)
         parts = ()
     for part in parts:
-        _feed(digest, part, seen, plain)
+        _feed(digest, part, seen, plain, found)
+
+
+def _found_by_name(function: types.FunctionType) -> list[Any]:
+    """What a function, or one inside it, finds in its own module: functions, lists, dicts, and inside also numbers."""
+    inside, found = [function.__code__], []
+    for code in inside:
+        inside += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+        for name in code.co_names:
+            value = function.__globals__.get(name)
+            value = getattr(value, "__wrapped__", value) if callable(value) else value
+            own = isinstance(value, types.FunctionType) and value.__module__ == function.__module__
+            number = isinstance(value, bool | int | float | str | tuple | np.ndarray) or eqx.is_array(value)
+            if own or isinstance(value, list | dict) or (number and code is not function.__code__):
+                found.append(value)
+    return found
 
 
 def _fields(value: Any) -> list[Any]:

@@ -11,9 +11,11 @@ from jaxtyping import Array, Key, PyTree
 
 from adaptax import _devices as dev
 from adaptax import _tree
-from adaptax._batching import check_in_flight
+from adaptax._batching import check_batch, check_in_flight
 from adaptax._checks import check_whole, is_traced
-from adaptax._keys import any_key, first, numbered, own_key, task_key
+from adaptax._devices import beside
+from adaptax._intake import as_batch
+from adaptax._keys import any_key, draw_tasks, first, numbered, own_key, task_key
 from adaptax._parameters import split, trained
 from adaptax._tree import Mask
 from adaptax.errors import InputError
@@ -79,6 +81,7 @@ class Step(eqx.Module):
                 With it, `ax.Memory` remembers a single gradient, the only way where tasks come from the host.
         """
         inner, rule = self.method.inner, self.method.inner.stepsize
+        tasks = None if tasks is None else beside(as_batch(tasks), params)
         if isinstance(rule, Learned) and not isinstance(params, Meta):
             params = Meta(params, rule.start(inner.initial(params), inner.steps))
         params = _tree.as_parameters(params)
@@ -101,13 +104,20 @@ class Step(eqx.Module):
 
         Arguments:
             state: from `init` or from the step before.
-            tasks: a batch of tasks to use instead of sampling.
+            tasks: a batch of tasks to use instead of sampling, or a list of them.
 
         Returns: the new state and a dict of scalars: loss (mean target loss at w_N), grad_norm (of the batch's
         meta-gradient), stepsize, skipped, not_finite (how many tasks were not), first_not_finite (the first one's index; B if
         there is none), and curvature where a step-size rule measures it.
         """
-        return _one_step(self, state, tasks)
+        return _one_step(self, state, None if tasks is None else self.given(tasks, state.params))
+
+    def given(self, tasks: PyTree, params: PyTree) -> PyTree:
+        """A batch of tasks from the host, as many as a meta-step takes."""
+        tasks = beside(as_batch(tasks), params)
+        if (count := check_batch(tasks, None, self.problem)) != self.tasks_per_step:
+            raise InputError(f"tasks= gave a batch of {count} tasks: make it tasks_per_step={self.tasks_per_step} tasks.")
+        return tasks
 
     # The methods below run inside the compiled program, on each device's share of the tasks.
 
@@ -117,7 +127,7 @@ class Step(eqx.Module):
 
     def sample(self, keys: Key[Array, " B"]) -> PyTree:
         """The tasks that these keys draw."""
-        return jax.vmap(lambda key: self.problem.sample_task(task_key(key)))(keys)
+        return draw_tasks(self.problem, keys)[0]
 
     def rule_tasks(self, key: Key[Array, ""], step: Array, tasks: PyTree) -> tuple[PyTree, Key[Array, " B"]]:
         """The tasks that the curvature is measured on: the first of the step's batch."""

@@ -163,7 +163,7 @@ def test_numpys_numbers_are_the_same_options(number):
         ({"ways": 7, "rotations": False}, "only 6 classes"),
         ({"shots": 0}, "shots=0.*at least 1"),
         ({"queries": 2.0}, "queries=2.0.*whole number"),
-        ({"shots": 3, "queries": 5}, r"fewest images has 7, but shots \+ queries is 8: give fewer"),
+        ({"shots": 3, "queries": 5}, r"fewest images has 7, but shots=3 and queries=5 ask for 8: give fewer"),
         ({"distortion": 0.25}, "None or an adaptax.tasks.Affine"),
         ({"rotations": 4}, "rotations=4.*True or False: change rotations="),
         ({"flips": 1}, "flips=1.*True or False: change flips="),

@@ -102,7 +102,7 @@ def test_a_distortion_moves_all_channels_alike():
 
 
 def test_refusals():
-    with pytest.raises(InputError, match=r"fewest images has 3, but shots \+ queries is 6: give fewer"):
+    with pytest.raises(InputError, match=r"fewest images has 3, but shots=1 and queries=5 ask for 6: give fewer"):
         few_shot(coded(), 2)
     with pytest.raises(InputError, match=r"There are only 4 classes: give ways="):
         few_shot(coded(), 5, 1, 2, rotations=False)

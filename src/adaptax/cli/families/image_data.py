@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
+from adaptax.cli.naming import as_typed
 from adaptax.cli.progress import Reading
 from adaptax.errors import InputError
 from adaptax.tasks.images import Characters, ImageClasses, held_out, prepare_images, read_characters, read_images
@@ -37,7 +38,8 @@ def load(config: "Images") -> Parts:
         train, validation = _hold_out(config, config.validation, train, read)
     if config.test_data is None and config.test_split is None:
         return Parts(train, validation, train)
-    test = read(config.test_data or config.data, config.test_split)
+    with as_typed(type(config), split="test_split", path="test_data"):
+        test = read(config.test_data or config.data, config.test_split)
     # One reader makes both, so that they are of one kind.
     test, left_out = held_out(test, train)  # pyright: ignore[reportArgumentType]
     if validation is not None:
@@ -75,7 +77,8 @@ def _hold_out(config: "Images", wanted: str, train: Data, read: Any) -> tuple[Da
             raise InputError(f"--validation {wanted} must leave some of {len(train)} classes to train on: keep fewer.")
         validation, rest = train.split(int(wanted), len(train) - int(wanted), key=key)
         return rest, validation
-    validation = read(config.data, wanted)
+    with as_typed(type(config), split="validation"):
+        validation = read(config.data, wanted)
     return train, held_out(validation, train)[0]
 
 

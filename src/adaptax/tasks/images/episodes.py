@@ -181,8 +181,10 @@ def few_shot(
         counted = ", rotations counted" if rotations else ""
         raise InputError(f"There are only {len(data) * turns} classes{counted}: give ways= at most that.")
     if shots + queries > (fewest := min(data.counts)):
-        message = f"The class with the fewest images has {fewest}, but shots + queries is {shots + queries}"
-        raise InputError(f"{message}: give fewer shots or queries, or data with more images of each class.")
+        message = (
+            f"The class with the fewest images has {fewest}, but shots={shots} and queries={queries} ask for {shots + queries}"
+        )
+        raise InputError(f"{message}: give fewer shots= or queries=, or data with more images of each class.")
     data = data.compact() if keep == "device" else data
     images, host = (jnp.asarray(data.images), None) if keep == "device" else (None, data)
     starts, counts = jnp.asarray(data.starts, jnp.int32), jnp.asarray(data.counts, jnp.int32)
