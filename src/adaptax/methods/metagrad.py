@@ -12,6 +12,7 @@ from adaptax import _tree
 from adaptax._checks import check_true_or_false, check_whole
 from adaptax._hoist import hoist
 from adaptax._recursion import check_store, forward, recomputed_steps, reverse
+from adaptax._second_order import differentiated_twice
 from adaptax.curvature import AbstractCurvature, Exact
 from adaptax.errors import InputError
 from adaptax.gradients import AutoDiff
@@ -200,7 +201,8 @@ class MetaGradient(AbstractMethod):
             return value, (last, walked.losses)
 
         differentiate = jax.value_and_grad(objective, argnums=(0, 1, 2), has_aux=True)
-        (_, (value, losses)), derivatives = differentiate(path.split.adapting, path.rest, rates.tree)
+        with differentiated_twice():
+            (_, (value, losses)), derivatives = differentiate(path.split.adapting, path.rest, rates.tree)
         return value, losses, derivatives
 
     def _hoists(self, path: TaskPath) -> bool:

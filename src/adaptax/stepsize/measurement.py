@@ -12,6 +12,7 @@ from adaptax import _tree
 from adaptax._batching import check_batch, map_tasks
 from adaptax._keys import RULE, check_key, first, fold, require_keys
 from adaptax._parameters import split
+from adaptax._second_order import linearized_gradient
 from adaptax._update import Update
 from adaptax.curvature.base import LocalLoss
 from adaptax.curvature.finite_difference import FiniteDifference
@@ -96,7 +97,7 @@ def along_path(
             def product(v):
                 return FiniteDifference().product(local, v)[1][0]
         else:
-            gradient, product = jax.linearize(lambda w: jax.grad(loss)(w, rest, j), w)
+            gradient, product = linearized_gradient(lambda w: loss(w, rest, j), w)
 
         def damped(v):
             return product(v) if update.proximal is None else _tree.shift(product(v), update.proximal, v)
