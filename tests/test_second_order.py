@@ -247,7 +247,7 @@ REFUSED = {
     "adapt": lambda p, w, t: jax.grad(lambda w: PLAIN.loss(ax.adapt(p, w, t, ax.Inner(2, 0.1)).params, t.target))(w),
     "train": lambda p, w, t: ax.train(p, w, ax.MetaGradient(ax.Inner(2, 0.1)), steps=1, tasks_per_step=1),
     "monitor": lambda p, w, t: ax.train(
-        p, w, ax.MetaGradient(ax.Inner(2, 0.1), ax.curvature.FirstOrder()), steps=0, tasks_per_step=1, monitor_every=1
+        p, w, ax.MetaGradient(ax.Inner(2, 0.1), ax.curvature.FirstOrder()), steps=1, tasks_per_step=1, monitor_every=2
     ),
     "constants": lambda p, w, t: ax.measure.constants(p, w, ax.Inner(2, 0.1), tasks=2),
 }
