@@ -10,6 +10,7 @@ from jaxtyping import Array, Key, PyTree
 
 from adaptax import _tree
 from adaptax._keys import GRADIENT, check_key, fold, require_keys
+from adaptax._optimizers import check_optimizer
 from adaptax._recursion import Descent, check_store, forward, reverse
 from adaptax._update import Update
 from adaptax.errors import InputError
@@ -110,6 +111,7 @@ def _adapt(problem, params, task, inner, key, samples, store):
         return walked.final, walked.losses
 
     def descend_forward(w, rest, rates, proximal, arrays):
+        check_optimizer(inner.optimizer, w, inner.steps)
         walked = forward(parts(arrays, proximal)[1], w, rest, rates, inner.steps, store)
         return (walked.final, walked.losses), (walked, rest, rates, proximal, arrays)
 
