@@ -75,7 +75,11 @@ def adapt(
         raise InputError("samples= must be ax.Samples(step, curvature, target).")
     require_keys(problem, key, inner.gradients.stochastic)
     check_store(store)
-    return settled(problem, lambda: _adapt(problem, params, task, inner, key, samples, store))
+
+    def run():
+        return _adapt(problem, params, task, resolve_one(inner, problem, params, task, key, samples), key, samples, store)
+
+    return settled(problem, run)
 
 
 @eqx.filter_jit
@@ -83,7 +87,6 @@ def _adapt(problem, params, task, inner, key, samples, store):
     check_key(key)
     inner.check_meta(params)
     check_problem(problem, inner.initial(params), task, samples, target=False)
-    inner = resolve_one(inner, problem, params, task, key, samples)
     path = TaskPath(problem, inner, params, task, key, samples, all_arrays=True)
 
     # All arrays that the loss uses become arguments, including those that the user's functions close over: the floating-point

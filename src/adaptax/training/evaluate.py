@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 from adaptax import _devices as dev
 from adaptax._batching import check_batch, check_in_flight, map_tasks
 from adaptax._checks import check_whole
-from adaptax._keys import any_key, first, numbered, own_key, task_key
+from adaptax._keys import any_key, draw_tasks, first, numbered, own_key, task_key
 from adaptax.errors import InputError, forget_failures, raise_failure
 from adaptax.inner import Inner
 from adaptax.inner_path import TaskPath, check_problem
@@ -94,12 +94,24 @@ def evaluate(
     mesh = dev.mesh_of(devices, count)
     problem, params, inner, batch, key = dev.replicate(mesh, (problem, params, inner, batch, jax.random.key(seed)))
     forget_failures()
+    if isinstance(inner.stepsize, AbstractRule):
+        few = _few(problem, inner.stepsize.tasks, batch, key, count)
+        inner = resolve(inner, problem, params, *few, samples=samples)
     values = _evaluate(problem, params, inner, batch, key, count, tuple(int(n) for n in wanted), samples, in_flight, mesh)
     table = {name: np.asarray(value, np.float64) for name, value in jax.device_get(values).items()}
     raise_failure()
     mean = {name: value.mean(axis=0) for name, value in table.items()}
     half = {name: _NORMAL_95 * value.std(axis=0, ddof=1) / np.sqrt(count) for name, value in table.items()}
     return Curve(wanted, mean, {n: mean[n] - half[n] for n in mean}, {n: mean[n] + half[n] for n in mean})
+
+
+@eqx.filter_jit
+def _few(problem, most, batch, key, count):
+    """The first tasks and their keys, for a step-size rule."""
+    keys = numbered(key, jnp.arange(min(most, count)))
+    if batch is None:
+        return draw_tasks(problem, keys)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[: len(keys)], batch), jax.vmap(own_key)(keys)
 
 
 @eqx.filter_jit
@@ -115,9 +127,6 @@ def _evaluate(problem, params, inner, batch, key, count, steps, samples, in_flig
     one_task = eqx.filter_eval_shape(task_of, None if given is None else first(given), any_key())
     initial = inner.initial(params)
     check_problem(problem, initial, one_task, samples, target=True)
-    if isinstance(inner.stepsize, AbstractRule):
-        few = jax.tree.map(lambda leaf: leaf[: min(inner.stepsize.tasks, count)], (given, keys))
-        inner = resolve(inner, problem, params, jax.vmap(task_of)(*few), jax.vmap(own_key)(few[1]), samples=samples)
 
     def local(shared, split):
         problem, params, inner = shared

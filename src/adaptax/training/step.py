@@ -23,7 +23,7 @@ from adaptax.outer.adapted_path import AdaptedPath
 from adaptax.outer.initial_gradients import InitialGradients
 from adaptax.problem import AbstractProblem
 from adaptax.stepsize.learned import Learned, Meta
-from adaptax.stepsize.measurement import first_estimate, refresh
+from adaptax.stepsize.measurement import first_estimate, measure, refresh, warn_of_no_curvature
 from adaptax.stepsize.rules import AbstractRule, Estimate
 from adaptax.training.memory import Memory, Table, recall, rows_of, source
 
@@ -83,7 +83,8 @@ class Step(eqx.Module):
         key = jax.random.key(seed)
         estimate = None
         if isinstance(rule, AbstractRule):
-            estimate, inner = _first_estimate(self, params, key, tasks)
+            estimate, inner, flat = _first_estimate(self, params, key, tasks)
+            warn_of_no_curvature(rule, flat, inner.stepsize)
         moved = trained(self.problem, inner, params, self.shapes(tasks), self.method.samples)
         floating = eqx.filter(params, moved)
         zero = jnp.zeros((), jnp.int32)
@@ -273,8 +274,8 @@ def _first_estimate(step, params, key, tasks):
     few, keys = step.rule_tasks(key, jnp.zeros((), jnp.int32), tasks)
     samples = step.method.samples
     estimate = first_estimate(split(step.problem, inner, params, first(few), samples).adapting)
-    estimate = refresh(inner, rule, estimate, step.problem, params, few, keys, samples=samples, cold=True)
-    return estimate, inner.with_stepsize(rule.alpha(estimate.curvature, inner.steps))
+    estimate, flat = measure(inner, rule, estimate, step.problem, params, few, keys, samples=samples, cold=True)
+    return estimate, inner.with_stepsize(rule.alpha(estimate.curvature, inner.steps)), flat
 
 
 @eqx.filter_jit
