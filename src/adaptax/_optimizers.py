@@ -59,7 +59,7 @@ def check_optimizer(optimizer: Any, adapting: PyTree, steps: int, by_gradient: b
         return
     leaves, structure = jax.tree.flatten(adapting)
     kinds = tuple((tuple(leaf.shape), jnp.dtype(leaf.dtype)) for leaf in leaves)
-    sentence = _sentence(optimizer, structure, kinds, min(steps, _STEPS), by_gradient, jax.config.jax_enable_x64)
+    sentence = _sentence(optimizer, structure, kinds, min(steps, _STEPS), by_gradient, jnp.result_type(float))
     if sentence is not None:
         raise InputError(sentence)
 
@@ -135,13 +135,14 @@ def _try(optimizer, structure, kinds, steps: int, by_gradient: bool) -> np.ndarr
 
     def trajectory(gradients):
         def step(carry, g):
-            return update(*carry, g, w, rate), carry
+            at, opt_state = carry
+            return update(at, opt_state, g, w, rate), carry
 
         end, path = jax.lax.scan(step, (w, update.init(w)), gradients)
 
         def back(cotangents, x):
-            at, g = x
-            pulled = update.pull(*at, g, w, rate, cotangents)
+            (at, opt_state), g = x
+            pulled = update.pull(at, opt_state, g, w, rate, cotangents)
             good = _tree.all_finite((pulled.gradient, pulled.w) if by_gradient else pulled.w)
             return (pulled.w, pulled.opt_state), good
 

@@ -74,9 +74,10 @@ class Implicit(AbstractMethod):
         value, (g, g_frozen) = path.target_gradient(final, path.rest)
         curved = path.loss_on(CURVATURE, self.samples.curvature)
         strength: Any = self.inner.proximal
+        steps: Any = self.inner.steps
 
         def product(u):
-            return hessian_product(lambda w, rest: curved(w, rest, self.inner.steps), final, path.rest, u)[1]
+            return hessian_product(lambda w, rest: curved(w, rest, steps), final, path.rest, u)[1]
 
         def damped(u):
             u = optax.tree.cast_like(u, g)

@@ -98,7 +98,7 @@ def along_path(
             local = LocalLoss(lambda w, _: loss(w, rest, j), w)
             gradient = local.gradient(w)[0]
 
-            def product(v):
+            def product(v: PyTree, /) -> PyTree:
                 return FiniteDifference().product(local, v)[1][0]
         else:
             gradient, product = linearized_gradient(lambda w: loss(w, rest, j), w)
