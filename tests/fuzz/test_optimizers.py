@@ -149,7 +149,7 @@ def test_an_optimiser_is_refused_or_its_meta_gradient_is_that_of_a_loop(case):
         try:
             got = ax.MetaGradient(ax.Inner(steps, optimizer=optimizer))(problem, params, task)[1]
         except ax.InputError as error:
-            assert str(error).startswith(("The inner optimiser", "Inner(optimizer=")) and "optax" in str(error)  # noqa: PT017
+            assert str(error).startswith(("The inner optimiser", "Inner(optimizer="))  # noqa: PT017
             return
         expected = jax.grad(by_hand)(params)
     assert np.isfinite(flat(got)).all()
