@@ -115,9 +115,9 @@ def optimizers(draw, names, depth=2):
 
 @st.composite
 def cases(draw):
-    shapes = draw(st.lists(st.sampled_from(SHAPES), min_size=1, max_size=3))
+    shapes = draw(st.lists(st.sampled_from(SHAPES), min_size=1, max_size=2))
     names = [f"p{k}" for k in range(len(shapes))]
-    return dict(zip(names, shapes, strict=True)), draw(optimizers(names)), draw(st.integers(1, 7)), draw(st.integers(0, 99))
+    return dict(zip(names, shapes, strict=True)), draw(optimizers(names)), draw(st.sampled_from([1, 2, 3, 6])), draw(st.integers(0, 99))
 
 
 def loss(p, batch):
