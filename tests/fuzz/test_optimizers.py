@@ -117,7 +117,8 @@ def optimizers(draw, names, depth=2):
 def cases(draw):
     shapes = draw(st.lists(st.sampled_from(SHAPES), min_size=1, max_size=2))
     names = [f"p{k}" for k in range(len(shapes))]
-    return dict(zip(names, shapes, strict=True)), draw(optimizers(names)), draw(st.sampled_from([1, 2, 3, 6])), draw(st.integers(0, 99))
+    steps, seed = draw(st.sampled_from([1, 2, 3, 6])), draw(st.integers(0, 99))
+    return dict(zip(names, shapes, strict=True)), draw(optimizers(names)), steps, seed
 
 
 def loss(p, batch):

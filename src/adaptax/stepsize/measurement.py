@@ -209,9 +209,7 @@ def measure(
         return turning_curvature(path.loss, path.split.adapting, path.rest, inner.steps, inner.update)
 
     flat = values[worst] == 0
-    value = jax.lax.cond(
-        flat, lambda: jnp.max(map_tasks(turning, (tasks, keys), size)).astype(values.dtype), lambda: values[worst]
-    )
+    value = jax.lax.cond(flat, lambda: jnp.max(map_tasks(turning, (tasks, keys))).astype(values.dtype), lambda: values[worst])
     return rule.update(estimate, value, jax.tree.map(lambda leaf: leaf[worst], directions)), flat
 
 
