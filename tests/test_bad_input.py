@@ -32,6 +32,17 @@ def fails(*_):
     raise RuntimeError("wrong units")
 
 
+class Torch:
+    """An optimiser of another library."""
+
+    def step(self):
+        return None
+
+
+def by(optimizer):
+    return ax.MetaGradient(ax.Inner(2, optimizer=optimizer))(FINITE, W, TASK)
+
+
 FINITE = ax.FiniteSum(loss, no_tasks)
 NOISY = ax.Resampling(loss, no_tasks, draw)
 TASK = ax.Task(jnp.ones(2), jnp.ones(2))
@@ -96,9 +107,33 @@ CASES = {
     "proximal boolean": (lambda: ax.Inner(2, 0.1, proximal=True), "proximal=True.*finite number"),
     "proximal of leaves": (lambda: ax.Inner(2, 0.1, proximal=jnp.ones(2)), "proximal=.*finite number"),
     "no optimiser": (lambda: ax.Inner(2, optimizer="adam"), "an optax transformation such as.*not str"),
-    "optimiser function": (lambda: ax.Inner(2, optimizer=optax.adam), "an optax transformation such as.*not function"),
-    "Adam without eps_root": (lambda: ax.Inner(2, optimizer=optax.adam(0.1)), "no finite derivative.*eps_root=1e-8"),
-    "AdamW without eps_root": (lambda: ax.Inner(2, optimizer=optax.adamw(0.1)), "no finite derivative.*eps_root=1e-8"),
+    "optimiser function": (
+        lambda: ax.Inner(2, optimizer=optax.adam),
+        "an optax transformation such as.*not function adam: call it",
+    ),
+    "optimiser tuple": (lambda: ax.Inner(2, optimizer=(optax.clip(1.0), optax.sgd(0.1))), "not tuple.*by optax.chain"),
+    "optimiser class": (lambda: ax.Inner(2, optimizer=Torch), r"not type Torch: call it, as in Torch\(...\)"),
+    "optimiser of another library": (lambda: ax.Inner(2, optimizer=Torch()), r"momentum=0.9\), not Torch\."),
+    "MultiSteps": (
+        lambda: ax.Inner(2, optimizer=optax.MultiSteps(optax.sgd(0.1), 2)),
+        r"pass its .gradient_transformation\(\)",
+    ),
+    "Adam without eps_root": (lambda: by(optax.adam(0.1)), "optax.scale_by_adam.*no finite derivative.*eps_root=1e-8"),
+    "AdamW without eps_root": (lambda: by(optax.adamw(0.1)), "no finite derivative.*eps_root=1e-8"),
+    "Adam in training": (
+        lambda: ax.train(
+            ax.FiniteSum(loss, lambda key: TASK),
+            W,
+            ax.MetaGradient(ax.Inner(2, optimizer=optax.adam(0.1))),
+            steps=1,
+            tasks_per_step=2,
+        ),
+        "no finite derivative.*eps_root=1e-8",
+    ),
+    "Adam in a derivative of adapt": (
+        lambda: jax.grad(lambda w: jnp.sum(ax.adapt(FINITE, w, TASK, ax.Inner(2, optimizer=optax.adam(0.1))).params))(W),
+        "no finite derivative.*eps_root=1e-8",
+    ),
     "gradients class": (lambda: ax.Inner(2, gradients=Smoothed), r"such as ax.gradients.AutoDiff\(\)"),
     "gradients curvature": (lambda: ax.Inner(2, gradients=FirstOrder()), r"such as ax.gradients.AutoDiff\(\)"),
     "smoothed with a rule": (lambda: ax.Inner(2, Edge(), gradients=Smoothed()), "Edge measures.*give a number"),

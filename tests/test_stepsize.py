@@ -6,11 +6,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from helpers import no_tasks, relative
 
 import adaptax as ax
-from adaptax.stepsize import Edge, Estimate, Guaranteed, measurement, resolve
+from adaptax.stepsize import Edge, Estimate, Guaranteed, Schedule, measurement, resolve
 from adaptax.stepsize.measurement import along_path, first_estimate, power_iteration
 
 SPECTRUM = np.array([5.0, 2.0, 1.0, 0.3, -1.0])
@@ -194,8 +195,13 @@ def test_negative_and_zero_curvature():
     concave = resolve(ax.Inner(3, Edge()), PROBLEM, W, tasks(hessian(spectrum=-SPECTRUM)))
     assert float(concave.stepsize) == pytest.approx(1 / SPECTRUM[0], rel=0.01)
     linear = ax.FiniteSum(lambda w, h: jnp.sum(w * h[0]), no_tasks)
-    assert float(resolve(ax.Inner(3, Edge(0.7)), linear, W, tasks(hessian())).stepsize) == pytest.approx(0.7)
-    assert float(resolve(ax.Inner(4, Guaranteed()), linear, W, tasks(hessian())).stepsize) == pytest.approx(1 / 32)
+    # A path of the length of w: alpha N |h| = |w| for gamma = 1.
+    longest = float(jnp.linalg.norm(W) / jnp.linalg.norm(hessian()[0]))
+    with pytest.warns(ax.stepsize.NoCurvature):
+        assert float(resolve(ax.Inner(3, Edge(0.7)), linear, W, tasks(hessian())).stepsize) == pytest.approx(0.7 * longest / 3)
+    with pytest.warns(ax.stepsize.NoCurvature):
+        found = resolve(ax.Inner(4, Guaranteed()), linear, W, tasks(hessian())).stepsize
+    assert float(found) == pytest.approx(longest / 4 / 32)
 
 
 def test_noisy_losses():
@@ -216,3 +222,86 @@ def test_noisy_losses():
 def test_half_precision_parameters():
     inner = resolve(ax.Inner(3, Edge()), PROBLEM, W.astype(jnp.bfloat16), tasks(hessian().astype(jnp.bfloat16)))
     assert float(inner.stepsize) == pytest.approx(1 / SPECTRUM[0], rel=0.03)
+
+
+def lines(seed, scale, name, w):
+    """A piecewise linear problem with a task, and the inner loss: inputs of this scale, targets that fit some weights."""
+    rng = np.random.default_rng(seed)
+    x = jnp.asarray(scale * rng.normal(size=(20, 3)))
+    y = x @ jnp.array([1.0, -2.0, 0.5]) + 0.1 * scale * jnp.asarray(rng.normal(size=20))
+    signs = jnp.sign(y)
+    loss = {
+        "mean absolute error": lambda w, b: jnp.mean(jnp.abs(b[0] @ w - b[1])),
+        "with an offset": lambda w, b: jnp.mean(jnp.abs(b[0] @ w - b[1])) - 7 * scale,
+        "hinge": lambda w, b: jnp.mean(jax.nn.relu(1 - jnp.sign(b[1]) * (b[0] @ w))),
+        "quantile": lambda w, b: jnp.mean(jnp.maximum(0.9 * (b[0] @ w - b[1]), -0.1 * (b[0] @ w - b[1]))),
+        "largest error": lambda w, b: jnp.max(jnp.abs(b[0] @ w - b[1])),
+        "linear": lambda w, b: jnp.mean(b[0] @ w),
+    }[name]
+    batch = (x, y if name != "hinge" else signs)
+    return ax.FiniteSum(loss, lambda key: ax.Task(batch, batch)), ax.Task(batch, batch)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("name", ["mean absolute error", "with an offset", "hinge", "quantile", "largest error", "linear"])
+def test_a_piecewise_linear_loss_does_not_rise_and_a_warning_says_so(x64, name, scale):
+    for seed, w in enumerate((jnp.zeros(3), jnp.array([3.0, 1.0, -2.0]))):
+        problem, task = lines(seed, scale, name, w)
+        with pytest.warns(ax.stepsize.NoCurvature, match="piecewise linear.*Edge takes .*: a number of your own"):
+            inner = resolve(ax.Inner(10, Edge()), problem, w, jax.tree.map(lambda leaf: leaf[None], task))
+        found = ax.adapt(problem, w, task, inner)
+        path = [*np.asarray(found.losses), float(problem.loss(found.params, task.support))]
+        assert all(after <= before + 1e-9 * abs(before) for before, after in pairwise(path)), path
+        # It does go down, by steps that are together no longer than the weights (1 at zero).
+        assert path[-1] < path[0]
+        assert jnp.linalg.norm(found.params - w) < 1.01 * (jnp.linalg.norm(w) or 1)
+
+
+@pytest.mark.filterwarnings("ignore:No curvature")
+def test_where_there_is_no_curvature_adapt_methods_evaluate_and_training_warn():
+    w = jnp.zeros(3)
+    problem, task = lines(0, 1e3, "mean absolute error", w)
+    tasks, inner = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), task), ax.Inner(3, Edge())
+    for use in (
+        lambda: ax.adapt(problem, w, task, inner),
+        lambda: ax.MetaGradient(inner)(problem, w, task),
+        lambda: ax.MetaGradient(ax.Inner(3, Guaranteed())).batch(problem, w, tasks),
+        lambda: ax.evaluate(problem, w, inner, [3], tasks, devices=jax.devices()[:1]),
+        lambda: ax.train(problem, w, ax.MetaGradient(inner), steps=1, tasks_per_step=2, devices=jax.devices()[:1]),
+    ):
+        with pytest.warns(ax.stepsize.NoCurvature):
+            use()
+
+
+@pytest.mark.parametrize("rate", [optax.cosine_decay_schedule(0.3, 60), optax.exponential_decay(0.3, 10, 0.5)])
+def test_a_schedule_of_optax_is_the_array_of_its_values(x64, rate):
+    got = Schedule(rate).rates(50).tree
+    np.testing.assert_allclose(got, [float(rate(j)) for j in range(50)], rtol=1e-6)
+    assert got.dtype == jnp.result_type(float)
+
+
+def test_schedules_that_cannot_be_evaluated_at_once_keep_their_values():
+    calls = []
+
+    def branching(j):
+        calls.append(j)
+        return jnp.asarray(0.1) if j < 7 else jnp.asarray(0.2)
+
+    np.testing.assert_allclose(Schedule(branching).rates(20).tree, [0.1] * 7 + [0.2] * 13)
+    # 10**j leaves the range of 32-bit integers.
+    np.testing.assert_allclose(
+        Schedule(lambda j: 1 / jnp.asarray(1.0 * 10**j)).rates(15).tree, 10.0 ** -np.arange(15), rtol=1e-6
+    )
+    np.testing.assert_allclose(Schedule(lambda j: np.float32(0.5) / (1 + j)).rates(12).tree, 0.5 / np.arange(1, 13), rtol=1e-6)
+
+
+def test_a_schedule_of_jax_is_called_few_times():
+    calls = []
+
+    def rate(j):
+        calls.append(j)
+        return 0.1 * jnp.exp(-j / 1000)
+
+    values = Schedule(rate).rates(10_000).tree
+    np.testing.assert_allclose(values, 0.1 * np.exp(-np.arange(10_000) / 1000), rtol=1e-4)
+    assert len(calls) < 20

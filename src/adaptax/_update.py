@@ -1,17 +1,14 @@
 """The inner update: gradient descent, or any optax optimiser, with or without a proximal term."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
 from adaptax import _tree
-from adaptax._tree import first_line
-from adaptax.errors import InputError
 from adaptax.stepsize.rates import multiply
 
 
@@ -81,31 +78,3 @@ def _off_zero(gradient: PyTree) -> PyTree:
     """The gradient, moved a little if it is zero as a whole: norms, such as clipping takes, have no derivative at zero."""
     zero = _tree.norm(gradient) == 0
     return jax.tree.map(lambda g: jnp.where(zero, jnp.asarray(jnp.finfo(g.dtype).eps, g.dtype), g), gradient)
-
-
-def check_optimizer(optimizer: Any) -> None:
-    """Refuse anything but an optax optimiser, and one with no derivative where some entries of the gradient are zero."""
-    if optimizer is None:
-        return
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise InputError(
-            f"Inner(optimizer=...) must be an optax transformation such as optax.sgd(0.01, momentum=0.9), "
-            f"not {type(optimizer).__name__}."
-        )
-    with jax.ensure_compile_time_eval():
-        w, g = jnp.zeros(2), jnp.array([0.0, 1.0])
-        try:
-            opt_state = optimizer.init(w)
-            slope = jax.grad(lambda g: jnp.sum(jnp.asarray(optimizer.update(g, opt_state, w)[0])))(g)
-        except TypeError as error:
-            if "missing" not in str(error):
-                return
-            text = f"The inner optimiser asks for more than gradients ({first_line(error)})"
-            raise InputError(f"{text}: line searches cannot be used in the inner loop.") from error
-        except Exception:  # an optimiser for parameters of a certain structure cannot be tried on a vector
-            return
-        if not np.all(np.isfinite(slope)):
-            raise InputError(
-                "The inner optimiser has no finite derivative where a parameter's gradient is zero (behind a dead relu, say), "
-                "so meta-gradients would be NaN: give optax.adam and optimisers like it eps_root=1e-8."
-            )

@@ -15,6 +15,7 @@ from adaptax._devices import beside
 from adaptax._finite import cause
 from adaptax._intake import as_task
 from adaptax._keys import GRADIENT, check_key, fold, require_keys
+from adaptax._optimizers import check_optimizer
 from adaptax._recursion import Descent, check_store, forward, reverse
 from adaptax._update import Update
 from adaptax.errors import InputError, NotFiniteWarning
@@ -83,7 +84,11 @@ def adapt(
     require_keys(problem, key, inner.gradients.stochastic)
     check_store(store)
     task = beside(as_task(task), params)
-    adapted = settled(problem, lambda: _adapt(problem, params, task, inner, key, samples, store))
+
+    def run():
+        return _adapt(problem, params, task, resolve_one(inner, problem, params, task, key, samples), key, samples, store)
+
+    adapted = settled(problem, run)
     finite: Any = adapted.info.finite
     if not is_traced(finite) and not finite:
         walked = inner.with_stepsize(adapted.info.stepsize) if isinstance(inner.stepsize, AbstractRule) else inner
@@ -97,7 +102,6 @@ def _adapt(problem, params, task, inner, key, samples, store):
     check_key(key)
     inner.check_meta(params)
     check_problem(problem, inner.initial(params), task, samples, target=False)
-    inner = resolve_one(inner, problem, params, task, key, samples)
     path = TaskPath(problem, inner, params, task, key, samples, all_arrays=True)
 
     # All arrays that the loss uses become arguments, including those that the user's functions close over: the floating-point
@@ -125,6 +129,7 @@ def _adapt(problem, params, task, inner, key, samples, store):
         return walked.final, walked.losses
 
     def descend_forward(w, rest, rates, proximal, arrays):
+        check_optimizer(inner.optimizer, w, inner.steps)
         walked = forward(parts(arrays, proximal)[1], w, rest, rates, inner.steps, store)
         return (walked.final, walked.losses), (walked, rest, rates, proximal, arrays)
 

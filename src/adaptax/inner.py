@@ -11,7 +11,8 @@ from jaxtyping import Array, PyTree
 
 from adaptax import _tree
 from adaptax._checks import check_real, check_whole
-from adaptax._update import Update, check_optimizer
+from adaptax._optimizers import check_is_optimizer
+from adaptax._update import Update
 from adaptax.errors import InputError
 from adaptax.gradients import AbstractGradient, AutoDiff
 from adaptax.problem import as_callable
@@ -69,9 +70,10 @@ class Inner(eqx.Module):
         start: a differentiable function from the outer problem's parameters to w_0 (default: w_0 is these parameters),
             such as `ax.models.shared_head(ways)`.
 
-    Errors: `InputError` for N < 0, a step size that is not positive and finite, `adapt` that selects nothing, an `optimizer`
-        that is no optax optimiser, or one without a finite derivative where a parameter's gradient is zero (such as
-        `optax.adam` without `eps_root`).
+    Errors: `InputError` for N < 0, a step size that is not positive and finite, `adapt` that selects nothing, or an `optimizer`
+        that is no optax optimiser or needs more than gradients. Where a meta-gradient is asked for, also an optimiser without a
+        finite derivative: it is tried on parameters of the same structure, with gradients that have zeros in them (`optax.adam`
+        fails without `eps_root`, as the root of a sum of squares has no derivative at zero).
 
     Example:
         >>> import adaptax as ax
@@ -103,7 +105,7 @@ class Inner(eqx.Module):
                 f"{type(self.stepsize).__name__} measures curvature by differentiation, and {type(gradients).__name__} "
                 "is for losses that cannot be differentiated: give a number for stepsize."
             )
-        check_optimizer(optimizer)
+        check_is_optimizer(optimizer)
         self.optimizer, self.gradients = optimizer, gradients
         self.proximal = None if proximal is None else _as_proximal(proximal)
         self.start = None if start is None else as_callable(start, "Inner(start=...)")

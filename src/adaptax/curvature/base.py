@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import jax
 from jaxtyping import Array, Key, PyTree
 
 from adaptax._cost import Cost
@@ -31,10 +30,6 @@ class LocalLoss(eqx.Module):
     def gradient(self, w: PyTree) -> tuple[PyTree, PyTree]:
         """The gradient by (w, rest) at another w, by the gradient strategy."""
         return self.gradients.value_and_gradient(lambda x: self.loss(*x), (w, self.rest), self.key)[1]
-
-    def exact(self, w: PyTree) -> tuple[PyTree, PyTree]:
-        """The gradient by (w, rest) at another w, by differentiation."""
-        return jax.grad(self.loss, argnums=(0, 1))(w, self.rest)
 
 
 class AbstractCurvature(eqx.Module):

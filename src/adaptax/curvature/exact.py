@@ -2,9 +2,8 @@
 
 from typing import ClassVar
 
-import jax
-
 from adaptax._cost import Cost
+from adaptax._second_order import hessian_product
 from adaptax.curvature.base import AbstractCurvature
 
 
@@ -12,7 +11,10 @@ class Exact(AbstractCurvature):
     r"""$\hat H v = \nabla^2 l(w)\,v$, forward over reverse: the derivative of the gradient along v.
 
     One product costs about two gradients and holds the graph of one step only. The loss is differentiated, also where
-    the inner steps use another gradient strategy.
+    the inner steps use another gradient strategy. A function with a `jax.custom_vjp`, which forward mode cannot enter, is
+    differentiated in reverse twice.
+
+    Errors: `InputError` where the loss has no second derivative, such as a `jax.custom_vjp` around calls of the host.
 
     Example:
         >>> import adaptax as ax, jax.numpy as jnp
@@ -28,7 +30,7 @@ class Exact(AbstractCurvature):
     gives_gradient: ClassVar[bool] = True
 
     def product(self, local, v, key=None):
-        return jax.jvp(local.exact, (local.w,), (v,))
+        return hessian_product(local.loss, local.w, local.rest, v)
 
     def cost(self, gradient):
         return Cost(hessian_vector_products=1)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Key, PyTree
 
 from adaptax._batching import map_tasks
 from adaptax._keys import CHOOSE, DRAW, fold
+from adaptax._second_order import hessian_product
 from adaptax.inner_path import TaskPath
 from adaptax.measure.lanczos import extremes
 from adaptax.measure.path_curvature import ravel, unraveller
@@ -39,7 +40,7 @@ def at_point(loss: Callable, adapting: PyTree, key: Key[Array, ""], draws: int, 
         return map_tasks(lambda x: one(*x), inputs)
 
     def product(k, v):
-        return jax.jvp(lambda w: jax.grad(loss)(w, k), (w,), (v,))[1]
+        return hessian_product(lambda w, _: loss(w, k), w, None, v)[1][0]
 
     mean = jnp.mean(over(lambda k: jax.grad(loss)(w, k), keys), axis=0)
     gradient = jnp.sum(over(lambda k: jnp.sum((jax.grad(loss)(w, k) - mean) ** 2), keys)) / (draws - 1)

@@ -11,6 +11,7 @@ from jaxtyping import Array, PyTree
 
 from adaptax import _tree
 from adaptax._keys import CHANGE, POINT, START, fold
+from adaptax._second_order import hessian_product
 from adaptax.inner_path import TaskPath
 from adaptax.measure.lanczos import extremes
 
@@ -105,7 +106,7 @@ def measure_path(path: TaskPath, budget: Budget) -> PathCurvature:
 
 
 def _product(loss: Callable[[Array], Array], w: Array, v: Array) -> Array:
-    return jax.jvp(jax.grad(loss), (w,), (v,))[1]
+    return hessian_product(lambda w, _: loss(w), w, None, v)[1][0]
 
 
 def _unit(v: Array) -> Array:

@@ -47,7 +47,12 @@ class AbstractMethod(eqx.Module):
         """
         self.check(problem, key)
         task = beside(as_task(task), params)
-        return settled(problem, lambda: _single(self, problem, params, task, key))
+
+        def run():
+            method = self.with_inner(resolve_one(self.inner, problem, params, task, key, self.samples))
+            return _single(method, problem, params, task, key)
+
+        return settled(problem, run)
 
     def batch(
         self,
@@ -70,7 +75,13 @@ class AbstractMethod(eqx.Module):
         """
         self.check(problem, keys)
         tasks, in_flight = beside(as_batch(tasks), params), check_in_flight(in_flight)
-        return settled(problem, lambda: _batch(self, problem, params, tasks, keys, in_flight))
+        check_batch(tasks, keys, problem)
+
+        def run():
+            method = self.with_inner(resolve_on_first(self.inner, problem, params, tasks, keys, self.samples))
+            return _batch(method, problem, params, tasks, keys, in_flight)
+
+        return settled(problem, run)
 
     def with_inner(self, inner: Inner) -> "AbstractMethod":
         """The same method with another inner loop, such as a resolved one."""
@@ -112,7 +123,6 @@ def check_parts(name: str, inner: Any, samples: Any) -> None:
 @eqx.filter_jit
 def _single(method, problem, params, task, key):
     check_key(key)
-    method = method.with_inner(resolve_one(method.inner, problem, params, task, key, method.samples))
     check_problem(problem, method.inner.initial(params), task, method.samples, target=True)
     return _one_task(method, problem, params, task, key)
 
@@ -127,7 +137,6 @@ def _one_task(method, problem, params, task, key) -> tuple[Array, PyTree, Info]:
 def _batch(method, problem, params, tasks, keys, in_flight):
     count = check_batch(tasks, keys, problem)
     check_key(first(keys))
-    method = method.with_inner(resolve_on_first(method.inner, problem, params, tasks, keys, method.samples))
     value, grad, infos = weighted_sum(method, problem, params, tasks, keys, jnp.ones(count), in_flight)
     return (value / count).astype(jnp.result_type(infos.value)), mean_like(grad, params, count), infos
 

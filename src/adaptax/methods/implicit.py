@@ -12,6 +12,7 @@ from adaptax import _tree
 from adaptax._checks import check_whole, is_traced
 from adaptax._cost import Cost
 from adaptax._keys import CURVATURE
+from adaptax._second_order import hessian_product
 from adaptax.errors import InputError
 from adaptax.inner import Info, Inner
 from adaptax.inner_path import TaskPath
@@ -75,9 +76,10 @@ class Implicit(AbstractMethod):
     def _hessian(self, path, final):
         """u -> the Hessian at w_N times u, with the rows of the frozen parameters."""
         curved = path.loss_on(CURVATURE, self.samples.curvature)
+        steps: Any = self.inner.steps
 
         def product(u):
-            return jax.jvp(lambda w: jax.grad(curved, argnums=(0, 1))(w, path.rest, self.inner.steps), (final,), (u,))[1]
+            return hessian_product(lambda w, rest: curved(w, rest, steps), final, path.rest, u)[1]
 
         return product
 

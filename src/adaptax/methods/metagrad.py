@@ -11,8 +11,10 @@ from jaxtyping import Array
 from adaptax import _tree
 from adaptax._checks import check_true_or_false, check_whole
 from adaptax._hoist import hoist
+from adaptax._optimizers import check_optimizer
 from adaptax._recursion import check_store, forward, recomputed_steps, reverse
-from adaptax.curvature import AbstractCurvature, Exact
+from adaptax._second_order import differentiated_twice
+from adaptax.curvature import AbstractCurvature, Exact, FirstOrder
 from adaptax.errors import InputError
 from adaptax.gradients import AutoDiff
 from adaptax.inner import Inner
@@ -174,6 +176,7 @@ class MetaGradient(AbstractMethod):
 
     def one_task(self, problem, params, task, key):
         path = TaskPath(problem, self.inner, params, task, key, self.samples)
+        check_optimizer(self.inner.optimizer, path.split.adapting, self.inner.steps, not isinstance(self.curvature, FirstOrder))
         weights = None if self.multi_step is None or not self.inner.steps else self.multi_step.weights(self.inner.steps)
         differentiate = self._by_backpropagation if self.mode == "backprop" else self._by_recursion
         value, losses, (by_w, by_frozen, by_rates) = differentiate(path, weights)
@@ -216,7 +219,8 @@ class MetaGradient(AbstractMethod):
             return value, (last, walked.losses)
 
         differentiate = jax.value_and_grad(objective, argnums=(0, 1, 2), has_aux=True)
-        (_, (value, losses)), derivatives = differentiate(path.split.adapting, path.rest, rates.tree)
+        with differentiated_twice():
+            (_, (value, losses)), derivatives = differentiate(path.split.adapting, path.rest, rates.tree)
         return value, losses, derivatives
 
     def _hoists(self, path: TaskPath) -> bool:

@@ -13,6 +13,7 @@ from adaptax import _devices as dev
 from adaptax import _tree
 from adaptax._batching import map_tasks
 from adaptax._keys import STEP, fold
+from adaptax._second_order import differentiated_twice, hessian_product, push_forward
 from adaptax.gradients import AutoDiff
 from adaptax.inner_path import TaskPath
 from adaptax.methods.base import AbstractMethod
@@ -85,19 +86,17 @@ class AdaptedPath(eqx.Module):
 
         def product(v):
             def one(batches, last, old, key):
-                others: list[Any] = []
-
                 def to_end(floats):
-                    end, rest = _floating(adapted(floats, batches, key))
-                    others.append(rest)
-                    return end
+                    return _floating(adapted(floats, batches, key))[0]
 
-                here, pushed = jax.jvp(to_end, (floats_now,), (v,))
+                path = path_from(floats_now, None, key)
+                others = _floating(path.params(path.split.adapting))[1]
+                here, pushed = push_forward(to_end, floats_now, v)
 
-                def apart(new):
-                    return divergence(eqx.combine(old, others[0]), eqx.combine(new, others[0]), last)
+                def apart(new, _):
+                    return divergence(eqx.combine(old, others), eqx.combine(new, others), last)
 
-                bent = jax.jvp(jax.grad(apart), (here,), (pushed,))[1]
+                bent = hessian_product(apart, here, None, pushed)[1][0]
                 return jax.vjp(to_end, floats_now)[1](bent)[0]
 
             return mean(one, None if tasks is None else dev.share(self.mesh, tasks))
@@ -111,7 +110,8 @@ class AdaptedPath(eqx.Module):
                     before, now = (inner.initial(eqx.combine(w, static)) for w in (floats_now, floats))
                     return loss(adapted(floats, batches, key), last) + weight * divergence(before, now, initial)
 
-                return jax.grad(objective)(floats)
+                with differentiated_twice():
+                    return jax.grad(objective)(floats)
 
             return mean(one)
 

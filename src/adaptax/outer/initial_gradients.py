@@ -12,6 +12,7 @@ from jaxtyping import Array, Key, PyTree
 from adaptax import _tree
 from adaptax._batching import map_tasks
 from adaptax._keys import INITIAL_GRADIENTS, draw_tasks, fold, numbered
+from adaptax._second_order import hessian_product
 from adaptax.errors import InputError
 from adaptax.inner_path import TaskPath
 from adaptax.methods.base import AbstractMethod
@@ -102,7 +103,7 @@ class InitialGradients(eqx.Module):
 
 
 def _hessian(loss: Any, w: PyTree) -> Callable[[PyTree], PyTree]:
-    return lambda v: jax.jvp(jax.grad(loss), (w,), (v,))[1]
+    return lambda v: hessian_product(lambda w, _: loss(w), w, None, v)[1][0]
 
 
 def _difference(a: Callable[[PyTree], PyTree], b: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:

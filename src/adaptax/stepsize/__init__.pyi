@@ -7,3 +7,4 @@ from .rules import AbstractRule as AbstractRule
 from .rules import Edge as Edge
 from .rules import Estimate as Estimate
 from .rules import Guaranteed as Guaranteed
+from .rules import NoCurvature as NoCurvature

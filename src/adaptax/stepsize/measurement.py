@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Key, PyTree
 
 from adaptax import _tree
@@ -18,6 +19,7 @@ from adaptax._finite import cause
 from adaptax._intake import as_batch
 from adaptax._keys import RULE, check_key, first, fold, require_keys
 from adaptax._parameters import split
+from adaptax._second_order import linearized_gradient
 from adaptax._update import Update
 from adaptax.curvature.base import LocalLoss
 from adaptax.curvature.finite_difference import FiniteDifference
@@ -25,12 +27,14 @@ from adaptax.errors import NotFiniteWarning
 from adaptax.inner import Inner
 from adaptax.inner_path import TaskPath, check_problem
 from adaptax.problem import AbstractProblem, Samples
-from adaptax.stepsize.rules import AbstractRule, Estimate
+from adaptax.stepsize.rules import AbstractRule, Estimate, NoCurvature
 
 # Share of the gradient in the start: a direction kept from the last measurement may be orthogonal to the new top eigenvector.
 _MIX = 0.1
 # Products spent at w_0 when nothing is known yet.
 _COLD_START = 12
+# How often the step size is halved at most where there is no curvature.
+_HALVINGS = 40
 
 
 def _unit(v: PyTree) -> PyTree:
@@ -100,10 +104,10 @@ def along_path(
             local = LocalLoss(lambda w, _: loss(w, rest, j), w)
             gradient = local.gradient(w)[0]
 
-            def product(v):
+            def product(v: PyTree, /) -> PyTree:
                 return FiniteDifference().product(local, v)[1][0]
         else:
-            gradient, product = jax.linearize(lambda w: jax.grad(loss)(w, rest, j), w)
+            gradient, product = linearized_gradient(lambda w: loss(w, rest, j), w)
 
         def damped(v):
             return product(v) if update.proximal is None else _tree.shift(product(v), update.proximal, v)
@@ -127,6 +131,47 @@ def along_path(
     return largest, v if warmup else last
 
 
+def turning_curvature(
+    loss: Callable[[PyTree, PyTree, Array], Array], w: PyTree, rest: PyTree, steps: int, update: Update
+) -> Array:
+    r"""One over the largest step size, by halving, at which each step has $\|\nabla l(w_{j+1}) - \nabla l(w_j)\| \le
+    \|\nabla l(w_j)\|$, from one whose first step is of length $\|w\|/N$ (1/N at zero).
+
+    For a quadratic loss the quotient of the two norms is at most $\alpha\lambda$. No such step raises a convex loss.
+
+    Arguments:
+        loss, w, rest, steps, update: as in `along_path`; the loss is that on the samples of the first step.
+    """
+    size = _tree.norm(w)
+
+    def gradient(at):
+        return jax.grad(loss)(at, rest, jnp.array(0))
+
+    def walk(alpha):
+        def step(carry, j):
+            at, opt_state, before, good, length = carry
+            g = gradient(at)
+            good &= (j == 0) | (_tree.norm(optax.tree.sub(g, before)) <= _tree.norm(before))
+            new, opt_state = update(at, opt_state, g, w, jnp.ones(()))
+            move = optax.tree.sub(new, at)
+            length = jnp.where(j == 0, _tree.norm(move), length)
+            return (_tree.shift(at, alpha, move), opt_state, g, good, length), None
+
+        start = (w, update.init(w), optax.tree.zeros_like(w), jnp.array(True), jnp.zeros_like(size))
+        return jax.lax.scan(step, start, jnp.arange(max(steps, 1) + 1))[0][3:]
+
+    def halve(carry):
+        k, alpha, _ = carry
+        good, length = walk(alpha)
+        first = jnp.where(size > 0, size, 1) / max(steps, 1) / jnp.where(length > 0, length, 1)
+        # The walk at step size 0 finds the length of a step alone.
+        good = good & (k > 0)
+        return k + 1, jnp.where(k == 0, first, jnp.where(good, alpha, alpha / 2)), good
+
+    start = (jnp.array(0), jnp.zeros_like(size), jnp.array(False))
+    return 1 / jax.lax.while_loop(lambda carry: (carry[0] < _HALVINGS) & ~carry[2], halve, start)[1]
+
+
 def first_estimate(adapting: PyTree) -> Estimate:
     """The estimate before any measurement, for parameters that adapt: curvature 0 and a fixed pseudo-random direction."""
     return Estimate(jnp.zeros(()), _tree.normal_like(jax.random.key(0), adapting))
@@ -136,7 +181,15 @@ def refresh(
     inner: Inner, rule: AbstractRule, estimate: Estimate, problem: AbstractProblem, params: PyTree, tasks: PyTree,
     keys: Key[Array, " B"] | None, *, samples: Samples, cold: bool = False,
 ) -> Estimate:  # fmt: skip
-    """The estimate after one more measurement on a batch of tasks.
+    """The estimate after one more measurement on a batch of tasks."""
+    return measure(inner, rule, estimate, problem, params, tasks, keys, samples=samples, cold=cold)[0]
+
+
+def measure(
+    inner: Inner, rule: AbstractRule, estimate: Estimate, problem: AbstractProblem, params: PyTree, tasks: PyTree,
+    keys: Key[Array, " B"] | None, *, samples: Samples, cold: bool = False,
+) -> tuple[Estimate, Array]:  # fmt: skip
+    """The estimate after one more measurement on a batch of tasks, and whether no curvature was found.
 
     Arguments:
         inner: the inner loop; its step size is not used.
@@ -146,15 +199,36 @@ def refresh(
         cold: whether nothing is known yet, so that more products are spent at w_0.
     """
 
+    def path_of(task, key):
+        return TaskPath(problem, inner, params, task, fold(key, RULE), samples)
+
     def one(inputs):
-        task, key = inputs
-        path = TaskPath(problem, inner, params, task, fold(key, RULE), samples)
+        path = path_of(*inputs)
         warmup = _COLD_START if cold else 0
         return along_path(path.loss, path.split.adapting, path.rest, rule, inner.steps, estimate, warmup, inner.update)
 
     values, directions = map_tasks(one, (tasks, keys))
     worst = jnp.argmax(jnp.where(jnp.isfinite(values), values, -1))
-    return rule.update(estimate, values[worst], jax.tree.map(lambda leaf: leaf[worst], directions))
+
+    def turning(inputs):
+        path = path_of(*inputs)
+        return turning_curvature(path.loss, path.split.adapting, path.rest, inner.steps, inner.update)
+
+    flat = values[worst] == 0
+    value = jax.lax.cond(flat, lambda: jnp.max(map_tasks(turning, (tasks, keys))).astype(values.dtype), lambda: values[worst])
+    return rule.update(estimate, value, jax.tree.map(lambda leaf: leaf[worst], directions)), flat
+
+
+def warn_of_no_curvature(rule: AbstractRule, flat: Array, alpha: Array) -> None:
+    """Say that a rule found no curvature, where that is known yet."""
+    if not isinstance(flat, Tracer) and bool(flat):
+        warnings.warn(
+            "No curvature was found along the inner paths, as for a piecewise linear loss such as the mean absolute error, so "
+            f"{type(rule).__name__} takes {float(alpha):.3g}, where steps do not turn the gradient round: a number of your own "
+            "for stepsize= may do better.",
+            NoCurvature,
+            stacklevel=3,
+        )
 
 
 def resolve(
@@ -175,7 +249,8 @@ def resolve(
 
     Returns: an `Inner` whose step size is a scalar array, so that a new value does not recompile anything.
 
-    Errors: `InputError` if keys are missing or the tasks do not fit the loss.
+    Errors: `InputError` if keys are missing or the tasks do not fit the loss; the warning `ax.stepsize.NoCurvature` where the
+    loss is piecewise linear.
 
     Example:
         >>> import adaptax as ax, jax.numpy as jnp
@@ -192,8 +267,9 @@ def resolve(
     require_keys(problem, keys)
     tasks = beside(as_batch(tasks), params)
     check_batch(tasks, keys)
-    alpha, curvature = _resolve(inner, problem, params, tasks, keys, samples)
+    alpha, curvature, flat = _resolve(inner, problem, params, tasks, keys, samples)
     resolved = inner.with_stepsize(alpha)
+    warn_of_no_curvature(inner.stepsize, flat, alpha)
     warn_if_not_finite(inner, resolved, curvature, problem, params, tasks, keys, samples)
     return resolved
 
@@ -223,8 +299,8 @@ def _resolve(inner, problem, params, tasks, keys, samples):
     rule, problem, params, arrays = _tree.constant((inner.stepsize, problem, params, arrays))
     tasks = eqx.combine(arrays, static)
     estimate = first_estimate(split(problem, inner, params, first(tasks), samples).adapting)
-    estimate = refresh(inner, rule, estimate, problem, params, tasks, keys, samples=samples, cold=True)
-    return rule.alpha(estimate.curvature, inner.steps), estimate.curvature
+    estimate, flat = measure(inner, rule, estimate, problem, params, tasks, keys, samples=samples, cold=True)
+    return rule.alpha(estimate.curvature, inner.steps), estimate.curvature, flat
 
 
 def resolve_one(
@@ -235,7 +311,8 @@ def resolve_one(
         return inner
     require_keys(problem, key)
     batch = jax.tree.map(lambda leaf: leaf[None] if eqx.is_array(leaf) else leaf, task)
-    alpha, _ = _resolve(inner, problem, params, batch, None if key is None else key[None], samples)
+    alpha, _, flat = _resolve(inner, problem, params, batch, None if key is None else key[None], samples)
+    warn_of_no_curvature(inner.stepsize, flat, alpha)
     return inner.with_stepsize(alpha)
 
 

@@ -1,15 +1,20 @@
 """Step sizes as the recursion uses them: a prefix tree of arrays, either one for all steps or one for each step."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from adaptax._tree import first_line, prefix_map
 from adaptax.errors import InputError
+
+# At how many steps the values of a schedule computed at once are compared with those computed one by one.
+_PROBES = 8
 
 
 class Rates(eqx.Module):
@@ -67,7 +72,7 @@ def check_rates(rates: Rates, adapting: PyTree) -> None:
 
 
 class Schedule(eqx.Module):
-    """A step size for each step, from a function of the step number j = 0, 1, ..., called with Python integers."""
+    """A step size for each step, from a function of the step number j = 0, 1, ..., a Python integer or a traced one."""
 
     function: Callable[[int], Any] = eqx.field(static=True)
 
@@ -75,11 +80,24 @@ class Schedule(eqx.Module):
         # Evaluated while tracing, so any Python function of j will do and the program does not grow with N.
         with jax.ensure_compile_time_eval():
             try:
-                values = [jnp.asarray(self.function(j), jnp.result_type(float)) for j in range(steps)]
+                with np.errstate(over="ignore"):
+                    values = np.asarray(self._values(steps), jnp.result_type(float))
             except Exception as error:
                 text = f"The step-size schedule fails ({first_line(error)})"
                 raise InputError(f"{text}: let it return one positive finite number for every j.") from error
-            values = jnp.stack(values) if values else jnp.ones((1,))
-            if values.ndim != 1 or not bool(jnp.all((values > 0) & jnp.isfinite(values))):
+            if values.ndim != 1 or not np.all((values > 0) & np.isfinite(values)):
                 raise InputError("The step-size schedule must return one positive finite number for every step j.")
-        return Rates(values, per_step=True)
+            return Rates(jnp.asarray(values), per_step=True)
+
+    def _values(self, steps: int) -> Any:
+        """All values: at once where the function computes with JAX, as optax's schedules do, and one by one otherwise."""
+        if not steps:
+            return np.ones(1)
+        if steps > _PROBES and isinstance(self.function(0), jax.Array):
+            # A function that branches on j cannot be traced, and one that computes with large integers overflows.
+            with contextlib.suppress(Exception):
+                values = np.asarray(jax.jit(jax.vmap(self.function))(jnp.arange(steps)))
+                probes = np.linspace(0, steps - 1, _PROBES).astype(int)
+                if np.allclose(values[probes], [self.function(int(j)) for j in probes], rtol=1e-4, atol=0):
+                    return values
+        return [self.function(j) for j in range(steps)]

@@ -8,6 +8,10 @@ from adaptax._checks import check_real, check_true_or_false, check_whole
 from adaptax._tree import select
 
 
+class NoCurvature(UserWarning):
+    """A step-size rule found no curvature: the loss is linear along the inner paths, or piecewise linear."""
+
+
 class Estimate(eqx.Module):
     """A running estimate of the curvature along inner paths, part of the training state.
 
@@ -25,7 +29,9 @@ class AbstractRule(eqx.Module):
 
     $\hat\lambda$ is the largest spectral norm of the Hessian that a power iteration finds along the inner paths of a few
     tasks; it is at least the largest eigenvalue found. In training it is refreshed every `every` meta-steps, rises at
-    once and falls by at most the factor `decay` a refresh. Where no curvature is found, $\hat\lambda$ is taken as 1.
+    once and falls by at most the factor `decay` a refresh. Where there is none, as for a mean absolute error, $1/\hat\lambda$
+    is the largest step size, by halving, at which no step turns the gradient by more than its own length and the path is no
+    longer than $\|w_0\|$ (1 at zero). A convex loss does not rise then, and the warning `NoCurvature` says so.
     """
 
     gamma: eqx.AbstractVar[float]

@@ -16,7 +16,7 @@ from adaptax._checks import check_whole
 from adaptax._drawn_once import traced
 from adaptax._finite import Lost, tell
 from adaptax._intake import as_batch
-from adaptax._keys import any_key, draw_task, first, numbered, own_key
+from adaptax._keys import any_key, draw_task, draw_tasks, first, numbered, own_key
 from adaptax.errors import InputError, NotFiniteWarning, forget_failures, raise_failure
 from adaptax.inner import Inner
 from adaptax.inner_path import TaskPath, check_problem
@@ -121,8 +121,11 @@ def judge(
     mesh = dev.mesh_of(devices, count)
     problem, params, inner, batch, key = dev.replicate(mesh, (problem, params, inner, batch, jax.random.key(seed)))
     forget_failures()
-    arguments = (problem, params, inner, batch, key, count, tuple(int(n) for n in wanted), samples, in_flight, mesh)
-    values, stepsize = _evaluate(*arguments)
+    rule = inner.stepsize
+    if isinstance(rule, AbstractRule):
+        few = _few(problem, rule.tasks, batch, key, count)
+        inner = resolve(inner, problem, params, *few, samples=samples)
+    values = _evaluate(problem, params, inner, batch, key, count, tuple(int(n) for n in wanted), samples, in_flight, mesh)
     table = {name: np.asarray(value, np.float64) for name, value in jax.device_get(values).items()}
     raise_failure()
     bad = ~np.all([np.isfinite(value.reshape(count, len(wanted), -1)).all(axis=-1) for value in table.values()], axis=0)
@@ -131,17 +134,25 @@ def judge(
         mean = {name: value.mean(axis=0) for name, value in table.items()}
         half = {name: _NORMAL_95 * value.std(axis=0, ddof=1) / np.sqrt(count) for name, value in table.items()}
         low, high = ({n: mean[n] + sign * half[n] for n in mean} for sign in (-1, 1))
-    return Curve(wanted, mean, low, high, bad.sum(axis=0)), lambda: _why(bad, wanted, *dev.collect(mesh, (given, stepsize)))
+    return Curve(wanted, mean, low, high, bad.sum(axis=0)), lambda: _why(bad, wanted, *dev.collect(mesh, (given, rule)))
 
 
-def _why(bad: np.ndarray, wanted: np.ndarray, given: tuple, stepsize: Any) -> str:
+def _why(bad: np.ndarray, wanted: np.ndarray, given: tuple, rule: Any) -> str:
     """How many tasks were not finite, and why the first was not after the smallest number of steps where one was not."""
     problem, params, inner, batch, key, samples = given
     column = int(np.argmax(bad.any(axis=0)))
-    n, walked = int(wanted[column]), inner if stepsize is None else inner.with_stepsize(stepsize)
-    lost, rule = Lost.of(bad[:, column]), inner.stepsize
-    text = tell(lost, problem, walked, params, samples, key, batch=batch, steps=n, draws=(n,), rule=rule)
+    n, lost = int(wanted[column]), Lost.of(bad[:, column])
+    text = tell(lost, problem, inner, params, samples, key, batch=batch, steps=n, draws=(n,), rule=rule)
     return f"After {n} inner steps {text}"
+
+
+@eqx.filter_jit
+def _few(problem, most, batch, key, count):
+    """The first tasks and their keys, for a step-size rule."""
+    keys = numbered(key, jnp.arange(min(most, count)))
+    if batch is None:
+        return draw_tasks(problem, keys)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[: len(keys)], batch), jax.vmap(own_key)(keys)
 
 
 @eqx.filter_jit
@@ -156,14 +167,9 @@ def _evaluate(problem, params, inner, batch, key, count, steps, samples, in_flig
 
     one_task = eqx.filter_eval_shape(task_of, None if given is None else first(given), any_key())
     initial = inner.initial(params)
-    stepsize = None
     query = check_problem(problem, initial, one_task, samples, target=True)
     if problem.metrics is not None and not getattr(problem.metrics, "by_step", False):
         traced(problem.metrics, initial, query, said="metrics", remedy="compute them from the batch alone")
-    if isinstance(inner.stepsize, AbstractRule):
-        few = jax.tree.map(lambda leaf: leaf[: min(inner.stepsize.tasks, count)], (given, keys))
-        inner = resolve(inner, problem, params, jax.vmap(task_of)(*few), jax.vmap(own_key)(few[1]), samples=samples)
-        stepsize = inner.stepsize
 
     def local(shared, split):
         problem, params, inner = shared
@@ -177,7 +183,7 @@ def _evaluate(problem, params, inner, batch, key, count, steps, samples, in_flig
         return (), map_tasks(one, split, in_flight)
 
     scores = dev.spread(mesh, local, (problem, params, inner), (given, keys))[1]
-    return jax.tree.map(lambda leaf: leaf[:count], scores), stepsize
+    return jax.tree.map(lambda leaf: leaf[:count], scores)
 
 
 def _scores(path: TaskPath, steps: tuple[int, ...]) -> dict[str, Array]:

@@ -163,6 +163,9 @@ def train(
         ahead = step.given(_next(stream, 0), params)
         stream = itertools.chain([ahead], stream)
     start = step.init(params, seed, ahead) if state is None else state
+    for entry in own:
+        if isinstance(entry, StabilityMonitor):
+            entry.check(start)
     first = int(start.step)
     history = History(first, watched)
     if run is not None and found:

@@ -64,6 +64,10 @@ class StabilityMonitor(Callback):
         check_draws_tasks(step.problem, "monitor_every=", "give a problem that has some")
         self.step, self.told = step, False
 
+    def check(self, state: State) -> None:
+        """Refuse a loss whose curvature cannot be measured, before the first meta-step."""
+        eqx.filter_eval_shape(_measure, self.step, state)
+
     def measure(self, state: State) -> dict[str, Any]:
         found, lost = _stability(self.step, state)
         warn(self.step, int(state.step), found)

@@ -25,7 +25,7 @@ from adaptax.outer.adapted_path import AdaptedPath
 from adaptax.outer.initial_gradients import InitialGradients
 from adaptax.problem import AbstractProblem
 from adaptax.stepsize.learned import Learned, Meta
-from adaptax.stepsize.measurement import first_estimate, refresh, warn_if_not_finite
+from adaptax.stepsize.measurement import first_estimate, measure, refresh, warn_if_not_finite, warn_of_no_curvature
 from adaptax.stepsize.rules import AbstractRule, Estimate
 from adaptax.training.memory import Memory, Table, recall, rows_of, source
 
@@ -88,11 +88,12 @@ class Step(eqx.Module):
         key = jax.random.key(seed)
         estimate = None
         if isinstance(rule, AbstractRule):
-            estimate, inner = _first_estimate(self, params, key, tasks)
+            estimate, inner, flat = _first_estimate(self, params, key, tasks)
             if not is_traced(estimate.curvature):
                 few, keys = self.rule_tasks(key, jnp.zeros((), jnp.int32), tasks)
                 given = self.problem, params, few, keys, self.method.samples
                 warn_if_not_finite(self.method.inner, inner, estimate.curvature, *given)
+            warn_of_no_curvature(rule, flat, inner.stepsize)
         moved = trained(self.problem, inner, params, self.shapes(tasks), self.method.samples)
         floating = eqx.filter(params, moved)
         zero = jnp.zeros((), jnp.int32)
@@ -292,8 +293,8 @@ def _first_estimate(step, params, key, tasks):
     few, keys = step.rule_tasks(key, jnp.zeros((), jnp.int32), tasks)
     samples = step.method.samples
     estimate = first_estimate(split(step.problem, inner, params, first(few), samples).adapting)
-    estimate = refresh(inner, rule, estimate, step.problem, params, few, keys, samples=samples, cold=True)
-    return estimate, inner.with_stepsize(rule.alpha(estimate.curvature, inner.steps))
+    estimate, flat = measure(inner, rule, estimate, step.problem, params, few, keys, samples=samples, cold=True)
+    return estimate, inner.with_stepsize(rule.alpha(estimate.curvature, inner.steps)), flat
 
 
 @eqx.filter_jit
