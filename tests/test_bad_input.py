@@ -223,6 +223,13 @@ CASES = {
     "in flight zero": (lambda: METHOD.batch(FINITE, W, TASKS, in_flight=0), "in_flight=0.*at least 1"),
     "in flight text": (lambda: METHOD.batch(FINITE, W, TASKS, in_flight="all"), "in_flight='all'.*whole number"),
     # what adapts, and learned step sizes
+    "no gradient": (
+        lambda: ax.adapt(
+            ax.FiniteSum(lambda w, b: jnp.sum(jax.lax.while_loop(lambda x: x[0] > 1, lambda x: x / 2, w)), lambda key: None),
+            W, ax.Task(W), ax.Inner(1, 0.1),
+        ),
+        r"jax.lax.while_loop\), which has no gradient: use jax.lax.scan",
+    ),  # fmt: skip
     "nothing adapts": (lambda: adapting(lambda path: False), "selects no floating-point leaf"),
     "nothing in the prefix": (lambda: adapting(False), "selects no floating-point leaf"),
     "wrong structure": (lambda: adapting({"head": True}, {"body": W}), "prefix of the parameters' structure"),
