@@ -70,7 +70,7 @@ OUTSIDE = {
     "a choice": (lambda: lambda key: around(key, random.choice([1.0, 2.0])), "Python's random numbers"),
     "a generator": (lambda: lambda key: around(key, GENERATOR.normal()), "something other than JAX"),
     "a fresh generator": (lambda: lambda key: around(key, np.random.default_rng().normal()), "something other than JAX"),
-    "the clock": (lambda: lambda key: around(key, time.perf_counter()), "something other than JAX"),
+    "the clock": (lambda: lambda key: around(key, time.perf_counter() % 1), "something other than JAX"),
     "a counter": (counter, "something other than JAX"),
     "an iterator": (of_an_iterator, "something other than JAX"),
     "jit": (jitted, "NumPy's random numbers"),

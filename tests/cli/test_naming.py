@@ -152,7 +152,7 @@ def test_a_split_of_the_test_data_is_named_by_its_option(run, tmp_path):
     for name in "abcde":
         (tmp_path / "data" / name).mkdir(parents=True)
         for i in range(6):
-            Image.new("L", (20, 20), i).save(tmp_path / "data" / name / f"{i}.png")
+            Image.new("L", (20, 20), 40 * "abcde".index(name) + 5 * i).save(tmp_path / "data" / name / f"{i}.png")
     common = ["train", "images", "--data", tmp_path / "data", "--size", 16]
     assert run(*common, "--test-split", "val").sentence.endswith("leave out --test-split.")
     assert run(*common, "--split", "val").sentence.endswith("leave out --split.")
