@@ -95,6 +95,11 @@ def test_large_parameters_are_adapted_a_task_at_a_time_and_small_ones_together(m
         monkeypatch.undo()
 
 
+def test_groups_are_full_where_a_size_near_the_largest_divides_the_count():
+    traced = Traced(lambda x: jnp.sin(x), jnp.zeros((2, _batching._CACHE // 4 // 10)))
+    assert [traced.at_a_time(count) for count in (3, 10, 12, 32, 35, 23)] == [3, 10, 6, 8, 7, 10]
+
+
 def test_the_program_that_was_traced_gives_the_function_itself():
     def one(x):
         a, b = x

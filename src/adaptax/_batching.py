@@ -15,9 +15,9 @@ from adaptax._keys import drawn_shape, shape_of
 from adaptax.errors import InputError
 from adaptax.problem import AbstractProblem
 
-# Bytes that the tasks in flight may hold together: on a CPU about its cache, on an accelerator, which needs large batches to
-# be busy, a share of its memory.
-_CACHE = 4 << 20
+# Bytes that the tasks in flight may hold together. On a CPU a few small tasks share the fixed cost of an operation, and larger
+# groups only leave the cache; an accelerator needs large batches to be busy, so it gets a share of its memory.
+_CACHE = 3 << 17
 _SHARE, _ACCELERATOR = 1 / 16, 2 << 30
 
 
@@ -57,7 +57,9 @@ class Traced:
             return min(in_flight, count)
         if self.host:  # every call of the host has a fixed cost
             return count
-        return int(np.clip(_budget() // max(self.held, 1), 1, count))
+        most = int(np.clip(_budget() // max(self.held, 1), 1, count))
+        # A last group that is not full is filled with copies, so a size that divides the count is better.
+        return next((size for size in range(most, most // 2, -1) if count % size == 0), most)
 
 
 def _budget() -> int:
