@@ -226,10 +226,12 @@ CASES = {
     "no gradient": (
         lambda: ax.adapt(
             ax.FiniteSum(lambda w, b: jnp.sum(jax.lax.while_loop(lambda x: x[0] > 1, lambda x: x / 2, w)), lambda key: None),
-            W, ax.Task(W), ax.Inner(1, 0.1),
+            W,
+            ax.Task(W),
+            ax.Inner(1, 0.1),
         ),
         r"jax.lax.while_loop\), which has no gradient: use jax.lax.scan",
-    ),  # fmt: skip
+    ),
     "nothing adapts": (lambda: adapting(lambda path: False), "selects no floating-point leaf"),
     "nothing in the prefix": (lambda: adapting(False), "selects no floating-point leaf"),
     "wrong structure": (lambda: adapting({"head": True}, {"body": W}), "prefix of the parameters' structure"),
