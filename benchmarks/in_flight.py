@@ -11,7 +11,7 @@ after 0 and 5 steps (`evaluate`):
 - wide: an MLP with a hidden layer of 2,048 x 2,048, 8 tasks of 5 + 5 points;
 - transformer: 1.0 million parameters (6 layers, width 112), 8 tasks of 8 + 8 sequences of 32.
 
-Settings are interleaved; ratios are of medians. Memory is what the compiled program sets aside for temporary values. Prints
+Settings are interleaved, each after a run that is not counted; ratios are of medians. Memory is what the compiled program sets aside for temporary values. Prints
 one table and writes results/in_flight.json; cases that are not measured stay.
 """
 
@@ -212,10 +212,10 @@ def measure(name: str, what: str, rounds: int) -> dict:
     programs = {size: program(what, problem, params, count, alpha, size) for size in sizes}
     programs = {size: (lowered.compile(), inputs) for size, (lowered, inputs) in programs.items()}
     times: dict[int, list[float]] = {size: [] for size in programs}
-    for run, inputs in programs.values():
-        jax.block_until_ready(run(*inputs))
     for _ in range(rounds):
         for size, (run, inputs) in programs.items():
+            # Not counted: it fetches the memory that the program before has given back.
+            jax.block_until_ready(run(*inputs))
             start = time.perf_counter()
             for _ in range(repeats):
                 jax.block_until_ready(run(*inputs))
