@@ -6,7 +6,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-mission test-all lint bench bench-env clean
+.PHONY: demo test test-mission test-all fuzz lint bench bench-env clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -20,6 +20,11 @@ test-mission: $(VENV)/.installed-test
 
 test-all: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "slow or not slow"
+
+# How many examples the fuzz tests take, as a multiple; the ordinary suite takes 20.
+FUZZ ?= 100
+fuzz: $(VENV)/.installed-test
+	ADAPTAX_FUZZ=$(FUZZ) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/fuzz
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

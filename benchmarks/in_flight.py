@@ -11,8 +11,8 @@ after 0 and 5 steps (`evaluate`):
 - wide: an MLP with a hidden layer of 2,048 x 2,048, 8 tasks of 5 + 5 points;
 - transformer: 1.0 million parameters (6 layers, width 112), 8 tasks of 8 + 8 sequences of 32.
 
-Settings are interleaved, each after a run that is not counted; ratios are of medians. Memory is what the compiled program sets aside for temporary values. Prints
-one table and writes results/in_flight.json; cases that are not measured stay.
+Settings are interleaved, each after a run that is not counted; ratios are of medians. Memory is what the compiled program
+sets aside for temporary values. Prints one table and writes results/in_flight.json; cases that are not measured stay.
 """
 
 import argparse
