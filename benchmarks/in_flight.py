@@ -191,8 +191,8 @@ def chosen_size(what: str, problem, params, count: int, alpha: float) -> int:
 
     sizes, original = [], Traced.at_a_time
 
-    def noted(self, count, in_flight=None):
-        sizes.append(original(self, count, in_flight))
+    def noted(self, count, in_flight=None, **options):
+        sizes.append(original(self, count, in_flight, **options))
         return sizes[-1]
 
     Traced.at_a_time = noted

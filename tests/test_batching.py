@@ -66,8 +66,8 @@ def test_copies_of_parameters_iterates_and_the_state_of_an_optimiser_count(rows)
 def sizes_of(monkeypatch):
     sizes, original = [], Traced.at_a_time
 
-    def noted(self, count, in_flight=None):
-        sizes.append(original(self, count, in_flight))
+    def noted(self, count, in_flight=None, **options):
+        sizes.append(original(self, count, in_flight, **options))
         return sizes[-1]
 
     monkeypatch.setattr(Traced, "at_a_time", noted)
@@ -81,7 +81,7 @@ def test_large_parameters_are_adapted_a_task_at_a_time_and_small_ones_together(m
 
     problem = ax.FiniteSum(lambda p, b: jnp.mean((p["table"][b[0]] @ p["head"] - b[1]) ** 2), sample)
     tasks, inner = jax.vmap(sample)(jax.random.split(jax.random.key(0), 6)), ax.Inner(2, 0.1)
-    for rows, expected in ((9, 6), (2 * _batching._CACHE // 32, 1)):
+    for rows, expected in ((9, 6), (2 * _batching._SUMMED // 32, 1)):
         params, sizes = {"table": jnp.ones((rows, 8)), "head": jnp.ones(8)}, sizes_of(monkeypatch)
         if what == "batch":
             ax.MetaGradient(inner).batch(problem, params, tasks)
@@ -97,7 +97,9 @@ def test_large_parameters_are_adapted_a_task_at_a_time_and_small_ones_together(m
 
 def test_groups_are_full_where_a_size_near_the_largest_divides_the_count():
     traced = Traced(lambda x: jnp.sin(x), jnp.zeros((2, _batching._CACHE // 4 // 10)))
-    assert [traced.at_a_time(count) for count in (3, 10, 12, 32, 35, 23)] == [3, 10, 6, 8, 7, 10]
+    assert [traced.at_a_time(count) for count in (3, 10, 12, 32, 35, 23)] == [3, 10, 6, 8, 7, 8]
+    # Where results are summed the groups decide the rounding, and a small batch is one group.
+    assert [traced.at_a_time(count, summed=True) for count in (25, 100)] == [25, 100]
 
 
 def test_the_program_that_was_traced_gives_the_function_itself():

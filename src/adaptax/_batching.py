@@ -16,8 +16,9 @@ from adaptax.errors import InputError
 from adaptax.problem import AbstractProblem
 
 # Bytes that the tasks in flight may hold together. On a CPU a few small tasks share the fixed cost of an operation, and larger
-# groups only leave the cache; an accelerator needs large batches to be busy, so it gets a share of its memory.
-_CACHE = 3 << 17
+# groups only leave the cache; an accelerator needs large batches to be busy, so it gets a share of its memory. Where results
+# are summed a small batch is one group, since the groups decide how the sum is rounded.
+_CACHE, _SUMMED = 3 << 17, 4 << 20
 _SHARE, _ACCELERATOR = 1 / 16, 2 << 30
 
 
@@ -51,20 +52,21 @@ class Traced:
     def __call__(self, inputs: PyTree) -> Any:
         return jax.tree.unflatten(self._structure, self._run(*jax.tree.leaves(inputs)))
 
-    def at_a_time(self, count: int, in_flight: int | None = None) -> int:
-        """How many of `count` tasks to hold at a time: as asked, or by what one task holds."""
+    def at_a_time(self, count: int, in_flight: int | None = None, *, summed: bool = False) -> int:
+        """How many of `count` tasks to hold at a time: as asked, or by what one task holds; `summed` if results are."""
         if in_flight is not None:
             return min(in_flight, count)
         if self.host:  # every call of the host has a fixed cost
             return count
-        most = int(np.clip(_budget() // max(self.held, 1), 1, count))
+        most = int(np.clip(_budget(summed) // max(self.held, 1), 1, count))
         # A last group that is not full is filled with copies, so a size that divides the count is better.
-        return next((size for size in range(most, most // 2, -1) if count % size == 0), most)
+        even = -(-count // -(-count // most))
+        return next((size for size in range(most, most // 2, -1) if count % size == 0), even)
 
 
-def _budget() -> int:
+def _budget(summed: bool) -> int:
     if jax.default_backend() == "cpu":
-        return _CACHE
+        return _SUMMED if summed else _CACHE
     memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
     return _ACCELERATOR if memory is None else int(_SHARE * memory)
 

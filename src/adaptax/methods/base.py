@@ -174,7 +174,7 @@ def weighted_sum(
 
     inputs, count = (tasks, keys, weights), weights.shape[0]
     traced = Traced(one, inputs)
-    size = traced.at_a_time(count, in_flight)
+    size = traced.at_a_time(count, in_flight, summed=True)
     if size == count:
         (value, grad), infos = group(inputs)
         return value, grad, infos
