@@ -236,7 +236,7 @@ def measure(name: str, what: str, rounds: int) -> dict:
 
 def table_of(result: dict) -> tuple[list[str], list[list[str]]]:
     """Median times and memory by size of the groups."""
-    head = ["", "program", "tasks", *(f"{n} at a time" for n in (1, 2, 4, 8)), "all", "time / best", "memory / least"]
+    head = ["", "program", "tasks", *(f"{n} at a time" for n in (1, 2, 4, 8)), "all", "time / best", "memory / least", "commit"]
     rows = []
     for case in result["cases"].values():
         cells = []
@@ -246,7 +246,11 @@ def table_of(result: dict) -> tuple[list[str], list[list[str]]]:
             cells.append(f"**{text}**" if size == case["chosen"] else text)
         if case["tasks"] == 8:
             cells[-1] = ""
-        ratios = (f"{case['chosen_over_best']:.2f} ({case['chosen']} at a time)", f"{case['memory_over_least']:.2f}")
+        ratios = (
+            f"{case['chosen_over_best']:.2f} ({case['chosen']} at a time)",
+            f"{case['memory_over_least']:.2f}",
+            case["commit"],
+        )
         rows.append([case["title"], case["what"], str(case["tasks"]), *cells, *ratios])
     return head, rows
 
@@ -259,9 +263,10 @@ def main() -> None:
     options = parser.parse_args()
     path = RESULTS / "in_flight.json"
     cases = json.loads(path.read_text())["cases"] if path.exists() else {}
+    commit = measurement(parser, options)["commit"]
     for name in options.case:
         for what in options.what:
-            found = {"title": CASES[name][0], "what": what, **measure(name, what, options.rounds)}
+            found = {"title": CASES[name][0], "what": what, "commit": commit, **measure(name, what, options.rounds)}
             cases[f"{name}, {what}"] = found
             print(f"{name}, {what}: {found['chosen']} at a time, {found['chosen_over_best']:.2f} x the best time,",
                   f"{found['memory_over_least']:.2f} x the least memory", flush=True)  # fmt: skip

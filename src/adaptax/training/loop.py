@@ -22,7 +22,7 @@ from adaptax.problem import AbstractProblem
 from adaptax.training.callbacks import BestState, Certificate, Evaluation, check_callbacks, check_measurement, columns_of
 from adaptax.training.history import History
 from adaptax.training.memory import Memory
-from adaptax.training.older import older, settled
+from adaptax.training.older import older, with_direction
 from adaptax.training.resuming import check_resumable, describe_run
 from adaptax.training.run import Run
 from adaptax.training.skipped import Skipped, explain
@@ -171,7 +171,7 @@ def train(
     if run is not None and found:
         run.raise_steps(steps)
         restored = run.restore(start, lambda: older(step, start))
-        start = start if restored is None else settled(step, restored, ahead)
+        start = start if restored is None else with_direction(step, restored, ahead)
         history.load(run, int(start.step), watched)
         for entry in watched:
             if hasattr(entry, "resume"):

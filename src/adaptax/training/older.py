@@ -29,7 +29,7 @@ def older(step: Step, state: State) -> State:
     return State(state.step, params, opt_state, state.inner, estimate, state.key, state.skipped, memory, trained)
 
 
-def settled(step: Step, state: State, tasks: PyTree = None) -> State:
+def with_direction(step: Step, state: State, tasks: PyTree = None) -> State:
     """A state that was read, with a curvature estimate whose direction has the leaves that adapt now.
 
     Arguments:
