@@ -73,7 +73,7 @@ def derive(N, v, m):
             v.alpha**2 * v.L / 2 * m.exp(rate * (j + 1)) * m.exp(rate * (N - 1 - j)) for j in range(N)
         ),
         "r": factor, "p": product, "q": product * gradient[N], "before": gradient[N - 1],
-        "p_excess": binomials, "q_excess": binomials * (2 + binomials), "margin": 2 - product * gradient[N],
+        "drift": binomials, "shift": binomials * (2 + binomials), "margin": 2 - product * gradient[N],
     }  # fmt: skip
     out |= {f"iterate_distance_{j}": distance[j] for j in range(N + 1)}
     floor_0 = smooth(0, 0)
@@ -122,14 +122,14 @@ def sampling(N, v, m, norms):
     return {f"path_deviation_{j}": deviation[j] for j in range(N + 1)} | {
         "path_error": deviation[N] * error, "bias_slope": c_2 * m.sqrt(v.S), "bias_constant": c_3 * v.S, "bias": bias(v.g),
         "bias_of": bias, "mean_bias": bias(norms(v.y)), "factor_growth": growth,
-        "second_moment": moment((gradient[N] * v.g + drift) ** 2), "moment_of": moment, "drift": drift, "grown": gradient[N],
+        "second_moment": moment((gradient[N] * v.g + drift) ** 2), "moment_of": moment, "strayed": drift, "grown": gradient[N],
     }  # fmt: skip
 
 
 def second_moment(out, v, mean):
     """E||G||² as a function of ||grad||², by (a + b)² <= 2a² + 2b² twice."""
     u_1, u_0 = mean
-    grown, drift = out["grown"], out["drift"]
+    grown, drift = out["grown"], out["strayed"]
 
     def norms(y2):
         return 2 * u_1**2 * y2 + 2 * u_0**2 + v.sigma**2

@@ -1,6 +1,7 @@
 """The convergence theory as functions: every bound with every term, and the planner that inverts them. It imports no JAX."""
 
-from adaptax.theory.constants import Constants, Expansion, guaranteed_alpha, largest_alpha, largest_steps
+from adaptax.theory.adapted import adapted_smoothness
+from adaptax.theory.constants import Constants, Expansion, largest_alpha
 from adaptax.theory.convergence import (
     Bound,
     bias_square,
@@ -15,6 +16,7 @@ from adaptax.theory.convergence import (
 )
 from adaptax.theory.limits import Limits, limits
 from adaptax.theory.planner import Plan, plan
+from adaptax.theory.rules import guaranteed_alpha, largest_steps, two_sided_alpha
 from adaptax.theory.sampling import (
     bias,
     bias_constant,
@@ -48,6 +50,7 @@ __all__ = [
     "Limits",
     "Plan",
     "adaptation_shift",
+    "adapted_smoothness",
     "bias",
     "bias_constant",
     "bias_slope",
@@ -82,4 +85,5 @@ __all__ = [
     "target_gradient",
     "task_noise",
     "task_spread",
+    "two_sided_alpha",
 ]

@@ -113,7 +113,7 @@ def certified_gradient(path: Expansion, c: Constants, mean_norm: float, tasks: i
     """
     confidence = check_real("certified_gradient", "confidence", confidence, above=0, below=1)
     t = 1 / (path.contracted().margin * math.sqrt((1 - confidence) * tasks))
-    left = 1 - path.q_excess * t
+    left = 1 - path.shift * t
     return (mean_norm + t * task_noise(path, c)) / left if left > 0 else math.inf
 
 
@@ -172,7 +172,7 @@ def finite_sum_ledger(
     a, c_phi = floor + slope * noise / path.margin, slope / path.margin
     m2 = step_second_moment(smoothness_variance(path, c, sizes["smoothness_tasks"]))
     kept = m2 / (2 * C_beta)
-    expansion = kept * (path.q_excess / path.margin) ** 2 / tasks
+    expansion = kept * (path.shift / path.margin) ** 2 / tasks
     spread = kept * (noise / path.margin) ** 2 / (tasks * floor)
     start = C_beta * (c.gap or 0.0) / sizes["iterations"]
     if theta is None and epsilon is None:
@@ -332,7 +332,7 @@ def moment_constant(
     Source: docs/theory.md, section 6.
     """
     drift = 2 * (path.L * sampling.path_error(path, c, path.steps, step_samples)) ** 2
-    tasks = 2 * path.q * c.sigma**2 * (2 * (path.q_excess / path.margin) ** 2 + 1)
+    tasks = 2 * path.q * c.sigma**2 * (2 * (path.shift / path.margin) ** 2 + 1)
     growth = sampling.factor_growth(path, c, curvature_samples) ** path.steps
     return growth * (c.sigma_g**2 / target_samples + drift + tasks)
 
