@@ -7,6 +7,7 @@ import mpmath
 import numpy as np
 from scipy.optimize import minimize_scalar
 from theory import exact, noisy, runs
+from theory.signs import SIGNS
 from theory.structure import constants, derivation, draw, equal, theorems
 
 from adaptax.errors import InputError
@@ -246,7 +247,7 @@ def measured(t):
         assert all(ratios.min() > 0.92 and ratios.max() <= 1 + 1e-6 for ratios in part.values())
 
 
-CHECKS = {
+CHECKS = SIGNS | {
     f.__name__: f
     for f in (
         derivation,

@@ -8,7 +8,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-MODULES = ("powers", "constants", "rules", "smoothness", "adapted", "sampling", "convergence", "limits")
+MODULES = ("powers", "constants", "rules", "smoothness", "sampling", "convergence", "adapted", "limits")
 # Functions that refuse bad input and have no formulas.
 OUTSIDE = {"check_real", "check_whole", "_check", "__post_init__", "contracted"}
 SWAPS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}

@@ -1,6 +1,6 @@
 """The convergence theory as functions: every bound with every term, and the planner that inverts them. It imports no JAX."""
 
-from adaptax.theory.adapted import adapted_smoothness
+from adaptax.theory.adapted import adapted_convergence, adapted_smoothness
 from adaptax.theory.constants import Constants, Expansion, largest_alpha
 from adaptax.theory.convergence import (
     Bound,
@@ -14,7 +14,7 @@ from adaptax.theory.convergence import (
     smoothness_variance,
     step_second_moment,
 )
-from adaptax.theory.limits import Limits, limits
+from adaptax.theory.limits import AdaptedLimits, Limits, adapted_limits, limits
 from adaptax.theory.planner import Plan, plan
 from adaptax.theory.rules import guaranteed_alpha, largest_steps, two_sided_alpha
 from adaptax.theory.sampling import (
@@ -44,12 +44,15 @@ from adaptax.theory.smoothness import (
 )
 
 __all__ = [
+    "AdaptedLimits",
     "Bound",
     "Constants",
     "Expansion",
     "Limits",
     "Plan",
     "adaptation_shift",
+    "adapted_convergence",
+    "adapted_limits",
     "adapted_smoothness",
     "bias",
     "bias_constant",

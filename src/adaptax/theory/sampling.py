@@ -40,8 +40,13 @@ def path_error(path: Expansion, c: Constants, j: int, step_samples: float) -> fl
 
 def bias_slope(path: Expansion, c: Constants) -> float:
     r"""$c_2 = \alpha\rho r^{2N-1}\sigma_g\sum_{j<N}m_j$ (a pure number). Source: docs/theory.md, section 6 (2)."""
+    return adapted_bias_slope(path, c) * path.p
+
+
+def adapted_bias_slope(path: Expansion, c: Constants) -> float:
+    r"""$c_2/p$, the factor of $\|\nabla l_i(\tilde w_N)\|/\sqrt S$ in the bias. Source: docs/theory.md, section 6.1."""
     total = path_deviation(path, np.arange(path.steps)).sum()
-    return float(path.alpha * c.rho * path.before * path.p * c.sigma_g * total)
+    return float(path.alpha * c.rho * path.before * c.sigma_g * total)
 
 
 def bias_constant(path: Expansion, c: Constants) -> float:
