@@ -168,6 +168,8 @@ def refused(t):
     # A larger floor is that of a larger L, where L has no other part.
     larger = t.adapted_convergence(t.Constants(L=30.0, rho=1.0, sigma=0.0, gap=1.0, lam=1.0, mu=0.0), 1.0, 10, **sizes)
     assert larger == t.adapted_convergence(c, 1.0, 10, floor=30.0, **sizes)
+    settled = t.Constants(L=1.0, rho=1.0, sigma=0.0, gap=0.0, mu=0.0)
+    assert t.adapted_convergence(settled, 1.0, 10, norm_spread=0.0, **sizes).start == 0
     # Just enough tasks: kappa is positive from there on.
     x = t.jacobian_lipschitz(c.path(1.0, 10), 1.0) ** 2
     enough = {**sizes, "smoothness_tasks": math.ceil(x * 1.001)}

@@ -5,7 +5,7 @@ from numbers import Real
 from typing import Any
 
 from adaptax._checks import check_real, check_whole
-from adaptax.theory.powers import maximum, where
+from adaptax.theory.powers import maximum
 
 
 def guaranteed_alpha(L: float, steps: int, gamma: float = 1 / 8) -> float:
@@ -82,7 +82,5 @@ def two_sided_alpha(lam: Any, mu: Any, steps: int, *, gamma_plus: float = 1.0, g
         lam = check_real("two_sided_alpha", "lam", lam, above=0)
         if isinstance(mu, Real):
             mu = check_real("two_sided_alpha", "mu", mu, least=-lam)
-    # The largest of the reciprocals, none of which divides by zero.
-    negative = where(mu > 0, steps * mu / gamma, 0 * mu)
-    strong = where(mu < 0, (lam - mu) / 2, 0 * mu)
-    return 1 / maximum(maximum(lam / gamma_plus, negative), strong)
+    # Reciprocals, so that nothing divides by zero. The second is below the first for mu <= 0, the third for mu >= 0.
+    return 1 / maximum(maximum(lam / gamma_plus, steps * mu / gamma), (lam - mu) / 2)
