@@ -66,10 +66,16 @@ def test_edge_is_gamma_over_the_largest_eigenvalue(gamma):
     assert abs(float(inner.stepsize) * 1.6 * SPECTRUM[0] / gamma - 1) < 0.01
 
 
-@pytest.mark.parametrize("steps", [1, 4, 16])
-def test_guaranteed_is_gamma_over_n_l(steps):
-    inner = resolve(ax.Inner(steps, Guaranteed()), PROBLEM, W, tasks(hessian()))
-    assert abs(float(inner.stepsize) * steps * SPECTRUM[0] * 8 - 1) < 0.01
+@pytest.mark.parametrize("differences", [False, True])
+@pytest.mark.parametrize(
+    "options, expected", [({}, [1 / 8, 1 / 32, 1 / 128]), ({"gamma": 2.0, "gamma_plus": 1.5}, [0.3, 0.3, 0.125])]
+)
+def test_guaranteed_is_the_smaller_of_two_conditions(options, expected, differences):
+    # The largest eigenvalue of the first task is 5, and the smallest of the second -1.
+    batch = tasks(hessian(spectrum=np.maximum(SPECTRUM, 0)), hessian(0.8, 1, SPECTRUM * [1, 1, 1, 1, 1.25]))
+    for steps, alpha in zip((1, 4, 16), expected, strict=True):
+        inner = resolve(ax.Inner(steps, Guaranteed(**options, differences=differences)), PROBLEM, W, batch)
+        assert float(inner.stepsize) == pytest.approx(alpha, rel=0.01)
 
 
 def test_curvature_is_measured_along_the_path():

@@ -9,8 +9,8 @@ from helpers import images, regression
 
 import adaptax as ax
 from adaptax import measure
+from adaptax._lanczos import extremes
 from adaptax.errors import InputError
-from adaptax.measure.lanczos import extremes
 from adaptax.tasks import cosine
 
 

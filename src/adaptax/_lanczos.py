@@ -1,17 +1,29 @@
 """Extreme eigenvalues of a symmetric map known by its products."""
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 from matfree.decomp import tridiag_sym
+
+from adaptax import _tree
 
 # Lanczos vectors count as orthonormal up to this error; after a breakdown they are not.
 _ORTHONORMAL = 1e-3
 
 
-def extremes(product: Callable[[Array], Array], start: Array, iterations: int) -> tuple[Array, Array, Array]:
-    r"""The smallest and the largest Ritz value of a symmetric map H, and the unit vector of the larger in absolute value.
+class Ends(NamedTuple):
+    """The smallest and the largest Ritz value, and their unit vectors."""
+
+    low: Array
+    high: Array
+    bottom: Any
+    top: Any
+
+
+def both_ends(product: Callable[[Array], Array], start: Array, iterations: int) -> Ends:
+    r"""The smallest and the largest Ritz value of a symmetric map H on vectors, with their unit vectors.
 
     The method is Lanczos with full reorthogonalisation. Ritz values are Rayleigh quotients $v^\top Hv$, so they lie between
     the extreme eigenvalues, and are equal to them after as many products as the Krylov space has dimensions. Vectors after a
@@ -28,13 +40,13 @@ def extremes(product: Callable[[Array], Array], start: Array, iterations: int) -
         start: a vector of shape (d,), not orthogonal to the eigenvectors wanted.
         iterations: how many products; at most d are taken.
 
-    Returns: two numbers and a vector of shape (d,); NaN if the first product is not finite, or the start is zero.
+    Returns: `Ends`; NaN if the first product is not finite, or the start is zero.
 
     Example:
         >>> import jax.numpy as jnp
-        >>> low, high, vector = extremes(lambda v: jnp.array([1.0, -3.0, 2.0]) * v, jnp.ones(3), 20)
-        >>> round(float(low), 4), round(float(high), 4), jnp.abs(vector).argmax().item()
-        (-3.0, 2.0, 1)
+        >>> ends = both_ends(lambda v: jnp.array([1.0, -3.0, 2.0]) * v, jnp.ones(3), 20)
+        >>> round(float(ends.low), 4), round(float(ends.high), 4), jnp.abs(ends.top).argmax().item()
+        (-3.0, 2.0, 2)
 
     Source: Golub, Van Loan, Matrix Computations, chapter 10; `matfree.decomp.tridiag_sym`.
     """
@@ -47,8 +59,19 @@ def extremes(product: Callable[[Array], Array], start: Array, iterations: int) -
     # Entries left out become copies of the first Rayleigh quotient, which move no extreme value.
     small = jnp.where(kept[:, None] & kept[None, :], small, jnp.where(jnp.eye(count, dtype=bool), small[0, 0], 0))
     values, vectors = jnp.linalg.eigh(jnp.where(kept[0], small, 0))
-    low, high = values[0], values[-1]
-    chosen = jnp.where(kept, jnp.where(high >= -low, vectors[:, -1], vectors[:, 0]), 0)
-    vector = chosen @ jnp.where(kept[:, None], basis, 0)
-    low, high, vector = (jnp.where(kept[0], x, jnp.nan) for x in (low, high, vector))
-    return low, high, vector
+    basis = jnp.where(kept[:, None], basis, 0)
+    bottom, top = (jnp.where(kept, vectors[:, k], 0) @ basis for k in (0, -1))
+    return Ends(*(jnp.where(kept[0], x, jnp.nan) for x in (values[0], values[-1], bottom, top)))
+
+
+def extremes(product: Callable[[Array], Array], start: Array, iterations: int) -> tuple[Array, Array, Array]:
+    """Both ends by `both_ends`, and the unit vector of the larger in absolute value."""
+    low, high, bottom, top = both_ends(product, start, iterations)
+    return low, high, jnp.where(high >= -low, top, bottom)
+
+
+def tree_ends(product: Callable[[PyTree], PyTree], start: PyTree, iterations: int) -> Ends:
+    """`both_ends` of a map on trees like `start`; the Lanczos vectors are held in at least single precision."""
+    unravel = _tree.unraveller(start)
+    low, high, *vectors = both_ends(lambda v: _tree.ravel(product(unravel(v))), _tree.ravel(start), iterations)
+    return Ends(low, high, *map(unravel, vectors))
