@@ -7,6 +7,7 @@ import mpmath
 import numpy as np
 from scipy.optimize import minimize_scalar
 from theory import exact, noisy, runs
+from theory.signs import SIGNS
 from theory.structure import constants, derivation, draw, equal, theorems
 
 from adaptax.errors import InputError
@@ -32,8 +33,8 @@ def expansion(t):
     with mpmath.workdps(60):
         for rate, steps in ((1e-17, 1), (3e-12, 10**6), (1e-9, 1000)):
             path, r = t.Expansion(rate / 2, 2.0, steps), 1 + mpmath.mpf(rate)
-            equal(path.p_excess, float(r**steps - 1))
-            equal(path.q_excess, float(r ** (2 * steps) - 1))
+            equal(path.drift, float(r**steps - 1))
+            equal(path.shift, float(r ** (2 * steps) - 1))
             equal(t.jacobian_lipschitz(path, 3.0), float(mpmath.mpf(3) / 2 * r ** (steps - 1) * (r**steps - 1)))
             deviation = mpmath.sqrt(mpmath.mpf(rate) / 2 * (r ** (2 * steps) - 1) / (2 * (2 + mpmath.mpf(rate))))
             equal(t.path_deviation(path, steps), float(deviation))
@@ -211,7 +212,7 @@ def chebyshev(t):
         equal(t.certified_gradient(path, c, norm - off, count, confidence=1 - eta), norm)
     assert t.certified_gradient(path, c, 1.0, 50) == t.certified_gradient(path, c, 1.0, 50, 0.95)
     # Where (q - 1) t is 1 or more, the bound is infinite.
-    edge = (path.q_excess / path.margin) ** 2
+    edge = (path.shift / path.margin) ** 2
     for count, known in ((0.999 * edge, False), (1.001 * edge, True)):
         assert math.isfinite(t.certified_gradient(path, c, 1.0, count, confidence=1e-12)) == known
     for confidence in (0.0, 1.0, 1.3):
@@ -246,7 +247,7 @@ def measured(t):
         assert all(ratios.min() > 0.92 and ratios.max() <= 1 + 1e-6 for ratios in part.values())
 
 
-CHECKS = {
+CHECKS = SIGNS | {
     f.__name__: f
     for f in (
         derivation,

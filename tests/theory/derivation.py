@@ -25,14 +25,19 @@ def positive_root():
     return (a, c, R), root
 
 
+def largest_factor(v):
+    """The largest |1 - alpha h| over curvatures h: in [-L, L], or in [-mu, lam] where those are known."""
+    return 1 + v.alpha * v.L if not hasattr(v, "mu") else max(abs(1 + v.alpha * v.mu), abs(1 - v.alpha * v.lam))
+
+
 def paths(N, v):
     """Bounds along two paths: distances, gradients, lengths (relative to the first gradient), a factor, P, P's difference."""
     distance, gradient, moved = [v.L * 0 + 1], [v.L * 0 + 1], [v.L * 0]
+    factor = largest_factor(v)
     for _ in range(N):
-        distance.append(distance[-1] + v.alpha * v.L * distance[-1])
+        distance.append(distance[-1] * factor)
         moved.append(moved[-1] + v.alpha * gradient[-1])
-        gradient.append(gradient[-1] + v.L * v.alpha * gradient[-1])
-    factor = 1 + v.alpha * v.L
+        gradient.append(gradient[-1] * factor)
     difference = sum(prod([factor] * k) * v.alpha * v.rho * distance[k] * prod([factor] * (N - 1 - k)) for k in range(N))
     return distance, gradient, moved, factor, prod([factor] * N), difference
 
@@ -47,7 +52,11 @@ def derive(N, v, m):
     def smooth(g, b):
         return product * v.L * distance[N] + difference * target(g, b)
 
+    # How far a product of N factors and one of 2N can be from the identity: by their expansion, or factor by factor.
+    whole = sum(comb(2 * N, k) * (v.alpha * v.L) ** k for k in range(1, 2 * N + 1))
     binomials = sum(comb(N, k) * (v.alpha * v.L) ** k for k in range(1, N + 1))
+    if hasattr(v, "mu"):
+        binomials, whole = (sum(v.alpha * v.L * prod([factor] * k) for k in range(n)) for n in (N, 2 * N))
 
     def shift(g, b):
         return product * v.L * moved[N] * (g + b) + binomials * g
@@ -73,7 +82,7 @@ def derive(N, v, m):
             v.alpha**2 * v.L / 2 * m.exp(rate * (j + 1)) * m.exp(rate * (N - 1 - j)) for j in range(N)
         ),
         "r": factor, "p": product, "q": product * gradient[N], "before": gradient[N - 1],
-        "p_excess": binomials, "q_excess": binomials * (2 + binomials), "margin": 2 - product * gradient[N],
+        "drift": v.L * moved[N], "shift": whole, "margin": 1 - whole,
     }  # fmt: skip
     out |= {f"iterate_distance_{j}": distance[j] for j in range(N + 1)}
     floor_0 = smooth(0, 0)
@@ -122,14 +131,14 @@ def sampling(N, v, m, norms):
     return {f"path_deviation_{j}": deviation[j] for j in range(N + 1)} | {
         "path_error": deviation[N] * error, "bias_slope": c_2 * m.sqrt(v.S), "bias_constant": c_3 * v.S, "bias": bias(v.g),
         "bias_of": bias, "mean_bias": bias(norms(v.y)), "factor_growth": growth,
-        "second_moment": moment((gradient[N] * v.g + drift) ** 2), "moment_of": moment, "drift": drift, "grown": gradient[N],
+        "second_moment": moment((gradient[N] * v.g + drift) ** 2), "moment_of": moment, "strayed": drift, "grown": gradient[N],
     }  # fmt: skip
 
 
 def second_moment(out, v, mean):
     """E||G||² as a function of ||grad||², by (a + b)² <= 2a² + 2b² twice."""
     u_1, u_0 = mean
-    grown, drift = out["grown"], out["drift"]
+    grown, drift = out["grown"], out["strayed"]
 
     def norms(y2):
         return 2 * u_1**2 * y2 + 2 * u_0**2 + v.sigma**2

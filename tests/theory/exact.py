@@ -26,13 +26,13 @@ def column(values, shape):
     return np.broadcast_to(np.asarray(values)[:, None], shape)
 
 
-def geometry(t, rng, finite_sum):
+def geometry(t, rng, finite_sum, two_sided=False):
     """Bounds that hold for any q, for near and far points: distances, products, targets, smoothness, shifts."""
-    return gather([_geometry(t, rng, finite_sum, *shape) for shape in SHAPES])
+    return gather([_geometry(t, rng, finite_sum, two_sided, *shape) for shape in SHAPES])
 
 
-def _geometry(t, rng, finite_sum, dim, tasks, n):
-    family = random_family(rng, n, dim, tasks, contracted=False, finite_sum=finite_sum)
+def _geometry(t, rng, finite_sum, two_sided, dim, tasks, n):
+    family = random_family(rng, n, dim, tasks, contracted=False, finite_sum=finite_sum, two_sided=two_sided)
     w = random_points(rng, family)
     step = rng.standard_normal(w.shape)
     u = w + step / norm(step, axis=-1, keepdims=True) * (10 ** rng.uniform(-3, 1, n))[:, None, None]
@@ -48,6 +48,12 @@ def _geometry(t, rng, finite_sum, dim, tasks, n):
     mean = size.mean(1).tolist()
     smooth = [t.smoothness(p, c, g, b) for p, c, g, b in zip(paths, rho, mean, spread, strict=True)]
 
+    adapted = norm(family.gradient(family.target, u_end), axis=-1)
+    L = family.L.tolist()
+
+    def by_adapted(gradients):
+        return np.array([t.adapted_smoothness(p, *row) for p, *row in zip(paths, rho, L, gradients, strict=True)])
+
     def rows(bound):
         return np.array([bound(p, size[k], gaps[k]) for k, p in enumerate(paths)])
 
@@ -59,16 +65,19 @@ def _geometry(t, rng, finite_sum, dim, tasks, n):
         "target_gradient": norm(family.gradient(family.target, w_end), axis=-1) / rows(t.target_gradient),
         "smoothness": norm((meta - elsewhere).mean(1), axis=-1) / (np.array(smooth) * apart[:, 0]),
         "adaptation_shift": norm(meta - target, axis=-1) / rows(t.adaptation_shift),
+        "adapted_smoothness": norm(meta - elsewhere, axis=-1) / (by_adapted(adapted) * apart),
+        "adapted_smoothness of all tasks": norm((meta - elsewhere).mean(1), axis=-1)
+        / (by_adapted(adapted.mean(1)) * apart[:, 0]),
     }
 
 
-def control(t, rng, finite_sum):
-    """Bounds by the meta-gradient, which need q < 2."""
-    return gather([_control(t, rng, finite_sum, *shape) for shape in SHAPES])
+def control(t, rng, finite_sum, two_sided=False):
+    """Bounds by the meta-gradient, which need q < 2, or alpha L S_2N < 1."""
+    return gather([_control(t, rng, finite_sum, two_sided, *shape) for shape in SHAPES])
 
 
-def _control(t, rng, finite_sum, dim, tasks, n):
-    family = random_family(rng, n, dim, tasks, contracted=True, finite_sum=finite_sum)
+def _control(t, rng, finite_sum, two_sided, dim, tasks, n):
+    family = random_family(rng, n, dim, tasks, contracted=True, finite_sum=finite_sum, two_sided=two_sided)
     w = np.broadcast_to(random_points(rng, family), family.target[0].shape)
     meta, gradients = family.meta_gradients(w), family.gradient(family.target, w)
     total = norm(meta.mean(1), axis=-1)

@@ -21,6 +21,7 @@ class Family:
     alpha: np.ndarray
     steps: np.ndarray
     noise: np.ndarray
+    two_sided: bool = False
 
     @property
     def dim(self):
@@ -29,6 +30,14 @@ class Family:
     @property
     def L(self):
         return np.abs(np.linalg.eigvalsh(self.matrix)).max(-1) + self.amplitude
+
+    @property
+    def lam(self):
+        return np.maximum(np.linalg.eigvalsh(self.matrix)[:, -1] + self.amplitude, 0)
+
+    @property
+    def mu(self):
+        return self.amplitude - np.linalg.eigvalsh(self.matrix)[:, 0]
 
     def active(self, j):
         """The family of the problems that take step j: those with more than j steps come first."""
@@ -111,10 +120,17 @@ class Family:
         """The constants of each problem, in the form that the theory takes."""
         columns = [self.L, self.amplitude, self.sigma, self.sigma_g, self.noise[:, 1], self.b]
         gaps = [None] * len(self.alpha) if gap is None else gap.tolist()
-        return [t.Constants(*row, gap=g) for row, g in zip(np.stack(columns, 1).tolist(), gaps, strict=True)]
+        rows = zip(np.stack(columns, 1).tolist(), gaps, *self._curvature(), strict=True)
+        return [t.Constants(*row, gap=g, lam=lam, mu=mu) for row, g, lam, mu in rows]
 
     def paths(self, t):
-        return [t.Expansion(*row) for row in zip(self.alpha.tolist(), self.L.tolist(), self.steps.tolist(), strict=True)]
+        rows = zip(self.alpha.tolist(), self.L.tolist(), self.steps.tolist(), *self._curvature(), strict=True)
+        return [t.Expansion(*row) for row in rows]
+
+    def _curvature(self):
+        # Rounding must not make mu less than -lam, where all curvature is the same.
+        lam = self.lam
+        return (lam.tolist(), np.maximum(self.mu, -lam).tolist()) if self.two_sided else [[None] * len(lam)] * 2
 
     def _components(self, terms):
         phases, offsets = terms
@@ -136,13 +152,19 @@ def largest_root(components):
     return np.sqrt(height.max(-1).sum(-1))
 
 
-def random_family(rng, n, dim, tasks, *, contracted, definite=False, finite_sum=True, highest=3.0, most=STEPS):
-    """Steps 1..most, log-uniform with both ends; gamma = alpha N L up to q = 2 if contracted, else up to `highest`."""
+def random_family(rng, n, dim, tasks, *, contracted, definite=False, finite_sum=True, highest=3.0, most=STEPS, two_sided=False):
+    """Steps 1..most, log-uniform with both ends; gamma = alpha N L up to q = 2 if contracted, else up to `highest`.
+
+    If two-sided, alpha lam goes up to 2.2 instead, N alpha mu up to `highest`, and every other problem is strongly convex up
+    to the cosines.
+    """
     steps = np.floor(np.exp(rng.uniform(0, np.log(most + 1), n))).astype(int)
     steps[0], steps[-1] = most, 1
     steps = -np.sort(-np.minimum(steps, most))
     L, share = 10 ** rng.uniform(-1, 1, n), 10 ** rng.uniform(-2, 0, n)
     eigenvalues = rng.uniform(0.05, 1, (n, dim)) * (1 if definite else rng.choice([-1, 1], (n, dim)))
+    if two_sided:
+        eigenvalues[::2] = np.abs(eigenvalues[::2])
     eigenvalues *= (L * np.minimum(1 - share, 0.95) + 1e-3 * L)[:, None] / np.abs(eigenvalues).max(1, keepdims=True)
     basis, _ = np.linalg.qr(rng.standard_normal((n, dim, dim)))
     matrix = (basis * eigenvalues[:, None]) @ np.swapaxes(basis, 1, 2)
@@ -155,7 +177,9 @@ def random_family(rng, n, dim, tasks, *, contracted, definite=False, finite_sum=
         phases = phases + apart * rng.uniform(-1, 1, phases.shape)
         offsets = offsets + apart * L[:, None, None] * rng.standard_normal(offsets.shape)
     noise = 10 ** rng.uniform(-1.5, 0.5, (n, 2)) * L[:, None]
-    family = Family(matrix, L * share, (phases, offsets), target, L, steps, noise)
+    family = Family(matrix, L * share, (phases, offsets), target, L, steps, noise, two_sided)
+    if two_sided:
+        return replace(family, alpha=_two_sided_alpha(rng, family, contracted, highest))
     threshold = steps * np.expm1(np.log(2) / (2 * steps))
     gamma = threshold * rng.uniform(0.01, 0.98, n) if contracted else 10 ** rng.uniform(-2, np.log10(highest), n)
     return replace(family, alpha=gamma / (steps * family.L))
@@ -165,3 +189,21 @@ def random_points(rng, family):
     """One random point for each problem, (n, 1, d)."""
     n = len(family.alpha)
     return (10 ** rng.uniform(-1, 1, n))[:, None, None] * rng.standard_normal((n, 1, family.dim))
+
+
+def _two_sided_alpha(rng, family, contracted, highest):
+    """alpha lam and N alpha mu up to the ends; if contracted, alpha L S_2N anywhere below 1."""
+    lam, mu, n = np.maximum(family.lam, 0.05 * family.L), np.maximum(family.mu, 1e-9), len(family.alpha)
+    alpha = np.minimum(10 ** rng.uniform(-2, np.log10(2.2), n) / lam, highest * rng.uniform(0.1, 1, n) / (family.steps * mu))
+    if not contracted:
+        # r^N stays above about e^-5, so that rounding errors of the measured differences do not matter.
+        return np.minimum(alpha, 5 / (family.steps * np.maximum(-family.mu, 1e-9)))
+    wanted, low, high = rng.uniform(0.01, 0.98, n), np.zeros(n), 2 / family.L
+    powers = np.arange(2 * family.steps.max())
+    for _ in range(60):
+        middle = (low + high) / 2
+        r = np.maximum(1 + middle * family.mu, middle * family.lam - 1)
+        terms = r[:, None] ** powers * (powers < 2 * family.steps[:, None])
+        over = middle * family.L * terms.sum(1) > wanted
+        low, high = np.where(over, low, middle), np.where(over, middle, high)
+    return low

@@ -8,7 +8,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-MODULES = ("constants", "smoothness", "sampling", "convergence", "limits")
+MODULES = ("powers", "constants", "rules", "smoothness", "sampling", "convergence", "adapted", "limits")
 # Functions that refuse bad input and have no formulas.
 OUTSIDE = {"check_real", "check_whole", "_check", "__post_init__", "contracted"}
 SWAPS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
@@ -115,7 +115,7 @@ def changes(node):
     if isinstance(node, ast.Attribute) and node.attr == "steps" and isinstance(node.ctx, ast.Load):
         for by in (1, -1):
             yield f"{text} {by:+d}", ast.BinOp(node, ast.Add(), ast.Constant(by))
-    for old, new in (("before", "p"), ("p", "q"), ("q", "p"), ("p_excess", "q_excess"), ("q_excess", "p_excess"), ("r", "p")):
+    for old, new in (("before", "p"), ("p", "q"), ("q", "p"), ("drift", "shift"), ("shift", "drift"), ("r", "p")):
         if isinstance(node, ast.Attribute) and node.attr == old and isinstance(node.ctx, ast.Load):
             yield f"{text} -> {new}", ast.Attribute(node.value, new, ast.Load())
 

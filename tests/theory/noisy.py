@@ -35,15 +35,15 @@ def sampled(family, w, draw, curvature=1.0, target=1.0):
     return w, np.einsum("nmab,nmb->nma", product, last), form(last) + noise / target
 
 
-def enumerated(t, rng, *, contracted):
+def enumerated(t, rng, *, contracted, two_sided=False):
     """Exact expectations over the 4^N paths of two-point noise, one sample for each step."""
     shapes = ((1, 3, 600), (2, 2, 450)) if contracted else ((1, 1, 700), (2, 1, 350))
-    return gather([_enumerated(t, rng, contracted, *shape) for shape in shapes])
+    return gather([_enumerated(t, rng, contracted, two_sided, *shape) for shape in shapes])
 
 
-def _enumerated(t, rng, contracted, dim, tasks, n):
+def _enumerated(t, rng, contracted, two_sided, dim, tasks, n):
     most = FEW if not contracted else FEW - 1
-    family = random_family(rng, n, dim, tasks, contracted=contracted, finite_sum=False, most=most)
+    family = random_family(rng, n, dim, tasks, contracted=contracted, finite_sum=False, most=most, two_sided=two_sided)
     w, count = random_points(rng, family), 4**most
     code = np.tile(np.arange(count), n)[:, None, None]
 

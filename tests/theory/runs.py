@@ -102,38 +102,41 @@ def _exact(rng, big, w, each, B, B_L):
 
 
 def _noisy(rng, big, w, each, B, B_L, S, D, T, D_L):
-    some = big.chosen(_chosen(rng, big, B.max()))
-    shape = some.target[0].shape
-    s_x, s_z = (big.noise[:, k][:, None, None] for k in (0, 1))
-
-    def root(size):
-        return np.sqrt(size)[:, None, None]
-
-    def draws(size):
-        return (rng.standard_normal(shape) / root(size), rng.standard_normal((*shape[:2], 1)) / root(size))
-
-    end = np.array(np.broadcast_to(w, shape))
-    path = [end.copy()]
-    for j in range(some.steps.max()):
-        now, (xi, zeta) = some.active(j), draws(S)
-        k = len(now.steps)
-        here, rate = path[-1][:k], now.alpha[:, None, None]
-        noise = s_x[:k] * xi[:k] - s_z[:k] * zeta[:k] * np.sin(here)
-        path.append(here - rate * (now.gradient(now.target, here) + noise))
-        end[:k] = path[-1]
-    xi, zeta = draws(T)
-    v = some.gradient(some.target, end) + s_x * xi - s_z * zeta * np.sin(end)
-    for j in reversed(range(some.steps.max())):
-        now, (_, zeta) = some.active(j), draws(D)
-        k = len(now.steps)
-        here = path[j][:k]
-        product = v[:k] @ now.matrix - (now.amplitude[:, None, None] * np.cos(here + now.target[0])) * v[:k]
-        v[:k] -= now.alpha[:, None, None] * (product - s_z[:k] * zeta[:k] * np.cos(here) * v[:k])
+    v, _ = sampled(rng, big, w, B, S, T, D)
     apart = big.chosen(_chosen(rng, big, B_L.max()))
     at = np.broadcast_to(w, apart.target[0].shape)
-    xi, zeta = rng.standard_normal(at.shape), rng.standard_normal((*at.shape[:2], 1))
-    noisy = apart.gradient(apart.target, at) + (s_x * xi - s_z * zeta * np.sin(at)) / root(D_L)
-    return _masked(v, B), _masked(norm(noisy, axis=-1), B_L)
+    return v, _masked(norm(_last(rng, apart, at, D_L), axis=-1), B_L)
+
+
+def sampled(rng, big, w, B, S, T, D=None):
+    """On B tasks: the mean of sampled meta-gradients (None without D), and of the norms of their last gradients."""
+    some = big.chosen(_chosen(rng, big, B.max()))
+    path = [np.array(np.broadcast_to(w, some.target[0].shape))]
+    for j in range(some.steps.max()):
+        now, here = some.active(j), path[-1].copy()
+        k = len(now.steps)
+        here[:k] -= now.alpha[:, None, None] * _last(rng, now, here[:k], S[:k])
+        path.append(here)
+    v = _last(rng, some, path[-1], T)
+    size = norm(v, axis=-1)
+    for j in reversed(range(some.steps.max() if D is not None else 0)):
+        now, s_z = some.active(j), some.noise[:, 1][:, None, None]
+        k = len(now.steps)
+        here, zeta = path[j][:k], _normal(rng, (k, v.shape[1], 1), D[:k])
+        product = v[:k] @ now.matrix - (now.amplitude[:, None, None] * np.cos(here + now.target[0])) * v[:k]
+        v[:k] -= now.alpha[:, None, None] * (product - s_z[:k] * zeta * np.cos(here) * v[:k])
+    return _masked(v, B), _masked(size, B)
+
+
+def _normal(rng, shape, size):
+    return rng.standard_normal(shape) / np.sqrt(size)[:, None, None]
+
+
+def _last(rng, some, w, size):
+    """Gradients at w on so many samples."""
+    s_x, s_z = (some.noise[:, k][:, None, None] for k in (0, 1))
+    xi, zeta = _normal(rng, w.shape, size), _normal(rng, (*w.shape[:2], 1), size)
+    return some.gradient(some.target, w) + s_x * xi - s_z * zeta * np.sin(w)
 
 
 def extreme(t, L=1.3):

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from theory import exact, noisy, runs
+from theory import exact, noisy, runs, two_sided
 from theory.instances import random_family
 
 from adaptax import theory
@@ -26,6 +26,13 @@ GROUPS = {
     "drawn, q < 2": lambda: noisy.drawn(theory, rng(8), pairs=60, tasks=3),
     "outer step, resampling": lambda: noisy.outer_step(theory, rng(9), False),
     "outer step, finite-sum": lambda: noisy.outer_step(theory, rng(10), True),
+    "geometry, two-sided, resampling": lambda: exact.geometry(theory, rng(20), False, True),
+    "geometry, two-sided, finite-sum": lambda: exact.geometry(theory, rng(21), True, True),
+    "control, two-sided, resampling": lambda: exact.control(theory, rng(22), False, True),
+    "control, two-sided, finite-sum": lambda: exact.control(theory, rng(23), True, True),
+    "enumerated, two-sided": lambda: noisy.enumerated(theory, rng(24), contracted=False, two_sided=True),
+    "enumerated, two-sided, contracted": lambda: noisy.enumerated(theory, rng(25), contracted=True, two_sided=True),
+    "rates of parameters": lambda: two_sided.rates_of_parameters(theory, rng(27)),
     "phi": lambda: noisy.phi(theory, rng(11)),
 }
 # The least ratio that is reached with the losses built for each bound.
@@ -35,12 +42,15 @@ REACHED = {
     "gradient_norm": 0.998, "task_spread": 0.998, "flow_distance": 0.986, "path_error": 0.9999, "bias": 0.998,
     "mean_bias": 0.92, "second_moment": 0.9999, "smoothness_variance": 0.9999, "step_mean": 0.9999,
     "step_second_moment": 0.9999, "outer_smoothness": 0.9999, "finite_sum": 0.995, "resampling": 0.999,
+    "two-sided iterate_distance": 0.994, "two-sided jacobian_norm": 0.994, "two-sided jacobian_lipschitz": 0.993,
+    "adapted_smoothness": 0.993, "frozen": 0.9999,
 }  # fmt: skip
 
 
 @functools.cache
 def extremes():
     parts = (exact.sawtooth(theory), exact.parabolas(theory), noisy.extreme(theory), runs.extreme(theory))
+    parts += (two_sided.teeth(theory), two_sided.frozen_quadratic(theory))
     return {name: ratios for part in parts for name, ratios in part.items()}
 
 
@@ -67,6 +77,21 @@ def test_theorems_hold_of_short_runs(theorem):
     found = theorem(theory, rng(12))
     assert len(found["phi"]) >= 1000 and found["allowed"].max() <= 1
     assert np.median(found["phi"]) > 0.02 and found["phi"].max() > 0.3
+
+
+@pytest.mark.parametrize("case, most", [("finite-sum", 64), ("resampling", 16)])
+def test_theorems_by_adapted_gradients_hold_of_short_runs(case, most):
+    found = two_sided.convergence(theory, rng(13), case, n=1200, most=most, iterations=8)
+    assert len(found["square"]) >= 1000 and found["allowed"].max() <= 1
+    assert np.median(found["square"]) > 0.02 and found["square"].max() > 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["finite-sum", "resampling"])
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_theorems_by_adapted_gradients_hold_of_longer_runs(case, dim):
+    found = two_sided.convergence(theory, rng(40 + dim), case, n=1500, dim=dim, tasks=5, iterations=40, seeds=8)
+    assert len(found["square"]) >= 1000 and found["allowed"].max() <= 1
 
 
 @pytest.mark.slow

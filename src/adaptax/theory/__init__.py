@@ -1,6 +1,7 @@
 """The convergence theory as functions: every bound with every term, and the planner that inverts them. It imports no JAX."""
 
-from adaptax.theory.constants import Constants, Expansion, guaranteed_alpha, largest_alpha, largest_steps
+from adaptax.theory.adapted import adapted_convergence, adapted_smoothness
+from adaptax.theory.constants import Constants, Expansion, largest_alpha
 from adaptax.theory.convergence import (
     Bound,
     bias_square,
@@ -13,8 +14,9 @@ from adaptax.theory.convergence import (
     smoothness_variance,
     step_second_moment,
 )
-from adaptax.theory.limits import Limits, limits
+from adaptax.theory.limits import AdaptedLimits, Limits, adapted_limits, limits
 from adaptax.theory.planner import Plan, plan
+from adaptax.theory.rules import guaranteed_alpha, largest_steps, two_sided_alpha
 from adaptax.theory.sampling import (
     bias,
     bias_constant,
@@ -42,12 +44,16 @@ from adaptax.theory.smoothness import (
 )
 
 __all__ = [
+    "AdaptedLimits",
     "Bound",
     "Constants",
     "Expansion",
     "Limits",
     "Plan",
     "adaptation_shift",
+    "adapted_convergence",
+    "adapted_limits",
+    "adapted_smoothness",
     "bias",
     "bias_constant",
     "bias_slope",
@@ -82,4 +88,5 @@ __all__ = [
     "target_gradient",
     "task_noise",
     "task_spread",
+    "two_sided_alpha",
 ]

@@ -113,7 +113,7 @@ def certified_gradient(path: Expansion, c: Constants, mean_norm: float, tasks: i
     """
     confidence = check_real("certified_gradient", "confidence", confidence, above=0, below=1)
     t = 1 / (path.contracted().margin * math.sqrt((1 - confidence) * tasks))
-    left = 1 - path.q_excess * t
+    left = 1 - path.shift * t
     return (mean_norm + t * task_noise(path, c)) / left if left > 0 else math.inf
 
 
@@ -147,8 +147,12 @@ class Ledger:
     c: float
     m2: float
 
-    def bound(self, C_beta: float, sizes: Sizes) -> Bound:
-        """The bound. If kappa is not positive there is none: `InputError` says which size to raise."""
+    def bound(self, C_beta: float, sizes: Sizes, *, least_C_beta: bool = False) -> Bound:
+        """The bound. If kappa is not positive, or C_beta must be at least m2 and is not: `InputError` says what to raise."""
+        if least_C_beta and self.m2 > C_beta:
+            raise InputError(
+                f"C_beta is {C_beta:.4g}, and the theorem needs at least {self.m2:.4g}: raise C_beta or smoothness_tasks."
+            )
         kappa = self.top - sum(self.losses.values())
         if kappa <= 0:
             worst = max(self.losses, key=lambda name: self.losses[name])
@@ -172,7 +176,7 @@ def finite_sum_ledger(
     a, c_phi = floor + slope * noise / path.margin, slope / path.margin
     m2 = step_second_moment(smoothness_variance(path, c, sizes["smoothness_tasks"]))
     kept = m2 / (2 * C_beta)
-    expansion = kept * (path.q_excess / path.margin) ** 2 / tasks
+    expansion = kept * (path.shift / path.margin) ** 2 / tasks
     spread = kept * (noise / path.margin) ** 2 / (tasks * floor)
     start = C_beta * (c.gap or 0.0) / sizes["iterations"]
     if theta is None and epsilon is None:
@@ -220,7 +224,7 @@ def finite_sum(
 
     Arguments:
         c: L, rho, sigma, b and gap.
-        alpha, steps: inner step size and N, with q < 2.
+        alpha, steps: inner step size and N, with $q = (1+\alpha L)^{2N} < 2$; lam and mu are not used.
         iterations: K.
         tasks_per_step: B.
         smoothness_tasks: B', the number of tasks that $\hat L_k$ is measured on, independent of those of the meta-step.
@@ -245,7 +249,7 @@ def finite_sum(
     """
     path = Expansion(alpha, c.L, steps).contracted()
     sizes = {"iterations": iterations, "tasks_per_step": tasks_per_step, "smoothness_tasks": smoothness_tasks}
-    _check(c, C_beta, sizes)
+    check_sizes(c, C_beta, sizes)
     if theta is not None:
         theta = check_real("finite_sum", "theta", theta, above=0)
     return finite_sum_ledger(path, c, C_beta, sizes, theta=theta).bound(C_beta, sizes)
@@ -274,7 +278,7 @@ def resampling(
 
     Arguments:
         c: L, rho, sigma, sigma_g, sigma_H and gap.
-        alpha, steps: inner step size and N, with q < 2.
+        alpha, steps: inner step size and N, with $q = (1+\alpha L)^{2N} < 2$; lam and mu are not used.
         iterations: K.
         tasks_per_step: B.
         step_samples, curvature_samples, target_samples: S, D, T.
@@ -306,13 +310,8 @@ def resampling(
         "curvature_samples": curvature_samples, "target_samples": target_samples, "smoothness_tasks": smoothness_tasks,
         "smoothness_samples": smoothness_samples,
     }  # fmt: skip
-    _check(c, C_beta, sizes)
-    ledger = resampling_ledger(path, c, C_beta, sizes)
-    if ledger.m2 > C_beta:
-        raise InputError(
-            f"C_beta is {C_beta:.4g}, and the theorem needs at least {ledger.m2:.4g}: raise C_beta or smoothness_tasks."
-        )
-    return ledger.bound(C_beta, sizes)
+    check_sizes(c, C_beta, sizes)
+    return resampling_ledger(path, c, C_beta, sizes).bound(C_beta, sizes, least_C_beta=True)
 
 
 def bias_square(path: Expansion, c: Constants, step_samples: float) -> float:
@@ -332,7 +331,7 @@ def moment_constant(
     Source: docs/theory.md, section 6.
     """
     drift = 2 * (path.L * sampling.path_error(path, c, path.steps, step_samples)) ** 2
-    tasks = 2 * path.q * c.sigma**2 * (2 * (path.q_excess / path.margin) ** 2 + 1)
+    tasks = 2 * path.q * c.sigma**2 * (2 * (path.shift / path.margin) ** 2 + 1)
     growth = sampling.factor_growth(path, c, curvature_samples) ** path.steps
     return growth * (c.sigma_g**2 / target_samples + drift + tasks)
 
@@ -350,7 +349,8 @@ def _best_theta(room: float, expansion: float, total: float, spread: float) -> f
     return -ratio + math.sqrt(ratio**2 + ratio * room / expansion)
 
 
-def _check(c: Constants, C_beta: float, sizes: Sizes) -> None:
+def check_sizes(c: Constants, C_beta: float, sizes: Sizes) -> None:
+    """`InputError` if the gap is not known, C_beta is not positive, or a size is below 1."""
     if c.gap is None:
         raise InputError("The gap between the first and the least meta-loss is not known: give Constants(gap=...).")
     check_real("", "C_beta", C_beta, above=0)

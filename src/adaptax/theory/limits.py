@@ -59,3 +59,42 @@ def limits(c: Constants, gamma: float = 1 / 8) -> Limits:
     slope = c.rho / c.L * q * (p - 1)
     floor = q * c.L + c.rho / c.L * p * (p - 1) ** 2 * c.b
     return Limits(p, q, slope, floor, deviation, gamma * c.rho / c.L * q * c.sigma_g * mean, c_3, q)
+
+
+@dataclass(frozen=True)
+class AdaptedLimits:
+    r"""Limits at a fixed total adaptation $T = \alpha N$; made by `adapted_limits`.
+
+    Arguments:
+        q: limit of $r^{2N}$.
+        slope: limit of $\alpha\rho r^{N-1}S_N$ [1 / w].
+    """
+
+    q: float
+    slope: float
+
+
+def adapted_limits(c: Constants, time: float) -> AdaptedLimits:
+    r"""The limits of the constants of `adapted_smoothness` as $N \to \infty$ with $T = \alpha N$ fixed: all finite.
+
+    $r^{2N} \to e^{2\mu T}$ and $\alpha\rho r^{N-1}S_N \to \rho e^{\mu T}(e^{\mu T}-1)/\mu$, which for convex losses
+    ($\mu = 0$) are 1 and $\rho T$, and for strongly convex ones ($\mu < 0$) stay bounded as T grows. Hence meta-steps and batch
+    sizes that suffice for an accuracy do not grow with N at fixed T, and the cost grows linearly.
+
+    Arguments:
+        c: rho, and mu (None: L).
+        time: $T = \alpha N$, the total adaptation [w² / loss], positive.
+
+    Errors: `InputError` if time is not positive and finite.
+
+    Example:
+        >>> from adaptax import theory
+        >>> theory.adapted_limits(theory.Constants(L=1.0, rho=0.5, sigma=0.0, mu=0.0), time=4.0)
+        AdaptedLimits(q=1.0, slope=2.0)
+
+    Source: docs/theory.md, section 6.1.
+    """
+    time = check_real("adapted_limits", "time", time, above=0)
+    mu = c.L if c.mu is None else c.mu
+    grown = math.expm1(mu * time) / mu if mu else time
+    return AdaptedLimits(math.exp(2 * mu * time), c.rho * math.exp(mu * time) * grown)

@@ -7,8 +7,9 @@ import numpy as np
 
 from adaptax._checks import check_real, check_whole
 from adaptax.errors import InputError
-from adaptax.theory.constants import Constants, Expansion, guaranteed_alpha, largest_alpha
+from adaptax.theory.constants import Constants, Expansion, largest_alpha
 from adaptax.theory.convergence import Bound, finite_sum, resampling
+from adaptax.theory.rules import guaranteed_alpha
 from adaptax.theory.search import CASES, Search
 
 _MEANING = {

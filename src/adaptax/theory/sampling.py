@@ -12,14 +12,16 @@ from adaptax.theory.constants import Constants, Expansion
 
 
 def path_deviation(path: Expansion, j: Any) -> Any:
-    r"""$m_j = \left(\alpha(r^{2j} - 1)/(L(2 + \alpha L))\right)^{1/2}$ [w² / loss]: the error of $w_j$ for unit noise.
+    r"""$m_j = \alpha\left(\sum_{i<j}r^{2i}\right)^{1/2}$ [w² / loss]: the error of $w_j$ for unit noise.
 
-    j may be an array of whole numbers.
+    j may be an array of whole numbers. Without lam and mu, $m_j^2 = \alpha(r^{2j} - 1)/(L(2 + \alpha L))$.
 
-    Source: docs/theory.md, section 6.
+    Source: docs/theory.md, sections 6 and 6.1.
     """
-    x = path.alpha * path.L
-    return np.sqrt(path.alpha * np.expm1(2 * np.asarray(j) * math.log1p(x)) / (path.L * (2 + x)))
+    # r² - 1; where r = 0 the sum is 1 to rounding with this rate too, and the logarithm finite.
+    rate = max(path.growth * (2 + path.growth), 2**-53 - 1)
+    j = np.asarray(j)
+    return path.alpha * np.sqrt(j if rate == 0 else np.expm1(j * math.log1p(rate)) / rate)
 
 
 def path_error(path: Expansion, c: Constants, j: int, step_samples: float) -> float:
@@ -38,8 +40,13 @@ def path_error(path: Expansion, c: Constants, j: int, step_samples: float) -> fl
 
 def bias_slope(path: Expansion, c: Constants) -> float:
     r"""$c_2 = \alpha\rho r^{2N-1}\sigma_g\sum_{j<N}m_j$ (a pure number). Source: docs/theory.md, section 6 (2)."""
+    return adapted_bias_slope(path, c) * path.p
+
+
+def adapted_bias_slope(path: Expansion, c: Constants) -> float:
+    r"""$c_2/p$, the factor of $\|\nabla l_i(\tilde w_N)\|/\sqrt S$ in the bias. Source: docs/theory.md, section 6.1."""
     total = path_deviation(path, np.arange(path.steps)).sum()
-    return float(path.alpha * c.rho * path.before * path.p * c.sigma_g * total)
+    return float(path.alpha * c.rho * path.before * c.sigma_g * total)
 
 
 def bias_constant(path: Expansion, c: Constants) -> float:

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from adaptax.theory.constants import Constants, Expansion
+from adaptax.theory.powers import power
 
 
 def iterate_distance(path: Expansion, j: int) -> Any:
@@ -21,7 +22,7 @@ def iterate_distance(path: Expansion, j: int) -> Any:
 
     Source: docs/theory.md, section 4 (1, 2).
     """
-    return path.r**j
+    return power(path.growth, j)
 
 
 def jacobian_norm(path: Expansion) -> Any:
@@ -30,15 +31,17 @@ def jacobian_norm(path: Expansion) -> Any:
 
 
 def jacobian_lipschitz(path: Expansion, rho: Any) -> Any:
-    r"""$\|P_i(w) - P_i(u)\| \le \frac\rho L r^{N-1}(p-1)\|w - u\|$: the factor [1 / w].
+    r"""$\|P_i(w) - P_i(u)\| \le \alpha\rho r^{N-1}S_N\|w - u\|$, $S_N = \sum_{j<N}r^j$: the factor [1 / w].
 
     Source: docs/theory.md, section 4 (4).
     """
-    return rho / path.L * path.before * path.p_excess
+    return path.alpha * rho * path.before * path.path_sum
 
 
 def target_gradient(path: Expansion, gradient: float, b_i: float) -> float:
-    r"""$\|\nabla l_{T_i}(\tilde w_N)\| \le p\|\nabla l_{T_i}(w)\| + (p-1)b_i$ [loss / w].
+    r"""$\|\nabla l_{T_i}(\tilde w_N)\| \le (1+d)\|\nabla l_{T_i}(w)\| + d\,b_i$, $d = \alpha LS_N$ [loss / w].
+
+    Without lam and mu, $d = p - 1$. (Resampling: $\|\nabla l_i(\tilde w_N)\| \le p\|\nabla l_i(w)\|$, see `iterate_distance`.)
 
     Arguments:
         path: the expansion.
@@ -47,19 +50,21 @@ def target_gradient(path: Expansion, gradient: float, b_i: float) -> float:
 
     Source: docs/theory.md, section 4 (5).
     """
-    return path.p * gradient + path.p_excess * b_i
+    return (1 + path.drift) * gradient + path.drift * b_i
 
 
 def smoothness_slope(path: Expansion, rho: Any) -> Any:
-    r"""$C_L = \frac\rho L r^{2N-1}(p-1)$ [1 / w]: how fast the smoothness of $\mathcal L$ grows with the mean gradient norm.
+    r"""$C_L = \alpha\rho r^{N-1}S_N(1+d)$ [1 / w]: how fast the smoothness of $\mathcal L$ grows with the mean gradient norm.
 
-    Source: docs/theory.md, section 4; $C_L$ of Ji, Yang, Liang (2022).
+    Without lam and mu it is $\frac\rho L r^{2N-1}(p-1)$, the $C_L$ of Ji, Yang, Liang (2022).
+
+    Source: docs/theory.md, section 4.
     """
-    return rho / path.L * path.before * path.p * path.p_excess
+    return jacobian_lipschitz(path, rho) * (1 + path.drift)
 
 
 def smoothness_floor(path: Expansion, rho: Any, b: Any = 0.0) -> Any:
-    r"""$G = qL + C_b b$, $C_b = \frac\rho L r^{N-1}(p-1)^2$ [loss / w²]: the smoothness where gradients vanish.
+    r"""$G = qL + C_b b$, $C_b = \alpha\rho r^{N-1}S_Nd$ [loss / w²]: the smoothness where gradients vanish.
 
     Arguments:
         path: the expansion.
@@ -68,7 +73,7 @@ def smoothness_floor(path: Expansion, rho: Any, b: Any = 0.0) -> Any:
 
     Source: docs/theory.md, section 4.
     """
-    return path.q * path.L + rho / path.L * path.before * path.p_excess**2 * b
+    return path.q * path.L + jacobian_lipschitz(path, rho) * path.drift * b
 
 
 def smoothness(path: Expansion, rho: Any, mean_gradient: Any, b: Any = 0.0) -> Any:
@@ -93,7 +98,9 @@ def smoothness(path: Expansion, rho: Any, mean_gradient: Any, b: Any = 0.0) -> A
 
 
 def adaptation_shift(path: Expansion, gradient: float, b_i: float = 0.0) -> float:
-    r"""$\|\nabla\mathcal L_i(w) - \nabla l_i(w)\| \le (q-1)\|\nabla l_i(w)\| + p(p-1)b_i$ [loss / w].
+    r"""$\|\nabla\mathcal L_i(w) - \nabla l_i(w)\| \le s\|\nabla l_i(w)\| + pd\,b_i$ [loss / w].
+
+    $s = \alpha LS_{2N}$ and $d = \alpha LS_N$; without lam and mu they are $q-1$ and $p-1$.
 
     Arguments:
         path: the expansion.
@@ -102,12 +109,12 @@ def adaptation_shift(path: Expansion, gradient: float, b_i: float = 0.0) -> floa
 
     Source: docs/theory.md, section 5.
     """
-    return path.q_excess * gradient + path.p * path.p_excess * b_i
+    return path.shift * gradient + path.p * path.drift * b_i
 
 
 def task_noise(path: Expansion, c: Constants) -> float:
     r"""$\sigma_b = \sigma + p(p-1)b$ [loss / w], the noise of sampling tasks. Source: docs/theory.md, section 5."""
-    return c.sigma + path.p * path.p_excess * c.b
+    return c.sigma + path.p * path.drift * c.b
 
 
 def mean_gradient(path: Expansion, c: Constants, meta_gradient: float) -> float:
@@ -123,7 +130,7 @@ def mean_gradient(path: Expansion, c: Constants, meta_gradient: float) -> float:
     Source: docs/theory.md, section 5.
     """
     path = path.contracted()
-    return (meta_gradient + path.q_excess * c.sigma + path.p * path.p_excess * c.b) / path.margin
+    return (meta_gradient + path.shift * c.sigma + path.p * path.drift * c.b) / path.margin
 
 
 def gradient_norm(path: Expansion, c: Constants, meta_gradient: float) -> float:
@@ -145,7 +152,7 @@ def task_spread(path: Expansion, c: Constants, meta_gradient: float) -> float:
     Source: docs/theory.md, section 5.
     """
     path = path.contracted()
-    return (path.q_excess * meta_gradient + task_noise(path, c)) / path.margin
+    return (path.shift * meta_gradient + task_noise(path, c)) / path.margin
 
 
 def flow_distance(path: Expansion, gradient: float) -> float:
