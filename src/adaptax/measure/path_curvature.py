@@ -94,7 +94,7 @@ def measure_path(path: TaskPath, budget: Budget) -> PathCurvature:
 
     sizes, highest, lowest, rho = jax.lax.map(point, (jnp.arange(inner.steps + 1), points, moves))
     skipped = jnp.sum(~jnp.isfinite(sizes))
-    return PathCurvature(*map(_largest, (sizes, highest, lowest, rho)), skipped, walked.final)
+    return PathCurvature(_largest(sizes), _largest(highest), _largest(lowest), _largest(rho), skipped, walked.final)
 
 
 def _product(loss: Callable[[Array], Array], w: Array, v: Array) -> Array:

@@ -163,7 +163,7 @@ def along_path(
         _, values, directions = point(w, directions, jnp.array(0), warmup)
     start = (w, update.init(w)), directions, values
     (_, last, largest), _ = jax.lax.scan(step, start, jnp.arange(max(steps, 1)))
-    return Along(*largest, directions if warmup else last)
+    return Along(largest[0], largest[1], directions if warmup else last)
 
 
 def _sum(*trees: PyTree) -> PyTree:

@@ -8,6 +8,7 @@ from jaxtyping import Array, PyTree
 
 from adaptax._checks import check_real, check_true_or_false, check_whole
 from adaptax._tree import select
+from adaptax.theory.rules import two_sided_alpha
 
 
 class NoCurvature(UserWarning):
@@ -158,7 +159,7 @@ class Guaranteed(AbstractRule):
         >>> float(rule.alpha(jnp.array(4.0), steps=2, negative=jnp.array(0.0)))
         0.25
 
-    Source: docs/theory.md, sections 5, 6 and 12; cf. Ji, Yang, Liang (2022), whose rule is $\gamma/(NL)$.
+    Source: docs/theory.md, sections 5 and 6.1; cf. Ji, Yang, Liang (2022), whose rule is $\gamma/(NL)$.
     """
 
     two_sided: ClassVar[bool] = True
@@ -178,8 +179,9 @@ class Guaranteed(AbstractRule):
     def alpha(self, curvature, steps, negative=None):
         """The step size for the largest eigenvalue, N = `steps` and minus the smallest (None: it may be as large)."""
         negative = curvature if negative is None else negative
-        # The condition that asks for the smaller step size; the other may have no curvature to go by.
-        return _inverse(jnp.maximum(curvature / self.gamma_plus, negative * (max(steps, 1) / self.gamma)))
+        # 1 where nothing is curved.
+        known = jnp.where(jnp.maximum(curvature, negative) > 0, curvature, self.gamma_plus)
+        return two_sided_alpha(known, negative, max(steps, 1), gamma_plus=self.gamma_plus, gamma=self.gamma)
 
     def alpha_of(self, estimate, steps):
         return self.alpha(estimate.curvature, steps, estimate.negative)
