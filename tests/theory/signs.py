@@ -163,7 +163,11 @@ def refused(t):
         ({"norm_spread": -1.0}, "norm_spread=-1"), ({"iterations": 0}, "iterations=0"),
     ):  # fmt: skip
         assert words in said(t.adapted_convergence, c, 1.0, 10, **sizes | options), words
-    assert "lower the number of steps" in said(t.adapted_convergence, flat, 1.0, 10, **sizes)
+    assert "take fewer steps" in said(t.adapted_convergence, flat, 1.0, 10, **sizes)
+    assert "floor=" in said(t.adapted_convergence, c, 1.0, 10, floor=0.99, **sizes)
+    # A larger floor is that of a larger L, where L has no other part.
+    larger = t.adapted_convergence(t.Constants(L=30.0, rho=1.0, sigma=0.0, gap=1.0, lam=1.0, mu=0.0), 1.0, 10, **sizes)
+    assert larger == t.adapted_convergence(c, 1.0, 10, floor=30.0, **sizes)
     # Just enough tasks: kappa is positive from there on.
     x = t.jacobian_lipschitz(c.path(1.0, 10), 1.0) ** 2
     enough = {**sizes, "smoothness_tasks": math.ceil(x * 1.001)}

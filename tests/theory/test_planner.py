@@ -151,6 +151,58 @@ def test_the_plan_explains_itself():
     ]  # fmt: skip
 
 
+ADAPTED = theory.Constants(L=1.5, rho=0.5, sigma=0.0, sigma_g=0.2, sigma_H=0.3, gap=1.0, lam=1.2, mu=0.1)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_plans_by_adapted_gradients_keep_their_promise(case):
+    rng = np.random.default_rng(2)
+    for k in range(12):
+        lam, steps = 10 ** rng.uniform(-1, 0.5), int(rng.choice([1, 3, 10, 40]))
+        mu = (0.0, lam * rng.uniform(0, 1), -lam * rng.uniform(0, 0.9))[k % 3]
+        c = dataclasses.replace(ADAPTED, L=1.2 * lam, lam=lam, mu=mu, rho=10 ** rng.uniform(-1, 0))
+        A, spread = rng.uniform(0.2, 1), (None, 0.1)[k % 2]
+        options = {"rule": "two-sided", "adapted_gradient": A, "spread": spread, "gamma": 0.2, "gamma_plus": 0.9}
+        plan = theory.plan(c, epsilon=0.1, steps=steps, case=case, **options)
+        assert plan.alpha == theory.two_sided_alpha(lam, mu, steps, gamma=0.2, gamma_plus=0.9)
+        sizes = {name: getattr(plan, name) for name in ("iterations", *SIZES[case])}
+        known = {"adapted_gradient": A, "spread": spread, "case": case, "C_beta": 2.0}
+        path = c.path(plan.alpha, steps)
+        floor = max(path.q * c.L, theory.jacobian_lipschitz(path, c.rho) * A)
+        found = theory.adapted_convergence(c, plan.alpha, steps, floor=floor, **known, **sizes)
+        assert found == plan.bound() and found.gradient <= 0.1 * (1 + 1e-12)
+        if plan.iterations > 1:
+            sizes["iterations"] -= 1
+            assert theory.adapted_convergence(c, plan.alpha, steps, floor=floor, **known, **sizes).gradient > 0.1
+        n, k, b, b_l = steps, plan.iterations, plan.tasks_per_step, plan.smoothness_tasks
+        s, d, t, d_l = (getattr(plan, name) or 1 for name in ("step_samples", "curvature_samples", "target_samples",
+                                                               "smoothness_samples"))  # fmt: skip
+        assert (plan.gradients, plan.hessian_vector_products) == (k * (b * (n * s + t) + b_l * (n * s + d_l)), k * b * n * d)
+        assert plan.relaxed <= plan.oracle_calls * (1 + 1e-9)
+
+
+def test_cost_by_adapted_gradients_grows_linearly_in_n_and_alpha_falls_for_negative_curvature_alone():
+    options = {"epsilon": 0.05, "rule": "two-sided", "adapted_gradient": 0.5}
+    cost = theory.plan(ADAPTED, steps=8, **options).exponents("steps")
+    assert abs(cost["oracle_calls"] - 1) < 0.02 and abs(cost["iterations"]) < 0.02
+    convex = dataclasses.replace(ADAPTED, mu=0.0)
+    one, many = (theory.plan(convex, steps=n, **options) for n in (8, 800))
+    assert one.alpha == many.alpha == 1 / 1.2 and abs(many.iterations / one.iterations / 100 - 1) < 0.02
+    # With strong convexity an ever longer path leaves less and less to do.
+    strong = dataclasses.replace(ADAPTED, mu=-0.3)
+    assert theory.plan(strong, steps=60, **options).oracle_calls < theory.plan(strong, steps=6, **options).oracle_calls
+    text = theory.plan(convex, steps=8, **options).explain()
+    words = (
+        "no condition in 1/N",
+        "αN = 6.667",
+        "Taken for granted",
+        "above r^(2N) L = 1.5",
+        "spread over tasks by at most 0.5",
+    )
+    assert [word for word in words if word not in text] == []
+    assert ("α", "0.8333", "inner step size, min(γ₊/λ, γ/(Nμ))") in theory.plan(convex, steps=8, **options).rows()
+
+
 def test_chebyshev_s_certificate():
     path = theory.Expansion(0.02, 1.0, 4)
     c = theory.Constants(L=1.0, rho=0.0, sigma=0.8, b=0.3)
@@ -172,6 +224,13 @@ BAD = [
     ({"C_beta": 0.5}, "raise C_beta above 0.5"),
     ({"C_beta": 1.0, "case": "resampling"}, "raise C_beta above 1"),
     ({"epsilon": 1e-200}, "above 1e-100"),
+    ({"rule": "fixed"}, 'must be "guaranteed" or "two-sided"'),
+    ({"rule": "two-sided"}, "give both rule and bound"),
+    ({"adapted_gradient": 1.0}, "give both rule and bound"),
+    ({"spread": 1.0}, "give both rule and bound"),
+    ({"rule": "two-sided", "adapted_gradient": -1.0}, "adapted_gradient=-1"),
+    ({"rule": "two-sided", "adapted_gradient": 1.0, "gamma_plus": 2.5}, "gamma_plus=2.5"),
+    ({"rule": "two-sided", "adapted_gradient": 1.0, "spread": -1}, "spread=-1"),
 ]
 
 
@@ -211,6 +270,19 @@ def test_numbers_of_numpy():
     )
     assert one == two and json.dumps(dataclasses.asdict(one)) == json.dumps(dataclasses.asdict(two))
     assert theory.guaranteed_alpha(np.float32(2), np.int64(5)) == theory.guaranteed_alpha(2.0, 5)
+    for wrong, words in (
+        ({"lam": 3.0}, "lam=3"),
+        ({"lam": -0.1}, "lam=-0.1"),
+        ({"mu": 2.1}, "mu=2.1"),
+        ({"lam": 1.0, "mu": -1.1}, "mu=-1.1"),
+    ):
+        for make in (lambda **o: theory.Constants(2.0, 1.0, 1.0, **o), lambda **o: theory.Expansion(0.1, 2.0, 3, **o)):
+            with pytest.raises(InputError, match=words):
+                make(**wrong)
+    assert type(theory.Constants(2, 1, 1, lam=np.float32(1), mu=np.int64(0)).mu) is float
+    for wrong in ({"lam": 0.0}, {"mu": -1.1}, {"gamma": 0.0}, {"gamma_plus": 2.1}, {"steps": 0}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            theory.two_sided_alpha(**({"lam": 1.0, "mu": 0.0, "steps": 3} | wrong))
     with pytest.raises(InputError, match=r"rho=None\) must be a finite number"):
         theory.Constants(L=1.0, rho=None, sigma=1.0)
     with pytest.raises(InputError, match=r"halvings=1\) must be a whole number of at least 2"):

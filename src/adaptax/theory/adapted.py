@@ -68,6 +68,7 @@ def adapted_convergence(
     smoothness_tasks: float,
     spread: float | None = None,
     norm_spread: float | None = None,
+    floor: float | None = None,
     C_beta: float = 2.0,
     case: str = "finite-sum",
     step_samples: float = math.inf,
@@ -77,9 +78,9 @@ def adapted_convergence(
 ) -> Bound:
     r"""The convergence theorem with the smoothness by adapted gradients, at any $\alpha$ and N.
 
-    The outer step is $\beta_k = 1/(C_\beta\hat L_k)$ with
-    $\hat L_k = G + \Lambda\cdot\frac1{B'}\sum_i\|\nabla l_T(\tilde w_N^i)\|$, $G = r^{2N}L$, $\Lambda = \alpha\rho r^{N-1}S_N$,
-    on B' tasks independent of those of the meta-step. Then $\frac1K\sum_kE\|\nabla\mathcal L(w_k)\|^2 \le R$.
+    The outer step is $\beta_k = 1/(C_\beta\hat L_k)$, $\hat L_k = G + \frac\Lambda{B'}\sum_i\|\nabla l_T(\tilde w_N^i)\|$, with
+    $G \ge r^{2N}L$, $\Lambda = \alpha\rho r^{N-1}S_N$, on B' tasks independent of those of the meta-step. Then
+    $\frac1K\sum_kE\|\nabla\mathcal L(w_k)\|^2 \le R$.
 
     Finite-sum: $\bar M = G + \Lambda A$, $x = \Lambda^2s^2/(B'G^2)$, $m_2 = 1+3x$, $\kappa = 1 - \frac{m_2}{2C_\beta}$,
     $R = \frac1\kappa\left[\frac{C_\beta\bar M\Delta}K + \frac{m_2V\bar M}{2C_\beta BG}\right]$.
@@ -91,13 +92,15 @@ def adapted_convergence(
     $E = \frac{c_3}S + \frac{c_2A}{p\sqrt S}$, $W = h^N(\sigma_g^2/T + (A + L\delta)^2)$.
 
     Arguments:
-        c: L (Lipschitz constant of the target gradients; any larger number will do, and makes x smaller), lam and mu of the
-            losses that the steps descend on, rho, gap; resampling: sigma_g, sigma_H. sigma and b are not used.
+        c: L (of the target gradients), lam and mu (of the losses that the steps descend on), rho, gap; resampling: sigma_g and
+            sigma_H. sigma and b are not used.
         alpha, steps: inner step size and N.
         adapted_gradient: $A \ge (E_i\|\nabla l_T(\tilde w_N^i(w_k))\|^2)^{1/2}$ at all $w_k$ of the run [loss / w].
         iterations, tasks_per_step, smoothness_tasks: K, B, B', at least 1, and may be infinite.
         spread: $\sqrt V \ge (E_i\|\nabla\mathcal L_i - \nabla\mathcal L\|^2)^{1/2}$ at all $w_k$; finite-sum (default: $r^NA$).
         norm_spread: s, at least the standard deviation over tasks of the norms that A is of (default: A).
+        floor: G, at least $r^{2N}L$, which is the default [loss / w²]. Where steps contract much, $r^{2N}$ is tiny and x grows
+            as $r^{-2N}$; $G = \max(r^{2N}L, \Lambda A)$ gives $x \le 1/B'$ and at most doubles $\bar M$.
         C_beta: $C_\beta$ (default 2); resampling: at least $m_2$.
         case: "finite-sum" (default) or "resampling".
         step_samples, curvature_samples, target_samples, smoothness_samples: S, D, T, $D_L$ of the resampling case, at least 1
@@ -125,7 +128,7 @@ def adapted_convergence(
     sampled = {"step_samples": step_samples, "curvature_samples": curvature_samples, "target_samples": target_samples,
                "smoothness_samples": smoothness_samples}  # fmt: skip
     check_sizes(c, C_beta, sizes | sampled)
-    known = Adapted.checked("adapted_convergence", path, adapted_gradient, spread, norm_spread)
+    known = Adapted.checked("adapted_convergence", path, c, adapted_gradient, spread, norm_spread, floor)
     if case not in ("finite-sum", "resampling"):
         raise InputError(f'adapted_convergence(case={case!r}) must be "finite-sum" or "resampling".')
     ledger = adapted_ledger(path, c, C_beta, sizes | sampled, known, case)
@@ -134,27 +137,33 @@ def adapted_convergence(
 
 @dataclass(frozen=True)
 class Adapted:
-    """What is known of the adapted gradients: A, the root of V, and s; see `adapted_convergence`."""
+    """What is known of the adapted gradients: A, the root of V, and s; and G. See `adapted_convergence`."""
 
     gradient: float
     spread: float
     norm_spread: float
+    floor: float
 
     @staticmethod
     def checked(
-        where: str, path: Expansion, gradient: float | None, spread: float | None, norm_spread: float | None = None
-    ) -> "Adapted":
+        where: str, path: Expansion, c: Constants, gradient: float | None, spread: float | None = None,
+        norm_spread: float | None = None, floor: float | None = None,
+    ) -> "Adapted":  # fmt: skip
         """The numbers, with their defaults."""
         size: float = check_real(where, "adapted_gradient", gradient, least=0)
-        known = path.p * size if spread is None else check_real(where, "spread", spread, least=0)
-        return Adapted(size, known, size if norm_spread is None else check_real(where, "norm_spread", norm_spread, least=0))
+        root = path.p * size if spread is None else check_real(where, "spread", spread, least=0)
+        of_norms = size if norm_spread is None else check_real(where, "norm_spread", norm_spread, least=0)
+        least = path.q * c.L
+        if floor is None and least == 0:
+            raise InputError(f"r^(2N) with r = {path.r:.4g} is 0 in floating-point numbers: give floor=, or take fewer steps.")
+        return Adapted(
+            size, root, of_norms, least if floor is None else check_real(where, "floor", floor, least=least, above=0)
+        )
 
 
 def adapted_ledger(path: Expansion, c: Constants, C_beta: float, sizes: Sizes, known: Adapted, case: str) -> Ledger:
     """The terms of `adapted_convergence`."""
-    floor, slope, B_L = path.q * c.L, jacobian_lipschitz(path, c.rho), sizes["smoothness_tasks"]
-    if floor == 0:
-        raise InputError(f"r^(2N) with r = {path.r:.4g} is 0 in floating-point numbers: lower the number of steps.")
+    floor, slope, B_L = known.floor, jacobian_lipschitz(path, c.rho), sizes["smoothness_tasks"]
 
     def variance(of_norms: float) -> float:
         relative = slope * of_norms / floor

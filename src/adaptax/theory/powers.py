@@ -20,7 +20,7 @@ def geometric(rate: Any, steps: int) -> Any:
         >>> geometric(1.0, 3), geometric(0.0, 5), geometric(-0.5, 2)
         (7.0, 5.0, 1.5)
     """
-    total, block = 0 * rate, 1 + 0 * rate
+    total, block = 0.0, 1.0
     while steps:
         if steps & 1:
             total = total + block * (1 + rate * total)
@@ -53,7 +53,7 @@ def power(rate: Any, steps: int) -> Any:
         >>> power(-0.5, 3), power(0.5, 2)
         (0.125, 2.25)
     """
-    total, block, over = 1 + 0 * rate, 1 + rate, rate
+    total, block, over = 1.0, 1 + rate, rate
     while steps:
         if steps & 1:
             total = total * block

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from adaptax.errors import InputError
+from adaptax.theory.adapted import Adapted, adapted_ledger
 from adaptax.theory.constants import Constants, Expansion
 from adaptax.theory.convergence import Ledger, finite_sum_ledger, resampling_ledger
 
@@ -31,9 +32,13 @@ class Search:
     case: str
     epsilon: float
     C_beta: float | None
+    # Of the adapted gradients, for the theorem that needs it.
+    known: Adapted | None = None
 
     def ledger(self, sizes: dict[str, float], C_beta: float) -> Ledger:
         """The theorem's terms for these sizes."""
+        if self.known is not None:
+            return adapted_ledger(self.path, self.c, C_beta, sizes, self.known, self.case)
         if self.case == "finite-sum":
             return finite_sum_ledger(self.path, self.c, C_beta, sizes, epsilon=self.epsilon)
         return resampling_ledger(self.path, self.c, C_beta, sizes)
@@ -42,7 +47,8 @@ class Search:
         """The numbers of gradients and of Hessian-vector products."""
         n, k, b = self.path.steps, sizes["iterations"], sizes["tasks_per_step"]
         s, d, t, d_l = (sizes.get(f"{name}_samples", 1) for name in ("step", "curvature", "target", "smoothness"))
-        return k * (b * (n * s + t) + sizes["smoothness_tasks"] * d_l), k * b * n * d
+        measured = d_l if self.known is None else n * s + d_l
+        return k * (b * (n * s + t) + sizes["smoothness_tasks"] * measured), k * b * n * d
 
     def iterations(self, sizes: dict[str, float], C_beta: float) -> float:
         """The least K for these sizes, not rounded; infinite if no K suffices."""
