@@ -69,11 +69,13 @@ def both_ends(product: Callable[[Array], Array], start: Array, iterations: int) 
     # After a breakdown all vectors are zero.
     kept = jnp.cumprod(jnp.isfinite(rows).all(axis=1) & (basis != 0).any(axis=1)).astype(bool)
     rows = jnp.where(kept[:, None], rows, 0)
-    # Entries left out become copies of the first Rayleigh quotient, which move no extreme value.
-    small = jnp.tril(rows) + jnp.tril(rows, -1).T + jnp.diag(jnp.where(kept, 0, rows[0, 0]))
-    values, vectors = jnp.linalg.eigh(small)
-    bottom, top = (dot(jnp.where(kept, vectors[:, k], 0), basis) for k in (0, -1))
-    return Ends(*(jnp.where(kept[0], x, jnp.nan) for x in (values[0], values[-1], bottom, top)))
+    small = jnp.tril(rows) + jnp.tril(rows, -1).T
+    # Entries left out become eigenvalues beyond all others, which come last.
+    beyond = 2 * jnp.max(jnp.sum(jnp.abs(small), axis=1))
+    values, vectors = jnp.linalg.eigh(small + jnp.diag(jnp.where(kept, 0, jnp.where(beyond > 0, beyond, 1))))
+    last = jnp.maximum(jnp.sum(kept) - 1, 0)
+    ends = values[0], values[last], dot(vectors[:, 0], basis), dot(vectors[:, last], basis)
+    return Ends(*(jnp.where(kept[0], x, jnp.nan) for x in ends))
 
 
 def _unit(v: Array, least: Any) -> Array:

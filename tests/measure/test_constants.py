@@ -9,7 +9,7 @@ from helpers import images, regression
 
 import adaptax as ax
 from adaptax import measure, theory
-from adaptax._lanczos import extremes
+from adaptax._lanczos import both_ends
 from adaptax.errors import InputError
 from adaptax.tasks import cosine
 
@@ -126,10 +126,27 @@ def test_convolutional_networks():
 def test_lanczos_breaks_down_in_order():
     diagonals = jnp.array([[3.0, 1.0, -5.0, 1.0], [0.0] * 4, [2.0] * 4, [jnp.nan] * 4, [1.0] * 4, [4.0, -7.0, 1.0, 0.0]])
     starts = jnp.array([[1.0, 1.0, 0.0, 0.0], [1.0] * 4, [1.0, 2.0, 3.0, 4.0], [1.0] * 4, [0.0] * 4, [1.0] * 4])
-    low, high, vectors = jax.jit(jax.vmap(lambda d, start: extremes(lambda v: d * v, start, 20)))(diagonals, starts)
-    np.testing.assert_allclose(low, [1, 0, 2, jnp.nan, jnp.nan, -7], atol=1e-3)
-    np.testing.assert_allclose(high, [3, 0, 2, jnp.nan, jnp.nan, 4], atol=1e-3)
-    np.testing.assert_allclose(jnp.abs(vectors[-1]), [0, 1, 0, 0], atol=1e-3)
+    ends = jax.jit(jax.vmap(lambda d, start: both_ends(lambda v: d * v, start, 20)))(diagonals, starts)
+    np.testing.assert_allclose(ends.low, [1, 0, 2, jnp.nan, jnp.nan, -7], atol=1e-5)
+    np.testing.assert_allclose(ends.high, [3, 0, 2, jnp.nan, jnp.nan, 4], atol=1e-5)
+    np.testing.assert_allclose(jnp.abs(ends.bottom[-1]), [0, 1, 0, 0], atol=1e-3)
+    np.testing.assert_allclose(jnp.abs(ends.top[-1]), [1, 0, 0, 0], atol=1e-3)
+    # Where all directions are alike, both are the start.
+    np.testing.assert_allclose([ends.bottom[2], ends.top[2]], [starts[2] / jnp.linalg.norm(starts[2])] * 2, atol=1e-5)
+
+
+def test_rounding_makes_no_negative_eigenvalue():
+    """Low rank ends the iteration early; what is left of a vector then must not count as one."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 5, 60)) * 10.0 ** rng.uniform(-3, 3, (40, 1, 1))
+    grams, starts = (
+        jnp.asarray(np.einsum("kij,kil->kjl", x, x), jnp.float32),
+        jnp.asarray(rng.normal(size=(40, 60)), jnp.float32),
+    )
+    largest = np.linalg.norm(x, 2, axis=(1, 2)) ** 2
+    ends = jax.jit(jax.vmap(lambda a, start: both_ends(lambda v: a @ v, start, 12)))(grams, starts)
+    assert (np.asarray(ends.low) > -1e-5 * largest).all()
+    np.testing.assert_allclose(ends.high, largest, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,8 @@ class Guaranteed(AbstractRule):
 
     Both ends are measured by Lanczos, since it approaches both at once; the power iteration of `Edge` finds the larger in
     absolute value, and a second one, shifted by $\hat\lambda$, hardly moves where $\mu \ll \lambda$. Lanczos starts from the
-    sum of the two directions found last, so that few products a point are enough to follow them.
+    sum of the two directions found last, so that few products a point are enough to follow them, after 12 more at w_0, where
+    the directions of other tasks are left behind.
 
     Both numbers are **lower** estimates, each the largest of a few tasks, their paths and few products. The bound holds for
     Hessians whose eigenvalues do lie in $[-\hat\mu, \hat\lambda]$, and is no guarantee for tasks that were not measured;
