@@ -14,8 +14,10 @@ from adaptax.report.rows import pick
 from adaptax.reproduce.csv_rows import read_rows
 from adaptax.reproduce.rates import (
     bias_and_second_moment,
+    bounds_on_instances,
     convergence_map,
     convergence_without_noise,
+    cost_by_adapted_gradients,
     cost_of_accuracy,
     fits,
     noise_floor,
@@ -101,6 +103,40 @@ def test_the_experiment_in_small(tmp_path):
         assert f"({name}.png)" in page and (tmp_path / f"{name}.svg").is_file()
 
 
+def test_what_a_meta_step_sees_by_adapted_gradients(x64):
+    pool, steps, alpha = problems.pool_of(problems.CONVEX), 3, jnp.asarray(0.4)
+    w = problems.starts(1)[0]
+    at = cost_by_adapted_gradients.look(pool.finite_sum, w, alpha, steps)
+    value, gradient, mean_norm = Exact(pool.finite_sum, steps)(w, alpha)
+    np.testing.assert_allclose(at.gradients.mean(0), gradient, rtol=1e-10)
+    np.testing.assert_allclose([at.value, at.before.mean()], [value, mean_norm], rtol=1e-12)
+    c = pool.constants
+    assert abs(c.mu) < 1e-15 and c.lam == c.L
+    # One meta-step of the same batches, whose outer step is written out.
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))
+    chosen, apart = (jax.random.randint(key, (n,), 0, 8) for key, n in zip(keys, (16, 8), strict=True))
+    for adapted, sizes in ((True, at.after), (False, at.before)):
+        path = c.path(0.4, steps) if adapted else theory.Expansion(0.4, c.L, steps)
+        slope = theory.jacobian_lipschitz(path, c.rho) if adapted else theory.smoothness_slope(path, c.rho)
+        bend = (path.q * c.L if adapted else theory.smoothness_floor(path, c.rho, c.b)) + slope * sizes[apart].mean()
+        norms, _ = cost_by_adapted_gradients.simulate(pool, c, w[None], 0.4, steps, adapted, 2)
+        after = Exact(pool.finite_sum, steps)(w - at.gradients[chosen].mean(0) / (2 * bend), alpha)[1]
+        np.testing.assert_allclose(norms[0], [jnp.linalg.norm(gradient), jnp.linalg.norm(after)], rtol=1e-9)
+
+
+def test_the_bounds_on_random_losses_hold():
+    rows = list(bounds_on_instances.measure(300))
+    largest = {row["measure"]: row["value"] for row in pick(rows, case="largest")}
+    smaller = largest.pop(bounds_on_instances.SMALLER)
+    assert len(largest) == 9 and max(largest.values()) <= 1 + 1e-6 and min(largest.values()) > 0.3 and smaller > 1e6
+    many = bounds_on_instances.draw(40)
+    w, step = np.ones((40, 3)), 1e-6
+    hessian = np.stack([(many.gradient(0, w + step * e) - many.gradient(0, w - step * e)) / 2e-6 for e in np.eye(3)], -1)
+    np.testing.assert_allclose(many.hessian(w), hessian, atol=1e-6)
+    end = np.stack([(many.adapted(w + step * e)[0] - many.adapted(w - step * e)[0]) / 2e-6 for e in np.eye(3)], 1)
+    np.testing.assert_allclose(many.adapted(w)[1], end, atol=1e-5 * np.abs(end).max())
+
+
 def test_pools_share_what_they_should(x64):
     whole, one = problems.pool_of(COSINE), problems.pool_of(COSINE, tasks=1)
     assert one.constants.sigma == 0 < whole.constants.sigma
@@ -119,7 +155,7 @@ def test_bad_sizes(tmp_path, sizes, name):
 
 
 def test_sizes_reach_every_experiment(tmp_path, monkeypatch):
-    """The five experiments stand in by the committed rows, of which the CSV and the page are made again."""
+    """The experiments stand in by the committed rows, of which the CSV and the page are made again."""
     from adaptax.reproduce.rates import rates
 
     committed = Path(__file__).resolve().parents[2] / "docs" / "experiments" / "rates"
@@ -129,6 +165,8 @@ def test_sizes_reach_every_experiment(tmp_path, monkeypatch):
         noise_floor: {"measure": [("part", "floor")]},
         cost_of_accuracy: {"measure": [("part", "cost"), ("part", "plan")]},
         bias_and_second_moment: {"measure": [("part", "moments")]},
+        cost_by_adapted_gradients: {"measure": [("part", "two-sided cost")]},
+        bounds_on_instances: {"measure": [("part", "two-sided bounds")]},
         convergence_map: {"measure_cosine": [("problem", "rough cosine")], "measure_sinusoid": [("problem", "sinusoid")]},
     }
     for module, functions in wanted.items():
@@ -140,6 +178,6 @@ def test_sizes_reach_every_experiment(tmp_path, monkeypatch):
 
             monkeypatch.setattr(module, name, stand_in)
     rates(tmp_path, 3, 0.1, lambda text: None, largest=8)
-    assert seen == [(3, 1000), (3, 250), (3, 300, 8), (6400,), (50, 8), (80, 8)]
+    assert seen == [(3, 1000), (3, 250), (3, 300, 8), (6400,), (3, 100, 8), (150,), (50, 8), (80, 8)]
     assert sorted(map(str, read_rows(tmp_path / "rates.csv"))) == sorted(map(str, rows))
     assert (tmp_path / "README.md").read_text() == (committed / "README.md").read_text()

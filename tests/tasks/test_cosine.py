@@ -67,6 +67,16 @@ def test_L_bounds_and_is_attained(pool):
     assert jnp.linalg.norm(hessian(worst, batch), 2) == pytest.approx(pool.constants.L, rel=1e-12)
 
 
+def test_lam_and_mu_bound_and_are_attained(pool):
+    hessian = jax.hessian(pool.finite_sum.loss)
+    batch = (jnp.asarray(pool.target_phases[0]), jnp.asarray(pool.target_offsets[0]))
+    ends = jnp.linalg.eigvalsh(jax.jit(jax.vmap(lambda w: hessian(w, batch)))(points(6)))
+    constants = pool.constants
+    assert ends.max() <= constants.lam * SLACK and -ends.min() <= constants.mu + 1e-9
+    assert jnp.linalg.eigvalsh(hessian(jnp.pi - batch[0], batch))[-1] == pytest.approx(constants.lam, rel=1e-12)
+    assert jnp.linalg.eigvalsh(hessian(-batch[0], batch))[0] == pytest.approx(-constants.mu, rel=1e-12)
+
+
 def test_rho_bounds_and_is_approached(pool):
     hessian = jax.jit(jax.hessian(pool.finite_sum.loss))
     batch = (jnp.asarray(pool.target_phases[0]), jnp.asarray(pool.target_offsets[0]))

@@ -8,8 +8,7 @@ from theory.mutants import MODULES, killer, mutations, source, trees
 
 # Changes without an effect, by module, line and change, and why they have none.
 EQUIVALENT = {
-    ("constants", "total, power = 0 * rate, rate", "0 * rate: times 2.0"): "twice nothing",
-    ("constants", "total, power = 0 * rate, rate", "0 * rate: times 0.5"): "half of nothing",
+    ("powers", "block, steps = where(over > -0.5, 1 + over, block * block), steps >> 1", "0.5 -> 0.25"): "either form will do",
     ("sampling", "m = path_deviation(path, np.arange(path.steps + 1))", "1 -> 0.5"): "arange(N + 1/2) counts 0..N too",
     ("sampling", "early = np.sum(path.r ** np.arange(path.steps - 1, -1, -1.0) * m[:-1] ** 2)", "1 -> 0.5"): "it ends at 0 too",
     ("convergence", "ratio = spread / largest_R(a, c_phi, epsilon or 0.0)", "0.0 -> 1.0"): "epsilon is given there, and not 0",

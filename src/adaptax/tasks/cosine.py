@@ -95,8 +95,11 @@ class Cosine(eqx.Module):
         # All tasks share A, so a difference of gradients has for each coordinate a trigonometric function of that coordinate.
         spread, _ = maxima(_second_moments(target - target.mean(0)))
         gap, _ = maxima(_second_moments(support - target))
+        eigenvalues = np.linalg.eigvalsh(self.matrix)
         return Constants(
-            L=float(np.abs(np.linalg.eigvalsh(self.matrix)).max()) + c,
+            L=float(np.abs(eigenvalues).max()) + c,
+            lam=max(float(eigenvalues[-1]) + c, 0.0),
+            mu=c - float(eigenvalues[0]),
             rho=c,
             sigma=math.sqrt(spread.sum()),
             b=math.sqrt(gap.sum()),

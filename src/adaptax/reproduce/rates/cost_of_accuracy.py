@@ -49,7 +49,7 @@ _PREDICTED = {(GUARANTEED, ADAPTIVE): "at most 1", (FIXED, ADAPTIVE): "exponenti
 # The number of meta-steps hardly depends on N if the largest is at most this times the smallest.
 _ALIKE = 1.2
 # A run of at most so many meta-steps has the accuracy almost without training.
-_AT_ONCE = 2
+AT_ONCE = 2
 
 
 def measure(seeds: int, iterations: int = ITERATIONS, largest: int = 64) -> Iterator[Row]:
@@ -209,10 +209,10 @@ def _outside(lines: list[_Line]) -> Iterator[str]:
 
 def _at_once(lines: list[_Line]) -> Iterator[str]:
     """The numbers of steps at which Edge has the accuracy before training."""
-    found = sorted({n for line in lines for n, k in line.known().items() if k <= _AT_ONCE})
+    found = sorted({n for line in lines for n, k in line.known().items() if k <= AT_ONCE})
     if found:
         yield (
-            f"Under {EDGE} K is at most {_AT_ONCE} at N = {listed(map(str, found))}: ‖∇L‖ is that short with hardly any "
+            f"Under {EDGE} K is at most {AT_ONCE} at N = {listed(map(str, found))}: ‖∇L‖ is that short with hardly any "
             "training, so it is no measure of how good the parameters are, and a small K no merit."
         )
 

@@ -8,8 +8,10 @@ from adaptax._checks import check_real, check_whole
 from adaptax.reproduce.csv_rows import Row, Say, write_rows
 from adaptax.reproduce.rates import (
     bias_and_second_moment,
+    bounds_on_instances,
     convergence_map,
     convergence_without_noise,
+    cost_by_adapted_gradients,
     cost_of_accuracy,
     noise_floor,
 )
@@ -25,7 +27,8 @@ def rates(out: Path, seeds: int = 8, scale: float = 1.0, say: Say = print, *, la
     r"""Measure convergence beside the theorems' bounds, and write rates.csv, figures and README.md.
 
     (a) $\|\nabla\mathcal L\|$ against K without noise, (b) the floor against B, S and T, (c) the cost to reach an accuracy
-    against N, (d) bias and second moment against their bounds, (e) maps over $(\alpha, N)$. In double precision, on losses
+    against N, (d) bias and second moment against their bounds, (e) maps over $(\alpha, N)$, (f) the cost under the two-sided
+    rule, (g) the bounds by curvature of both signs on random losses. In double precision, on losses
     whose constants and meta-gradients are known exactly; the last map is of sinusoids.
 
     Arguments:
@@ -41,7 +44,7 @@ def rates(out: Path, seeds: int = 8, scale: float = 1.0, say: Say = print, *, la
         >>> from pathlib import Path
         >>> rates(Path("reproduced/rates"), seeds=2, scale=0.01)  # doctest: +SKIP
 
-    Source: docs/theory.md, sections 5, 6 and 9; cf. Ji, Yang, Liang (2022), JMLR 23.
+    Source: docs/theory.md, sections 5, 6, 6.1 and 9; cf. Ji, Yang, Liang (2022), JMLR 23.
     """
     seeds = check_whole("", "seeds", seeds, 2)
     scale, largest = check_real("", "scale", scale, above=0), check_whole("", "largest", largest)
@@ -58,6 +61,10 @@ def rates(out: Path, seeds: int = 8, scale: float = 1.0, say: Say = print, *, la
             "floors": noise_floor.measure(seeds, times(noise_floor.ITERATIONS)),
             "cost against N": cost_of_accuracy.measure(seeds, times(cost_of_accuracy.ITERATIONS), largest),
             "bias and second moment": moments.measure(moments.GROUPS * times(moments.DRAWS)),
+            "cost under the two-sided rule": cost_by_adapted_gradients.measure(
+                seeds, times(cost_by_adapted_gradients.ITERATIONS), largest
+            ),
+            "bounds on random losses": bounds_on_instances.measure(times(bounds_on_instances.INSTANCES)),
             "map of the cosine problem": convergence_map.measure_cosine(times(convergence_map.COSINE_ITERATIONS), largest),
         }.items():
             rows += list(measured)

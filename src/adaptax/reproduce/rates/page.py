@@ -7,8 +7,10 @@ from adaptax.report.rows import distinct, pick
 from adaptax.reproduce.csv_rows import Row, read_rows
 from adaptax.reproduce.rates import (
     bias_and_second_moment,
+    bounds_on_instances,
     convergence_map,
     convergence_without_noise,
+    cost_by_adapted_gradients,
     cost_of_accuracy,
     noise_floor,
 )
@@ -43,7 +45,9 @@ def compose(rows: list[Row]) -> str:
         convergence_without_noise.section(free),
         noise_floor.section(pick(rows, part=noise_floor.PART)),
         cost_of_accuracy.section(pick(rows, part=cost_of_accuracy.PART), pick(rows, part=cost_of_accuracy.PLAN)),
+        cost_by_adapted_gradients.section(pick(rows, part=cost_by_adapted_gradients.PART)),
         bias_and_second_moment.section(pick(rows, part=bias_and_second_moment.PART)),
+        bounds_on_instances.section(pick(rows, part=bounds_on_instances.PART)),
         convergence_map.section(pick(rows, part=convergence_map.PART)),
     ]
     return "\n\n".join(text) + "\n"

@@ -18,9 +18,9 @@ from adaptax.tasks.cosine import Cosine
 
 DIM, TASKS = 6, 8
 NOISE = (0.3, 0.3)
-COSINE, ROUGH, QUADRATIC = "cosine", "rough cosine", "quadratic"
-# The amplitude c of the cosines in each problem; with 0 the losses are quadratic.
-AMPLITUDES = {COSINE: 0.5, ROUGH: 2.0, QUADRATIC: 0.0}
+COSINE, CONVEX, ROUGH, QUADRATIC = "cosine", "convex cosine", "rough cosine", "quadratic"
+# The amplitude c of the cosines in each problem; the least eigenvalue of A is 0.1, and with c = 0 the losses are quadratic.
+AMPLITUDES = {COSINE: 0.5, CONVEX: 0.1, ROUGH: 2.0, QUADRATIC: 0.0}
 FINITE, RESAMPLING = "finite-sum", "resampling"
 CASES = (FINITE, RESAMPLING)
 # The guaranteed inner step size is γ/(NL), the outer one 1/(C_β L_w).
