@@ -121,11 +121,21 @@ def test_the_adapted_norms_are_unbiased_and_independent_of_the_meta_step(x64):
 
 def test_both_ends_are_measured_for_the_adapted_form(x64):
     with pytest.warns(UserWarning, match="lower estimates"):
-        outer = AdaptiveOuter(tasks=4, every=2, smoothness="adapted")
-    state, _ = ax.train(COSINE.finite_sum, 2 * jnp.asarray(W), method(), optimizer=outer, steps=3, tasks_per_step=2)
+        outer = AdaptiveOuter(tasks=4, smoothness="adapted")
+    problem, w = COSINE.finite_sum, 2 * jnp.asarray(W)
+    step = ax.make_step(problem, method(), outer, tasks_per_step=2)
+    state, _ = step(step.init(w))
     found = state.opt_state.constants
-    assert 0.7 * CONSTANTS.L < found.L <= CONSTANTS.L * 1.01 and 0.3 * CONSTANTS.rho < found.rho <= CONSTANTS.rho * 1.01
-    assert 0.5 * CONSTANTS.mu < found.mu <= CONSTANTS.mu and 0.7 * CONSTANTS.lam < found.lam <= CONSTANTS.lam
+
+    def spectra(task):
+        end = ax.adapt(problem, w, task, ax.Inner(N, ALPHA)).params
+        return jnp.stack([jnp.linalg.eigvalsh(jax.hessian(problem.loss)(at, task.support)) for at in (w, end)])
+
+    # Of each task of the pool; four draws of them are measured.
+    by_task = np.asarray(jax.vmap(spectra)(COSINE.tasks))
+    for value, exact in ((found.lam, by_task.max((1, 2))), (found.mu, -by_task.min((1, 2)))):
+        assert exact.min() <= value * (1 + 1e-9) and np.abs(exact - float(value)).min() < 1e-9
+    assert found.lam <= found.L <= CONSTANTS.L and 0.3 * CONSTANTS.rho < found.rho <= CONSTANTS.rho * 1.01
     assert float(found.sigma_g) == 0 and 0 < float(state.opt_state.beta) < np.inf
 
 
