@@ -90,6 +90,7 @@ CASES = {
     "schedule fails": (lambda: ax.adapt(FINITE, W, TASK, ax.Inner(2, fails)), "schedule fails.*wrong units"),
     "gamma zero": (lambda: Edge(0.0), "gamma=0.0.*positive number"),
     "gamma nan": (lambda: Guaranteed(float("nan")), "gamma=nan.*positive number"),
+    "gamma_plus beyond 2": (lambda: Guaranteed(gamma_plus=2.5), "gamma_plus=2.5.*positive number of at most 2"),
     "gamma text": (lambda: Edge("1"), "gamma='1'.*positive number"),
     "rule on no tasks": (lambda: Edge(tasks=0), "tasks=0.*at least 1"),
     "no iterations": (lambda: Edge(iterations=0), "iterations=0.*at least 1"),

@@ -66,10 +66,16 @@ def test_edge_is_gamma_over_the_largest_eigenvalue(gamma):
     assert abs(float(inner.stepsize) * 1.6 * SPECTRUM[0] / gamma - 1) < 0.01
 
 
-@pytest.mark.parametrize("steps", [1, 4, 16])
-def test_guaranteed_is_gamma_over_n_l(steps):
-    inner = resolve(ax.Inner(steps, Guaranteed()), PROBLEM, W, tasks(hessian()))
-    assert abs(float(inner.stepsize) * steps * SPECTRUM[0] * 8 - 1) < 0.01
+@pytest.mark.parametrize("differences", [False, True])
+@pytest.mark.parametrize(
+    "options, expected", [({}, [1 / 8, 1 / 32, 1 / 128]), ({"gamma": 2.0, "gamma_plus": 1.5}, [0.3, 0.3, 0.125])]
+)
+def test_guaranteed_is_the_smaller_of_two_conditions(options, expected, differences):
+    # The largest eigenvalue of the first task is 5, and the smallest of the second -1.
+    batch = tasks(hessian(spectrum=np.maximum(SPECTRUM, 0)), hessian(0.8, 1, SPECTRUM * [1, 1, 1, 1, 1.25]))
+    for steps, alpha in zip((1, 4, 16), expected, strict=True):
+        inner = resolve(ax.Inner(steps, Guaranteed(**options, differences=differences)), PROBLEM, W, batch)
+        assert float(inner.stepsize) == pytest.approx(alpha, rel=0.01)
 
 
 def test_curvature_is_measured_along_the_path():
@@ -93,6 +99,73 @@ def test_estimates_rise_at_once_and_fall_slowly():
         estimate = rule.update(estimate, jnp.array(1.0), direction)
         assert abs(float(estimate.curvature) - expected) < 1e-5
     assert abs(float(rule.update(estimate, jnp.array(6.4), direction).curvature) - 6.4) < 1e-5
+
+
+def test_both_ends_rise_at_once_and_fall_slowly():
+    rule, direction = Guaranteed(decay=0.9), jnp.array([1.0, 0.0])
+    # The first measurement, and that of a run begun before there were two ends.
+    estimate = rule.update(Estimate(jnp.array(0.0), direction), jnp.array(8.0), direction, jnp.array(0.5))
+    assert (float(estimate.curvature), float(estimate.negative)) == (8.0, 0.5)
+    estimate = rule.update(estimate, jnp.array(1.0), direction, jnp.array(2.0))
+    np.testing.assert_allclose((estimate.curvature, estimate.negative), (7.2, 2.0), rtol=1e-6)
+    estimate = rule.update(estimate, jnp.array(9.0), direction, jnp.array(0.0))
+    np.testing.assert_allclose((estimate.curvature, estimate.negative), (9.0, 1.8), rtol=1e-6)
+    assert float(rule.alpha_of(estimate, 4)) == pytest.approx(min(1 / 9, 1 / 8 / 4 / 1.8))
+    lost = rule.update(estimate, jnp.array(jnp.nan), -direction, jnp.array(jnp.nan))
+    assert relative(lost, estimate) == 0
+
+
+def head(kind, dtype):
+    """A linear head on features of size one, and a task: its Hessian has many eigenvalues that are zero but for rounding."""
+    rng = np.random.default_rng(2)
+    x, y = jnp.asarray(rng.normal(size=(20, 30)), dtype), jnp.asarray(rng.integers(0, 5, 20))
+    targets = jax.nn.one_hot(y, 5, dtype=dtype)
+
+    def loss(w, batch):
+        z = batch[0] @ w
+        return jnp.mean((z - batch[1]) ** 2) if kind == "squares" else -jnp.mean(jnp.sum(batch[1] * jax.nn.log_softmax(z), 1))
+
+    batch = jax.tree.map(lambda leaf: leaf[None], (x, targets))
+    return ax.FiniteSum(loss, no_tasks), ax.Task(batch, batch), jnp.asarray(0.3 * rng.normal(size=(30, 5)), dtype)
+
+
+@pytest.mark.parametrize("differences", [False, True])
+@pytest.mark.parametrize("kind, dtype", [("squares", jnp.float32), ("softmax", jnp.float32), ("softmax", jnp.bfloat16)])
+def test_rounding_of_a_convex_loss_does_not_bring_the_number_of_steps_back(kind, dtype, differences):
+    if differences and dtype == jnp.bfloat16:
+        pytest.skip("differences of gradients in half precision are rounding alone")
+    problem, batch, w = head(kind, dtype)
+    given = ax.Inner(20, Guaranteed(differences=differences)), first_estimate(w), problem, w, batch
+    estimate = refresh(*given, True)
+    assert float(estimate.negative) == 0
+    alpha = float(Guaranteed().alpha_of(estimate, 20))
+    assert alpha == pytest.approx(1 / float(estimate.curvature)) and alpha > 0.05
+
+
+def test_what_counts_as_rounding():
+    w, high = {"a": jnp.zeros(2), "b": jnp.zeros(1, jnp.bfloat16)}, jnp.array(10.0)
+    part = lambda low, w: float(measurement._negative_part(jnp.array(low), high, w))  # noqa: E731
+    eps = float(jnp.finfo(jnp.float32).eps) ** 0.5
+    assert part(-10.1 * eps, w["a"]) == pytest.approx(10.1 * eps) and part(-9.9 * eps, w["a"]) == part(2.0, w["a"]) == 0
+    # The least precise leaf decides: 0.0078 ** 0.5 = 0.088.
+    assert part(-0.87, w) == 0 and part(-0.89, w) == pytest.approx(0.89)
+    assert np.isnan(part(jnp.nan, w))
+    # All curvature is negative: the largest in size is what rounding is compared with.
+    assert float(measurement._negative_part(jnp.array(-3.0), jnp.array(-1.0), w)) == 3
+
+
+def test_the_smallest_eigenvalue_is_found_from_the_direction_of_other_tasks(x64):
+    # As along the paths of a sinusoid network: it is one of many small ones, and the largest is 25 times as large.
+    rng = np.random.default_rng(0)
+    spectrum = np.concatenate([[1500, 400, 90], 30 * rng.normal(size=40).clip(-1.2, 1.2), [-58], np.zeros(40)])
+    bases = [np.linalg.qr(rng.normal(size=(84, 84)))[0] for _ in range(2)]
+    here, other = (jnp.asarray(q @ np.diag(spectrum) @ q.T) for q in bases)
+    w = jnp.asarray(rng.normal(size=84))
+    inner = ax.Inner(2, Guaranteed())
+    cold = refresh(inner, first_estimate(w), PROBLEM, w, tasks(other), True)
+    forgot = Estimate(jnp.zeros(()), cold.direction, jnp.zeros(()))
+    for found in (cold, refresh(inner, forgot, PROBLEM, w, tasks(here))):
+        assert 0.9 * 58 < float(found.negative) < 58.01 and float(found.curvature) == pytest.approx(1500, rel=1e-6)
 
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])

@@ -8,6 +8,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from adaptax.errors import InputError, NotTrained
@@ -146,6 +148,17 @@ def shift(x: PyTree, width: Array | float, u: PyTree) -> PyTree:
 def wide(x: PyTree) -> PyTree:
     """The same numbers in at least single precision."""
     return jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), x)
+
+
+def ravel(x: PyTree) -> Array:
+    """A tree as one vector, in at least single precision."""
+    return ravel_pytree(wide(x))[0]
+
+
+def unraveller(x: PyTree) -> Callable[[Array], PyTree]:
+    """From such a vector to a tree like this one, in its own types."""
+    back = ravel_pytree(wide(x))[1]
+    return lambda vector: optax.tree.cast_like(back(vector), x)
 
 
 def dot(x: PyTree, y: PyTree) -> Array:

@@ -13,12 +13,23 @@ def test_a_run_is_measured(run, finished, contents):
     first = run("measure", folder, "--tasks", "16", "--epsilon", "1e6", "--format", "json")
     assert first.code == 0 and not first.err and contents(folder) == before
     result = json.loads(first.out)
-    assert set(result["constants"]) == {"L", "lambda_max", "rho", "sigma", "b"} and result["points_skipped"] == 0
+    assert set(result["constants"]) == {"L", "lam", "mu", "rho", "sigma", "b"} and result["points_skipped"] == 0
     alpha, (L, _) = result["alpha"], result["constants"]["L"]
     assert result["q"] == pytest.approx((1 + alpha * L) ** (2 * result["inner_steps"]))
+    (lam, _), (mu, _), n = result["constants"]["lam"], result["constants"]["mu"], result["inner_steps"]
+    assert result["r"] == pytest.approx(max(1 + alpha * mu, alpha * lam - 1)) and result["r"] < 1 + alpha * L
+    assert result["two_sided_q"] == pytest.approx(result["r"] ** (2 * n))
+    assert 0 < result["two_sided_alpha"] <= 1 / lam and result["two_sided_alpha"] * n * max(mu, 0) <= 0.125001
     assert result["stationary"] and result["verdict"] == "stationary to 1e+06 at 95 %"
     assert result["low"] <= result["upper"] <= result["high"] and str(folder) not in first.out
-    for text in ("lambda_max", "the theorems need q < 2", "verdict: stationary to 1e+06", "lower estimates of suprema"):
+    for text in (
+        "lam ",
+        "mu ",
+        "rates needs q < 2",
+        "both signs apart: r =",
+        "verdict: stationary to 1e+06",
+        "lower estimates of suprema",
+    ):
         assert text in tables.measured(result)
 
 

@@ -8,9 +8,9 @@ import pytest
 from helpers import images, regression
 
 import adaptax as ax
-from adaptax import measure
+from adaptax import measure, theory
+from adaptax._lanczos import both_ends
 from adaptax.errors import InputError
-from adaptax.measure.lanczos import extremes
 from adaptax.tasks import cosine
 
 
@@ -23,7 +23,7 @@ def test_finite_sum_against_dense_matrices_and_closed_forms(pool, x64):
     w, inner, tasks = jnp.linspace(-2.0, 2.0, 5), ax.Inner(3, 0.2), pool.tasks
     found = measure.constants(pool.finite_sum, w, inner, tasks=tasks, iterations=20)
     gradient, hessian = jax.jit(jax.grad(pool.finite_sum.loss)), jax.jit(jax.hessian(pool.finite_sum.loss))
-    norms, highest = [], []
+    norms, highest, lowest = [], [], []
     for i in range(7):
         support, target = ((p[i], o[i]) for p, o in (tasks.support, tasks.target))
         at = w
@@ -31,9 +31,14 @@ def test_finite_sum_against_dense_matrices_and_closed_forms(pool, x64):
             eigenvalues = np.linalg.eigvalsh(hessian(at, support))
             norms += [np.abs(eigenvalues).max(), np.linalg.norm(hessian(at, target), 2)]
             highest.append(eigenvalues[-1])
+            lowest.append(eigenvalues[0])
             at = at - 0.2 * gradient(at, support)
     assert found.L.value == pytest.approx(max(norms), rel=1e-9)
-    assert found.lambda_max.value == pytest.approx(max(highest), rel=1e-9)
+    assert found.lam.value == pytest.approx(max(highest), rel=1e-9)
+    assert found.mu.value == pytest.approx(-min(lowest), rel=1e-9) and 0 < found.mu.value < found.lam.value
+    by_task = np.reshape(lowest, (7, 4)).min(1)
+    assert found.mu.standard_error == pytest.approx(by_task.std(ddof=1) / np.sqrt(7), rel=1e-6)
+    assert theory.Constants(L=found.L.value, rho=1.0, sigma=0.0, lam=found.lam.value, mu=found.mu.value).path(0.1, 2).q > 1
     support, target = (jax.vmap(gradient, (None, 0))(w, terms) for terms in (tasks.support, tasks.target))
     deviations = jnp.sum((target - target.mean(0)) ** 2, 1)
     assert found.sigma.value == pytest.approx(float(jnp.sqrt(deviations.sum() / 6)), rel=1e-9)
@@ -45,6 +50,12 @@ def test_finite_sum_against_dense_matrices_and_closed_forms(pool, x64):
     assert all(value.standard_error >= 0 for value in (found.L, found.rho, found.sigma, found.b))
     # Each point: 2 losses by 5 products, and 2 directions, 2 rounds, 5 differences of two; the gradients are 3 + 8 + 4.
     assert found.cost == ax.Cost(gradients=7 * 15, hessian_vector_products=7 * 4 * (10 + 40))
+
+
+def test_mu_is_negative_where_the_losses_are_strongly_convex(pool):
+    found = measure.constants(pool.finite_sum, jnp.zeros(5), ax.Inner(1, 0.1, proximal=2.0), tasks=pool.tasks)
+    plain = measure.constants(pool.finite_sum, jnp.zeros(5), ax.Inner(0, 0.1), tasks=pool.tasks)
+    assert -2 < found.mu.value < 0 < plain.mu.value and 0 < found.lam.value - 2 < pool.constants.L
 
 
 def test_resampling_against_closed_forms(pool):
@@ -91,7 +102,7 @@ def test_networks_with_all_options():
         start=lambda model: jax.tree.map(lambda leaf: 2 * leaf if jnp.ndim(leaf) else leaf, model),
     )  # fmt: skip
     found = measure.constants(problem, model, inner, tasks=stacked(task), iterations=5)
-    assert found.L.value >= found.lambda_max.value > 0.3 and found.rho.value > 0 and found.sigma.value > 0
+    assert found.L.value >= found.lam.value > 0.3 and found.rho.value > 0 and found.sigma.value > 0
     assert found.points_skipped == 0
 
 
@@ -115,10 +126,27 @@ def test_convolutional_networks():
 def test_lanczos_breaks_down_in_order():
     diagonals = jnp.array([[3.0, 1.0, -5.0, 1.0], [0.0] * 4, [2.0] * 4, [jnp.nan] * 4, [1.0] * 4, [4.0, -7.0, 1.0, 0.0]])
     starts = jnp.array([[1.0, 1.0, 0.0, 0.0], [1.0] * 4, [1.0, 2.0, 3.0, 4.0], [1.0] * 4, [0.0] * 4, [1.0] * 4])
-    low, high, vectors = jax.jit(jax.vmap(lambda d, start: extremes(lambda v: d * v, start, 20)))(diagonals, starts)
-    np.testing.assert_allclose(low, [1, 0, 2, jnp.nan, jnp.nan, -7], atol=1e-3)
-    np.testing.assert_allclose(high, [3, 0, 2, jnp.nan, jnp.nan, 4], atol=1e-3)
-    np.testing.assert_allclose(jnp.abs(vectors[-1]), [0, 1, 0, 0], atol=1e-3)
+    ends = jax.jit(jax.vmap(lambda d, start: both_ends(lambda v: d * v, start, 20)))(diagonals, starts)
+    np.testing.assert_allclose(ends.low, [1, 0, 2, jnp.nan, jnp.nan, -7], atol=1e-5)
+    np.testing.assert_allclose(ends.high, [3, 0, 2, jnp.nan, jnp.nan, 4], atol=1e-5)
+    np.testing.assert_allclose(jnp.abs(ends.bottom[-1]), [0, 1, 0, 0], atol=1e-3)
+    np.testing.assert_allclose(jnp.abs(ends.top[-1]), [1, 0, 0, 0], atol=1e-3)
+    # Where all directions are alike, both are the start.
+    np.testing.assert_allclose([ends.bottom[2], ends.top[2]], [starts[2] / jnp.linalg.norm(starts[2])] * 2, atol=1e-5)
+
+
+def test_rounding_makes_no_negative_eigenvalue():
+    """Low rank ends the iteration early; what is left of a vector then must not count as one."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 5, 60)) * 10.0 ** rng.uniform(-3, 3, (40, 1, 1))
+    grams, starts = (
+        jnp.asarray(np.einsum("kij,kil->kjl", x, x), jnp.float32),
+        jnp.asarray(rng.normal(size=(40, 60)), jnp.float32),
+    )
+    largest = np.linalg.norm(x, 2, axis=(1, 2)) ** 2
+    ends = jax.jit(jax.vmap(lambda a, start: both_ends(lambda v: a @ v, start, 12)))(grams, starts)
+    assert (np.asarray(ends.low) > -1e-5 * largest).all()
+    np.testing.assert_allclose(ends.high, largest, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,93 @@ def test_the_step_follows_the_formula(x64, case, gap):
     np.testing.assert_allclose(state.params, W - gradient / (3 * expected), rtol=1e-12)
 
 
+LAM, MU = 0.9 * CONSTANTS.L, 0.3 * CONSTANTS.L
+
+
+def adapted(mean_norm, lam=LAM, mu=MU, alpha=ALPHA):
+    r = max(1 + alpha * mu, alpha * lam - 1)
+    return r ** (2 * N) * CONSTANTS.L + alpha * CONSTANTS.rho * r ** (N - 1) * sum(r**j for j in range(N)) * mean_norm
+
+
+def adapted_norms(alpha=ALPHA):
+    """The norms of the target gradients after N steps from W, of all tasks of the pool."""
+    problem, inner = COSINE.finite_sum, ax.Inner(N, alpha)
+
+    def norm(task):
+        return jnp.linalg.norm(
+            jax.grad(problem.target_loss)(ax.adapt(problem, jnp.asarray(W), task, inner).params, task.target)
+        )
+
+    return np.array(jax.vmap(norm)(COSINE.tasks))
+
+
+@pytest.mark.parametrize("case, alpha", [("finite_sum", ALPHA), ("finite_sum", 3.0 / CONSTANTS.L), ("resampling", ALPHA)])
+def test_the_adapted_form_follows_its_formula(x64, case, alpha):
+    one = dataclasses.replace(
+        COSINE,
+        noise=(0.0, 0.0),
+        **{name: getattr(COSINE, name)[:1] for name in vars(COSINE) if name.endswith(("phases", "offsets"))},
+    )
+    constants = dataclasses.replace(CONSTANTS, lam=LAM, mu=MU, sigma_g=0.7)
+    outer = AdaptiveOuter(constants, C_beta=3.0, tasks=2, samples=5, smoothness="adapted")
+    step = ax.make_step(getattr(one, case), ax.MetaGradient(ax.Inner(N, alpha)), outer, tasks_per_step=2)
+    state, _ = step(step.init(jnp.asarray(W), seed=1))
+    if case == "finite_sum":
+        norm = adapted_norms(alpha)[0]
+    else:
+        # One loss for steps and target; and what is added for paths that would be noisy.
+        task = one.resampling.sample_task(jax.random.key(0))
+        done = ax.adapt(one.resampling, jnp.asarray(W), task, ax.Inner(N, alpha), jax.random.key(0)).params
+        batch = one.resampling.target_batch(task, done, jax.random.key(0), 1)
+        r = max(1 + alpha * MU, alpha * LAM - 1)
+        strayed = alpha * np.sqrt(sum(r ** (2 * j) for j in range(N))) * 0.7 / np.sqrt(5)
+        norm = float(jnp.linalg.norm(jax.grad(one.resampling.target_loss)(done, batch))) + CONSTANTS.L * strayed
+    assert float(state.opt_state.smoothness) == pytest.approx(adapted(norm, alpha=alpha), rel=1e-9)
+    assert float(state.opt_state.beta) == pytest.approx(1 / (3 * adapted(norm, alpha=alpha)), rel=1e-9)
+    # Without lam and mu both are L.
+    unknown = dataclasses.replace(CONSTANTS, lam=None, mu=None)
+    plain = AdaptiveOuter(unknown, smoothness="adapted").init(jnp.zeros(2)).constants
+    assert float(plain.lam) == float(plain.mu) == pytest.approx(CONSTANTS.L)
+
+
+def test_the_adapted_norms_are_unbiased_and_independent_of_the_meta_step(x64):
+    constants = dataclasses.replace(CONSTANTS, lam=LAM, mu=MU)
+    step = ax.make_step(COSINE.finite_sum, method(), AdaptiveOuter(constants, tasks=3, smoothness="adapted"), tasks_per_step=2)
+    start = step.init(jnp.asarray(W), seed=0)
+
+    @jax.jit
+    @jax.vmap
+    def draw(seed):
+        state, info = step(dataclasses.replace(start, key=jax.random.key(seed)))
+        return state.opt_state.smoothness, info["loss"]
+
+    bend, loss = map(np.asarray, draw(jnp.arange(4000)))
+    assert abs(bend.mean() - adapted(adapted_norms().mean())) < 4 * bend.std() / np.sqrt(len(bend))
+    slope = adapted(1.0) - adapted(0.0)
+    assert abs(bend.std() / (slope * adapted_norms().std() / np.sqrt(3)) - 1) < 0.05
+    assert abs(np.corrcoef(bend, loss)[0, 1]) < 4 / np.sqrt(len(bend))
+
+
+def test_both_ends_are_measured_for_the_adapted_form(x64):
+    with pytest.warns(UserWarning, match="lower estimates"):
+        outer = AdaptiveOuter(tasks=4, smoothness="adapted")
+    problem, w = COSINE.finite_sum, 2 * jnp.asarray(W)
+    step = ax.make_step(problem, method(), outer, tasks_per_step=2)
+    state, _ = step(step.init(w))
+    found = state.opt_state.constants
+
+    def spectra(task):
+        end = ax.adapt(problem, w, task, ax.Inner(N, ALPHA)).params
+        return jnp.stack([jnp.linalg.eigvalsh(jax.hessian(problem.loss)(at, task.support)) for at in (w, end)])
+
+    # Of each task of the pool; four draws of them are measured.
+    by_task = np.asarray(jax.vmap(spectra)(COSINE.tasks))
+    for value, exact in ((found.lam, by_task.max((1, 2))), (found.mu, -by_task.min((1, 2)))):
+        assert exact.min() <= value * (1 + 1e-9) and np.abs(exact - float(value)).min() < 1e-9
+    assert found.lam <= found.L <= CONSTANTS.L and 0.3 * CONSTANTS.rho < found.rho <= CONSTANTS.rho * 1.01
+    assert float(found.sigma_g) == 0 and 0 < float(state.opt_state.beta) < np.inf
+
+
 def test_the_norms_are_unbiased_and_independent_of_the_meta_step(x64):
     step = ax.make_step(COSINE.finite_sum, method(), AdaptiveOuter(CONSTANTS, tasks=3), tasks_per_step=2)
     start = step.init(jnp.asarray(W), seed=0)
@@ -115,6 +202,7 @@ def test_inside_a_chain_and_on_two_devices():
 BAD = [
     (lambda: AdaptiveOuter(CONSTANTS, C_beta=0.0), "C_beta=0.0.* must be a positive number"),
     (lambda: AdaptiveOuter(CONSTANTS, tasks=0), "tasks=0.* must be a whole number of at least 1"),
+    (lambda: AdaptiveOuter(CONSTANTS, smoothness="both"), 'smoothness=\'both\'.* must be "initial" or "adapted"'),
     (lambda: AdaptiveOuter(2.0), "must be ax.theory.Constants or None, not float"),
     (
         lambda: AdaptiveOuter(CONSTANTS).update(W, AdaptiveOuter(CONSTANTS).init(W)),

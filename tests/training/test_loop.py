@@ -114,10 +114,16 @@ def test_rules_are_measured_on_schedule(tiny):
     np.testing.assert_allclose(history["stepsize"], 1 / np.array(seen), rtol=1e-5)
 
 
-def test_guaranteed_uses_the_number_of_steps(tiny):
-    state, history = tiny.train(ax.MetaGradient(ax.Inner(3, ax.stepsize.Guaranteed())), steps=2)
-    np.testing.assert_allclose(history["stepsize"], 1 / 8 / 3 / 4, rtol=1e-3)
-    np.testing.assert_allclose(state.inner.stepsize, 1 / 8 / 3 / 4, rtol=1e-3)
+def test_guaranteed_uses_the_number_of_steps_where_curvature_is_negative(tiny):
+    rule = ax.stepsize.Guaranteed()
+    for problem, alpha in ((tiny.problem, 1 / 4), (ax.FiniteSum(saddle, tiny.sample), 1 / 8 / 3 / 2)):
+        state, history = tiny.train(ax.MetaGradient(ax.Inner(3, rule)), problem=problem, steps=2)
+        np.testing.assert_allclose(history["stepsize"], alpha, rtol=1e-3)
+        np.testing.assert_allclose(state.inner.stepsize, alpha, rtol=1e-3)
+
+
+def saddle(w, c):
+    return 0.5 * jnp.sum(jnp.array([4.0, 1.0, -2.0]) * (w - c) ** 2)
 
 
 @pytest.mark.parametrize("devices", ("one", "two"))

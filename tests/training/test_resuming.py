@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import shutil
 import warnings
 
 import jax
@@ -14,7 +15,9 @@ import adaptax as ax
 from adaptax.errors import CheckpointError
 from adaptax.training import checkpoints as saved
 from adaptax.training.checkpoints import DamagedCheckpoint
-from adaptax.training.resuming import NotCompared, describe_run, fingerprint
+from adaptax.training.older import one_sided
+from adaptax.training.resuming import NotCompared, describe, describe_run, fingerprint
+from adaptax.training.run import Run
 
 CENTRE = 0.5
 
@@ -180,6 +183,27 @@ def test_a_run_is_prolonged_from_python(tmp_path):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["steps"] == 8
     with pytest.raises(ax.InputError, match="steps is 8 there and 6 here"):
         train(tmp_path / "run", steps=6, resume=True)
+
+
+def test_a_run_of_guaranteed_from_before_it_told_signs_apart_goes_on(tmp_path):
+    method = ax.MetaGradient(ax.Inner(2, ax.stepsize.Guaranteed(every=1, decay=0.5)))
+    folder = tmp_path / "run"
+    state, _ = train(folder, method=method)
+    # As it was saved then: one number for all curvature, which is 1.
+    shutil.rmtree(folder / "checkpoints")
+    (folder / "manifest.json").unlink()
+    Run(folder).save(one_sided(state))
+    assert saved.Checkpoints(folder).load(state).estimate.negative is None
+    resumed, history = train(folder, method=method, steps=8, resume=True)
+    # It went with 1/(8 * 2), as if curvature of that size could be negative, which is given up no faster than the decay.
+    np.testing.assert_allclose(history["stepsize"][4:], [1 / 8, 1 / 4, 1 / 2, 1], rtol=1e-3)
+    assert float(resumed.estimate.negative) == pytest.approx(1 / 16)
+
+
+def test_options_that_rules_had_not_are_described_where_they_are_used():
+    rules = ax.stepsize.Guaranteed(), ax.stepsize.Guaranteed(gamma_plus=1.5)
+    assert ["gamma_plus" in describe(rule) for rule in rules] == [False, True]
+    assert fingerprint(rules[0]).code != fingerprint(rules[1]).code
 
 
 def test_what_cannot_be_compared_is_said(tmp_path):

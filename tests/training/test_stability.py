@@ -10,7 +10,9 @@ import optax
 import pytest
 
 import adaptax as ax
-from adaptax.training.stability import StabilityWarning, measure_stability
+from adaptax.training.callbacks import columns_of
+from adaptax.training.history import History
+from adaptax.training.stability import StabilityMonitor, StabilityWarning, measure_stability
 
 EIGENVALUES = jnp.array([4.0, 1.0, -5.0])
 W = jnp.array([1.0, -1.0, 0.0])
@@ -39,8 +41,25 @@ def test_what_is_measured_on_a_quadratic(alpha, rising):
     found = measure_stability(step, step.init(W))
     assert abs(found.alpha_lambda / (4 * alpha) - 1) < 1e-5
     assert abs(found.q / (1 + 5 * alpha) ** 6 - 1) < 1e-4
+    assert abs(found.alpha_mu / (3 * 5 * alpha) - 1) < 1e-4
     # Along the first coordinate steps overshoot, and the loss grows with whatever lies there.
     assert abs(found.rising - rising) < 0.2
+
+
+@pytest.mark.parametrize("lowest, alpha, r", [(-0.5, 0.1, 1.05), (-0.5, 0.6, 1.4), (0.8, 0.1, 0.92)])
+def test_only_negative_curvature_and_overshooting_expand(lowest, alpha, r):
+    problem = ax.FiniteSum(lambda w, c: 0.5 * jnp.sum(jnp.array([4.0, 1.0, lowest]) * (w - c) ** 2), sample)
+    step = ax.make_step(problem, ax.MetaGradient(ax.Inner(3, alpha)), optax.sgd(0.1), 2)
+    found = measure_stability(step, step.init(W))
+    assert found.q == pytest.approx(r**6, rel=1e-4) and found.alpha_mu == pytest.approx(-3 * alpha * lowest, rel=1e-4)
+
+
+def test_series_of_former_runs_have_no_alpha_mu():
+    monitor = StabilityMonitor(ax.make_step(PROBLEM, ax.MetaGradient(ax.Inner(2, 0.1)), optax.sgd(0.1), 2), 1)
+    history = History(0, [monitor])
+    history.add({name: np.zeros(1) for name in history.columns})
+    history.note(1, columns_of(monitor, {"step": 1, "q": 2.0, "alpha_lambda": 0.4, "rising": 0.0}))
+    assert np.isnan(history.arrays()["alpha_mu"]).all() and history.arrays()["q"] == [2.0]
 
 
 def test_rates_of_their_own_and_inner_optimisers():
@@ -48,7 +67,7 @@ def test_rates_of_their_own_and_inner_optimisers():
     assert abs(measure_stability(several, several.init(W)).alpha_lambda - 0.8) < 1e-5
     momentum = ax.Inner(2, optimizer=optax.sgd(0.1, momentum=0.9))
     found = measure_stability(step := ax.make_step(PROBLEM, ax.MetaGradient(momentum), optax.sgd(0.1), 2), step.init(W))
-    assert np.isnan(found.q) and np.isnan(found.alpha_lambda) and found.rising < 0.5
+    assert np.isnan([found.q, found.alpha_lambda, found.alpha_mu]).all() and found.rising < 0.5
 
 
 @pytest.mark.parametrize(
@@ -58,7 +77,10 @@ def test_rates_of_their_own_and_inner_optimisers():
         pytest.param(
             ax.Inner(2, ax.stepsize.Edge(3.0)), r"beyond 2/lambda steps overshoot.*lower gamma= of Edge", marks=pytest.mark.slow
         ),
-        (ax.Inner(2, ax.stepsize.Guaranteed(0.5)), r"q = \(1 \+ alpha L\)\^\(2N\) is 2\.4\d.*lower gamma= of Guaranteed"),
+        (
+            ax.Inner(2, ax.stepsize.Guaranteed(0.5)),
+            r"q = max\(1 \+ alpha mu,.*\)\^\(2N\) is 2\.4\d.*lower gamma= of Guaranteed",
+        ),
     ],
 )
 def test_a_warning_names_the_remedy(inner, sentence):
@@ -71,7 +93,7 @@ def test_nothing_is_said_of_steps_that_are_stable(inner):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         _, history = train(inner, monitor_every=2)
-    for name in ("q", "alpha_lambda", "rising"):
+    for name in ("q", "alpha_lambda", "alpha_mu", "rising"):
         assert np.isfinite(history[name]).tolist() == [False, True, False, True]
 
 

@@ -17,12 +17,13 @@ from adaptax.cli.saved import from_saved
 from adaptax.cli.training import Training
 from adaptax.errors import InputError
 from adaptax.report import tables
+from adaptax.theory.powers import power
 from adaptax.training.step import State
 
 if TYPE_CHECKING:
     from adaptax.cli.commands import Measure, Plan
 
-_CONSTANTS = ("L", "lambda_max", "rho", "sigma", "b")
+_CONSTANTS = ("L", "lam", "mu", "rho", "sigma", "b")
 
 
 def measure(options: "Measure") -> int:
@@ -45,7 +46,7 @@ def measured(config: Training, built: Built, state: State, options: "Measure") -
         built.problem, state.params, ax.MetaGradient(inner), epsilon=options.epsilon, tasks=options.tasks, seed=options.seed
     )
     alpha = float(np.mean(inner.stepsize))
-    growth = 2 * inner.steps * math.log1p(alpha * constants.L.value)
+    L, lam, mu = (getattr(constants, name).value for name in ("L", "lam", "mu"))
     names = ("squared_norm", "standard_error", "upper", "low", "high", "confidence")
     return {
         "task": config.task,
@@ -56,7 +57,10 @@ def measured(config: Training, built: Built, state: State, options: "Measure") -
         "constants": {n: [finite(x) for x in getattr(constants, n)] for n in _CONSTANTS},
         "points_skipped": constants.points_skipped,
         "alpha": finite(alpha),
-        "q": finite(math.exp(growth)) if growth < 700 else None,
+        "q": finite(power(alpha * L, 2 * inner.steps)),
+        "r": finite(1 + max(alpha * mu, alpha * lam - 2)),
+        "two_sided_q": finite(power(max(alpha * mu, alpha * lam - 2), 2 * inner.steps)),
+        "two_sided_alpha": finite(theory.two_sided_alpha(lam, mu, max(inner.steps, 1))) if lam > 0 else None,
         "tasks": found.tasks,
         **{name: finite(getattr(found, name)) for name in names},
         "epsilon": options.epsilon,
@@ -85,9 +89,11 @@ def for_plan(options: "Plan", name: str) -> theory.Constants:
     inner = ax.Inner(options.inner_steps, ax.stepsize.Guaranteed(options.gamma), start=known.start)
     found = ax.measure.constants(built.problem, params, inner, tasks=options.tasks, seed=options.seed)
     loss = ax.evaluate(built.problem, params, inner, [options.inner_steps], max(options.tasks, 2), options.seed).mean["loss"][0]
-    values = {n: getattr(found, n).value for n in ("L", "rho", "sigma", "sigma_g", "sigma_H", "b")}
+    values = {n: getattr(found, n).value for n in ("L", "lam", "mu", "rho", "sigma", "sigma_g", "sigma_H", "b")}
     if bad := [n for n, value in {**values, "gap": loss}.items() if not math.isfinite(value)]:
         raise InputError(f"{bad[0]} is not finite at these parameters: measure other ones, or train with another step size.")
+    # Where all curvature met is negative, the inner loss has none from above.
+    values["lam"] = max(values["lam"], 0.0)
     return theory.Constants(**values, gap=float(loss))
 
 

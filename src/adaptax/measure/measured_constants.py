@@ -20,11 +20,12 @@ from adaptax._finite import Lost, tell
 from adaptax._intake import as_batch
 from adaptax._keys import CONSTANTS, draw_tasks, first, numbered, own_key
 from adaptax._parameters import split
+from adaptax._tree import ravel, unraveller
 from adaptax.errors import InputError, NotFiniteWarning
 from adaptax.inner import Inner
 from adaptax.inner_path import TaskPath, check_problem
 from adaptax.measure.noise import at_point, loss_of_sample
-from adaptax.measure.path_curvature import ROUNDS, Budget, measure_path, ravel, unraveller
+from adaptax.measure.path_curvature import ROUNDS, Budget, measure_path
 from adaptax.methods.metagrad import MetaGradient
 from adaptax.problem import AbstractProblem, Samples, check_is_problem
 from adaptax.stepsize.measurement import resolve_on_first
@@ -42,13 +43,14 @@ class Value(NamedTuple):
 class Measured:
     r"""Measured constants: all are LOWER estimates of suprema over w, up to sampling errors.
 
-    L, lambda_max and rho are maxima over everything visited, and their standard error is that of the mean over tasks of
+    L, lam, mu and rho are maxima over everything visited, and their standard error is that of the mean over tasks of
     each task's maximum: it says how much tasks differ, not how far the supremum is. The others are root mean squares,
     with standard errors by the delta method.
 
     Arguments:
         L: the largest $|\text{eigenvalue}|$ of Hessians.
-        lambda_max: the largest eigenvalue of the inner loss's Hessians.
+        lam: $\lambda$, the largest eigenvalue of the inner loss's Hessians.
+        mu: $\mu$, minus their smallest eigenvalue; negative where all that were met are strongly convex.
         rho: the largest $\|(H(w+tu) - H(w))v\|/t$.
         sigma: $(E_i\|\nabla l_i - \nabla l\|^2)^{1/2}$.
         b: $(E_i\|\nabla l_{S_i} - \nabla l_{T_i}\|^2)^{1/2}$, 0 in the resampling case.
@@ -58,7 +60,8 @@ class Measured:
     """
 
     L: Value
-    lambda_max: Value
+    lam: Value
+    mu: Value
     rho: Value
     sigma: Value
     b: Value
@@ -81,10 +84,11 @@ def constants(
     radius: float | None = None,
     in_flight: int | None = None,
 ) -> Measured:
-    r"""Measure $L, \rho, \sigma, b, \sigma_g, \sigma_H$ at parameters w and along inner paths.
+    r"""Measure $L, \lambda, \mu, \rho, \sigma, b, \sigma_g, \sigma_H$ at parameters w and along inner paths.
 
     - *L*: at $w_0..w_N$ of each task's inner path, of the inner loss and in the finite-sum case also of the target loss,
       by `iterations` steps of Lanczos. A proximal strength is added to the inner loss's Hessian.
+    - *lam*, *mu*, of the inner loss alone: both ends of the same Lanczos runs.
     - *rho*, of the inner loss: at the same points, u a random direction and the path's own; each is followed by the
       eigenvector found along it, since the supremum of the symmetric third derivative is attained at u = v. v by Lanczos,
       a quarter of `iterations`. A relu network has no finite rho: there the value is of order 1/t, t = `radius`.
@@ -135,14 +139,14 @@ def constants(
     found = jax.device_get(_measure(problem, params, inner, batch, key, count, samples, budget, check_in_flight(in_flight)))
     stepsize = found.pop("stepsize")
     found, dim = jax.tree.map(lambda x: np.asarray(x, np.float64), found), int(found["dim"])
-    maxima = {name: _maximum(found[name]) for name in ("L", "lambda_max", "rho")}
+    maxima = {name: _maximum(found[name]) for name in ("L", "lam", "mu", "rho")}
     roots = {name: _root(found[name], count) for name in ("sigma", "b")}
     noise = [max((_root(x, count) for x in found[name]), key=lambda v: v.value) for name in ("sigma_g", "sigma_H")]
     cost = _cost(problem.stochastic, inner.steps, dim, budget).times(count)
     measured = Measured(
         **maxima, **roots, sigma_g=noise[0], sigma_H=noise[1], cost=cost, points_skipped=int(found["skipped"].sum())
     )
-    lost = [n for n in ("L", "lambda_max", "rho", "sigma", "b", "sigma_g", "sigma_H") if math.isnan(getattr(measured, n).value)]
+    lost = [n for n in ("L", "lam", "mu", "rho", "sigma", "b", "sigma_g", "sigma_H") if math.isnan(getattr(measured, n).value)]
     if lost:
         bad = found["skipped"] > 0
         for squares in (found["b"], *found["sigma_g"], *found["sigma_H"]):
@@ -176,7 +180,7 @@ def _measure(problem, params, inner, batch, key, count, samples, budget, in_flig
         return TaskPath(problem, inner, params, task, key, samples)
 
     walked = each(lambda task, key: measure_path(path(task, key), budget))
-    out = {"L": walked.L, "lambda_max": walked.lambda_max, "rho": walked.rho, "skipped": walked.skipped, "dim": w.size}
+    out = {name: getattr(walked, name) for name in ("L", "lam", "mu", "rho", "skipped")} | {"dim": w.size}
     out["stepsize"] = inner.stepsize if measured else None
     zeros = jnp.zeros(count)
     if problem.stochastic:

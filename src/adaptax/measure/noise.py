@@ -9,10 +9,10 @@ from jaxtyping import Array, Key, PyTree
 
 from adaptax._batching import map_tasks
 from adaptax._keys import CHOOSE, DRAW, fold
+from adaptax._lanczos import extremes
 from adaptax._second_order import hessian_product
+from adaptax._tree import ravel, unraveller
 from adaptax.inner_path import TaskPath
-from adaptax.measure.lanczos import extremes
-from adaptax.measure.path_curvature import ravel, unraveller
 
 
 def loss_of_sample(path: TaskPath) -> Callable:

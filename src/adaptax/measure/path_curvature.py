@@ -5,15 +5,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from adaptax import _tree
 from adaptax._keys import CHANGE, POINT, START, fold
+from adaptax._lanczos import extremes
 from adaptax._second_order import hessian_product
+from adaptax._tree import ravel, unraveller
 from adaptax.inner_path import TaskPath
-from adaptax.measure.lanczos import extremes
 
 # How many times the direction of a change follows the eigenvector found along it.
 ROUNDS = 2
@@ -23,7 +22,7 @@ class Budget(NamedTuple):
     """How many oracle calls are spent at each point of a path.
 
     Arguments:
-        iterations: Hessian-vector products for L and lambda_max.
+        iterations: Hessian-vector products for L, lam and mu.
         changes: products with a difference of two Hessians, for each direction and round; 0 for no rho.
         draws: single samples of a resampling problem.
         radius: t in the difference H(w+tu) - H(w); None for the default.
@@ -36,24 +35,17 @@ class Budget(NamedTuple):
 
 
 class PathCurvature(NamedTuple):
-    """The largest values along one task's path (NaN where nothing was finite), the points skipped, and w_N."""
+    """The largest values along one task's path (NaN where nothing was finite), the points skipped, and w_N.
+
+    lam is the largest eigenvalue of the inner loss's Hessians, and mu minus the smallest, negative where all are positive.
+    """
 
     L: Array
-    lambda_max: Array
+    lam: Array
+    mu: Array
     rho: Array
     skipped: Array
     final: PyTree
-
-
-def ravel(tree: PyTree) -> Array:
-    """A tree as one vector, in at least single precision."""
-    return ravel_pytree(_tree.wide(tree))[0]
-
-
-def unraveller(tree: PyTree) -> Callable[[Array], PyTree]:
-    """From such a vector to a tree like this one, in its own types."""
-    back = ravel_pytree(_tree.wide(tree))[1]
-    return lambda vector: optax.tree.cast_like(back(vector), tree)
 
 
 def default_radius(w: Array) -> Array:
@@ -98,11 +90,11 @@ def measure_path(path: TaskPath, budget: Budget) -> PathCurvature:
         low, high = (jnp.stack(ends) for ends in zip(*found, strict=True))
         measured = budget.changes > 0
         rho = _change(support(j)[1], w, move, fold(key, CHANGE, j), budget) if measured else jnp.nan * high[0]
-        return jnp.maximum(-low, high), high[0], rho
+        return jnp.maximum(-low, high), high[0], -low[0], rho
 
-    sizes, highest, rho = jax.lax.map(point, (jnp.arange(inner.steps + 1), points, moves))
+    sizes, highest, lowest, rho = jax.lax.map(point, (jnp.arange(inner.steps + 1), points, moves))
     skipped = jnp.sum(~jnp.isfinite(sizes))
-    return PathCurvature(_largest(sizes), _largest(highest), _largest(rho), skipped, walked.final)
+    return PathCurvature(_largest(sizes), _largest(highest), _largest(lowest), _largest(rho), skipped, walked.final)
 
 
 def _product(loss: Callable[[Array], Array], w: Array, v: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Gradients before adaptation, on tasks apart from those of the meta-step: the input of the adaptive outer step."""
+"""Gradients before and after adaptation, on tasks apart from those of the meta-step: the input of the adaptive outer step."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -12,17 +12,18 @@ from jaxtyping import Array, Key, PyTree
 from adaptax import _tree
 from adaptax._batching import map_tasks
 from adaptax._keys import INITIAL_GRADIENTS, draw_tasks, fold, numbered
+from adaptax._lanczos import tree_ends
 from adaptax._second_order import hessian_product
 from adaptax.errors import InputError
 from adaptax.inner_path import TaskPath
 from adaptax.methods.base import AbstractMethod
-from adaptax.outer.adaptive import SmoothnessConstants
+from adaptax.outer.adaptive import SmoothnessConstants, TwoSidedConstants
 from adaptax.problem import AbstractProblem, Samples
 from adaptax.stepsize.learned import Learned
 from adaptax.stepsize.measurement import power_iteration
 
-# Hessian-vector products of each power iteration.
-_PRODUCTS = 6
+# Hessian-vector products of each power iteration, and for both ends of a spectrum, of which the lower takes more.
+_PRODUCTS, _LANCZOS = 6, 12
 
 
 class InitialGradients(eqx.Module):
@@ -66,6 +67,12 @@ class InitialGradients(eqx.Module):
 
         return jnp.mean(self._over_tasks(one, tasks, samples))
 
+    def adapted_norm(self, tasks: int, samples: int) -> Array:
+        def one(path: TaskPath) -> Array:
+            return _tree.norm(jax.grad(lambda w: path.target(w, path.rest))(path.walk()[0]))
+
+        return jnp.mean(self._over_tasks(one, tasks, samples))
+
     def measure(self, tasks: int, samples: int) -> SmoothnessConstants:
         def one(path: TaskPath):
             key, directions = jax.random.split(cast(Any, path.key))
@@ -87,6 +94,25 @@ class InitialGradients(eqx.Module):
 
         size, rho, gap = self._over_tasks(one, tasks, samples)
         return SmoothnessConstants(jnp.nanmax(size), jnp.nanmax(rho), jnp.sqrt(jnp.mean(gap**2)))
+
+    def measure_two_sided(self, tasks: int, samples: int) -> TwoSidedConstants:
+        def one(path: TaskPath):
+            key, directions = jax.random.split(cast(Any, path.key))
+            path = TaskPath(self.problem, self.method.inner, self.params, path.task, key, path.samples)
+            w, end = path.split.adapting, path.forward().final
+            losses = (lambda w: path.loss(w, path.rest, jnp.array(0)), lambda w: path.target(w, path.rest))
+            start = _tree.normal_like(directions, w)
+            ends = [tree_ends(_hessian(loss, at), start, _LANCZOS)[:2] for loss in losses for at in (w, end)]
+            low, high = (jnp.stack(x) for x in zip(*ends, strict=True))
+            change = [tree_ends(_difference(_hessian(loss, end), _hessian(loss, w)), start, _PRODUCTS)[:2] for loss in losses]
+            length = _tree.norm(optax.tree.sub(end, w))
+            sizes = jnp.stack([jnp.maximum(-below, above) for below, above in change])
+            rho = jnp.where(length > 0, sizes / jnp.where(length > 0, length, 1), 0)
+            # The inner steps descend on the first loss alone.
+            return jnp.nanmax(jnp.maximum(-low, high)), jnp.nanmax(rho), jnp.nanmax(high[:2]), jnp.nanmax(-low[:2])
+
+        found = map(jnp.nanmax, self._over_tasks(one, tasks, samples))
+        return TwoSidedConstants(*found, sigma_g=jnp.zeros(()))
 
     def _over_tasks(self, one: Callable[[TaskPath], Any], count: int, samples: int) -> Any:
         """`one(path)` over tasks drawn apart from those of the meta-step, with so many samples for everything."""

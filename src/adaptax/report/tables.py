@@ -70,7 +70,11 @@ def measured(result: dict[str, Any]) -> str:
         "",
         table(["constant", "value", "standard error"], rows),
         "",
-        f"alpha = {_number(result['alpha'])}, q = (1 + alpha L)^(2N) = {_number(result['q'])}; the theorems need q < 2",
+        f"alpha = {_number(result['alpha'])}, q = (1 + alpha L)^(2N) = {_number(result['q'])}; "
+        "the theorem of a-priori rates needs q < 2",
+        f"both signs apart: r = max(1 + alpha mu, alpha lam - 1) = {_number(result['r'])}, "
+        f"r^(2N) = {_number(result['two_sided_q'])}; "
+        f"alpha = min(1/lam, 1/(8 N mu)) would be {_number(result['two_sided_alpha'])}",
         f"norm of the meta-gradient on {result['tasks']} tasks: at most {norm}, "
         f"between {_number(result['low'])} and {_number(result['high'])}",
         f"verdict: {result['verdict']}",

@@ -18,6 +18,7 @@ import numpy as np
 from adaptax._tree import first_line
 from adaptax.errors import CheckpointError, InputError
 from adaptax.training.files import write_json
+from adaptax.training.older import one_sided
 from adaptax.training.step import State
 
 _KEPT = 2
@@ -37,7 +38,7 @@ class Checkpoints:
     warning, and the one before it is used. Any other failure, such as a disk error or a reader that does not know the format,
     raises `CheckpointError` and changes nothing.
 
-    States are read into one of the same shapes, `like`, or else into `older`, as states were made before (`training.older`).
+    States are read into one of the same shapes, `like`, or else as states were made before (`training.older`).
 
     Arguments:
         folder: the run folder.
@@ -168,9 +169,11 @@ class Checkpoints:
     def _as(self, like: State, arrays: dict[str, np.ndarray], older: Callable[[], State] | None) -> State:
         """A state made of these arrays; a checkpoint of something else is refused, and kept."""
         there, here = (_shapes(a) for a in (arrays, _arrays(like)))
-        if there != here and older is not None and there == _shapes(_arrays(before := older())):
-            return _with_arrays(before, arrays)
         if there != here:
+            former = [like] if older is None else [like, older()]
+            for before in [*map(one_sided, former), *former[1:]]:
+                if there == _shapes(_arrays(before)):
+                    return _with_arrays(before, arrays)
             pairs = itertools.zip_longest(there, here, fillvalue="nothing")
             difference = next(f"{a} there and {b} here" for a, b in pairs if a != b)
             raise InputError(

@@ -104,9 +104,9 @@ def train(
             return after N steps if the problem has such a metric, otherwise of the lowest loss. A run goes on from its
             last state all the same.
         monitor_every: meta-steps between measurements of stability on 16 tasks apart: in the history (NaN between) and in
-            `stability.jsonl` are `q`, $(1+\alpha\hat L)^{2N}$; `alpha_lambda`, $\alpha\hat\lambda$; `rising`, the share of
-            tasks whose inner loss rises along the path. A `StabilityWarning` names the remedy when $\alpha\hat\lambda > 2$,
-            or q >= 2 under `ax.stepsize.Guaranteed`.
+            `stability.jsonl` are `q`, $\max(1+\alpha\hat\mu, \alpha\hat\lambda-1)^{2N}$; `alpha_lambda`, $\alpha\hat\lambda$;
+            `alpha_mu`, $N\alpha\hat\mu$; `rising`, the share of tasks whose inner loss rises along the path. A
+            `StabilityWarning` names the remedy when $\alpha\hat\lambda > 2$, or q >= 2 under `ax.stepsize.Guaranteed`.
         certify: with monitor_every, also measure `gradient_upper` each time, the 95 % bound on $\|\nabla\mathcal L\|$ from 200
             tasks that training has no part of (`ax.measure.stationarity`). It is the bound of each look by itself.
         callbacks: further measurements, each with a name, `due(step)` and `measure(state)`: see `ax.training.Callback`.

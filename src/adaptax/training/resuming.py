@@ -22,6 +22,7 @@ import numpy as np
 import optax
 
 from adaptax.problem import AbstractProblem
+from adaptax.stepsize.rules import Guaranteed
 from adaptax.training.run import Run, differences
 
 _COMPARED = ("problem", "method", "optimizer", "memory")
@@ -206,6 +207,7 @@ def _found_by_name(function: types.FunctionType) -> list[Any]:
 def _fields(value: Any) -> list[Any]:
     """The fields of a module or dataclass, without an option that older runs did not have and that is not used."""
     later = {"trainable"} if isinstance(value, AbstractProblem) and value.trainable is None else set()
+    later |= {"gamma_plus"} if isinstance(value, Guaranteed) and value.gamma_plus == 1 else set()
     return [field for field in dataclasses.fields(value) if field.name not in later]
 
 

@@ -19,7 +19,7 @@ from adaptax.inner_path import TaskPath
 from adaptax.measure.path_curvature import Budget, measure_path
 from adaptax.stepsize.rates import Rates
 from adaptax.stepsize.rules import Guaranteed
-from adaptax.theory.constants import excess
+from adaptax.theory.powers import power
 from adaptax.training.callbacks import Callback, check_draws_tasks
 from adaptax.training.step import State, Step
 
@@ -36,16 +36,22 @@ class Stability(NamedTuple):
     r"""Stability along the inner paths of 16 tasks apart from those of the meta-step.
 
     Arguments:
-        q: $(1 + \alpha\hat L)^{2N}$ with the largest $|\text{eigenvalue}|$ found; the theorem needs q < 2.
+        q: $r^{2N}$, $r = \max(1 + \alpha\hat\mu, \alpha\hat\lambda - 1)$: how far a path and its meta-gradient can expand;
+            below 1 where every step contracts.
         alpha_lambda: $\alpha\hat\lambda$ with the largest eigenvalue found; beyond 2 a step along it overshoots.
         rising: the share of tasks whose inner loss is larger after the path than before it, or not finite.
+        alpha_mu: $N\alpha\hat\mu$, $-\hat\mu$ the smallest eigenvalue found: along it a path grows by up to its exponential.
+            Negative where all eigenvalues found are positive.
 
-    The first two are NaN where an inner optimiser makes the steps. Where there are several step sizes, $\alpha$ is the largest.
+    All but `rising` are NaN where an inner optimiser makes the steps. Where there are several step sizes, $\alpha$ is the
+    largest. Both eigenvalues are lower estimates. In runs begun before the two were told apart, the series has no `alpha_mu`
+    up to there, and q was $(1 + \alpha\hat L)^{2N}$.
     """
 
     q: float
     alpha_lambda: float
     rising: float
+    alpha_mu: float
 
 
 class StabilityMonitor(Callback):
@@ -85,14 +91,15 @@ def measure_stability(step: Step, state: State) -> Stability:
 def _stability(step: Step, state: State) -> tuple[Stability, np.ndarray]:
     """Stability, and for which tasks no curvature was finite."""
     *numbers, lost = jax.device_get(_measure(step, state))
-    alpha, highest, size, rising = (float(x) for x in numbers)
+    alpha, lam, mu, rising = (float(x) for x in numbers)
+    steps = state.inner.steps
     if state.inner.optimizer is not None:
-        return Stability(math.nan, math.nan, rising), lost
+        return Stability(math.nan, math.nan, rising, math.nan), lost
     try:
-        q = 1 + excess(alpha * size, 2 * state.inner.steps)
+        q = power(max(alpha * mu, alpha * lam - 2), 2 * steps)
     except OverflowError:
         q = math.inf
-    return Stability(q, alpha * highest, rising), lost
+    return Stability(q, alpha * lam, rising, steps * alpha * mu), lost
 
 
 def _why(step: Step, state: State, lost: np.ndarray) -> str:
@@ -109,7 +116,8 @@ def warn(step: Step, done: int, found: Stability) -> None:
     if found.alpha_lambda > 2:
         remedy = f"make it {2 / found.alpha_lambda:.2g} times as large or less, or use ax.stepsize.Edge() (--stepsize edge)"
         if hasattr(rule, "gamma"):
-            remedy = f"lower gamma= of {type(rule).__name__} (edge:0.5), or let it measure more often (every=)"
+            own = "gamma_plus= of Guaranteed" if isinstance(rule, Guaranteed) else f"gamma= of {type(rule).__name__} (edge:0.5)"
+            remedy = f"lower {own}, or let it measure more often (every=)"
         warnings.warn(
             f"At meta-step {done} the inner step size is {found.alpha_lambda:.3g}/lambda, and beyond 2/lambda steps overshoot "
             f"({found.rising:.0%} of the tasks end with a larger loss): {remedy}.",
@@ -118,8 +126,9 @@ def warn(step: Step, done: int, found: Stability) -> None:
         )
     elif isinstance(rule, Guaranteed) and found.q >= 2:
         warnings.warn(
-            f"At meta-step {done} q = (1 + alpha L)^(2N) is {found.q:.3g} with the curvature found now, and the theorem needs "
-            "q < 2: lower gamma= of Guaranteed (at most 0.3466), or let it measure more often (every=).",
+            f"At meta-step {done} q = max(1 + alpha mu, alpha lambda - 1)^(2N) is {found.q:.3g} with the curvature found now, "
+            "and the theorem's constants grow with it: lower gamma= of Guaranteed (at most 0.3466 for q < 2), or let it "
+            "measure more often (every=).",
             StabilityWarning,
             stacklevel=5,
         )
@@ -137,11 +146,11 @@ def _measure(step: Step, state: State) -> tuple[Array, Array, Array, Array, Arra
         found = measure_path(path, _BUDGET)
         # Before and after on the same samples.
         before, after = (path.loss(w, path.rest, jnp.array(0)) for w in (path.split.adapting, found.final))
-        return found.lambda_max, found.L, ~(after <= before)
+        return found.lam, found.mu, ~(after <= before)
 
-    highs, sizes, rising = map_tasks(one, (tasks, keys), step.in_flight)
+    highs, lows, rising = map_tasks(one, (tasks, keys), step.in_flight)
     rates = TaskPath(problem, inner, state.params, None, None, samples).rates
-    return _largest(rates), jnp.nanmax(highs), jnp.nanmax(sizes), jnp.mean(rising), ~jnp.isfinite(highs)
+    return _largest(rates), jnp.nanmax(highs), jnp.nanmax(lows), jnp.mean(rising), ~jnp.isfinite(highs)
 
 
 def _largest(rates: Rates) -> Array:

@@ -161,7 +161,7 @@ class Step(eqx.Module):
             # The first estimate was made by init.
             due = (state.step % rule.every == 0) & (state.step > 0)
             estimate = jax.lax.cond(due, remeasure, lambda estimate: estimate, state.estimate)
-            inner = inner.with_stepsize(rule.alpha(estimate.curvature, inner.steps).astype(inner.stepsize.dtype))
+            inner = inner.with_stepsize(rule.alpha_of(estimate, inner.steps).astype(inner.stepsize.dtype))
         method = method.with_inner(inner).at(state.step)
 
         size = dev.share(self.mesh, self.tasks_per_step)
@@ -294,7 +294,7 @@ def _first_estimate(step, params, key, tasks):
     samples = step.method.samples
     estimate = first_estimate(split(step.problem, inner, params, first(few), samples).adapting)
     estimate, flat = measure(inner, rule, estimate, step.problem, params, few, keys, samples=samples, cold=True)
-    return estimate, inner.with_stepsize(rule.alpha(estimate.curvature, inner.steps)), flat
+    return estimate, inner.with_stepsize(rule.alpha_of(estimate, inner.steps)), flat
 
 
 @eqx.filter_jit
