@@ -68,7 +68,7 @@ CASES = {
 
 def rates(learned, params):
     """Rates that all differ, so that a mixed-up order shows."""
-    start = learned.start(params, STEPS)
+    start = learned.start(params, STEPS).tree
     numbers = iter(np.random.default_rng(1).uniform(0.1, 0.5, 1000))
     return jax.tree.map(lambda leaf: jnp.asarray([next(numbers) for _ in range(leaf.size)]).reshape(leaf.shape), start)
 

@@ -9,6 +9,7 @@ from collections import OrderedDict, namedtuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from helpers import no_tasks
 
@@ -197,7 +198,7 @@ def test_batches_and_drawn_tasks_hold_arrays_alone(name):
         "task.support['user']": (
             lambda: ax.train(drawn, W, METHOD, steps=1, tasks_per_step=2),
             lambda: ax.evaluate(drawn, W, INNER, tasks=4),
-            lambda: ax.make_step(drawn, ax.MetaGradient(rule), ax.training.loop._default_optimizer(), 2).init(W),
+            lambda: ax.make_step(drawn, ax.MetaGradient(rule), optax.sgd(0.1), 2).init(W),
             lambda: ax.measure.constants(drawn, W, INNER, tasks=4),
             lambda: ax.measure.stationarity(drawn, W, METHOD, tasks=8),
         ),

@@ -31,7 +31,7 @@ def everywhere(model):
 def test_learned_step_sizes(x64, per, per_step, store):
     problem, model, task = regression(sizes=(1, 4, 1))
     learned = ax.stepsize.Learned(0.2, per=per, per_step=per_step)
-    start = learned.start(model, STEPS)
+    start = learned.start(model, STEPS).tree
     # Rates that all differ, so that a mixed-up order of steps or leaves shows.
     size = sum(leaf.size for leaf in jax.tree.leaves(start))
     numbers = iter(np.random.default_rng(0).uniform(0.05, 0.4, size))
@@ -56,7 +56,7 @@ def test_learned_step_sizes_given_as_a_prefix_of_the_parameters(x64):
     task = ax.Task(jnp.array([0.2, 0.1]), jnp.array([0.5, -0.3]))
     rates = {"a": jnp.array([0.3, 0.1]), "b": jnp.array(0.2)}
     learned = ax.stepsize.Learned(rates)
-    start = learned.start(params, STEPS)
+    start = learned.start(params, STEPS).tree
     assert relative(start, rates) == 0
 
     def value(meta):
@@ -120,7 +120,7 @@ def test_learned_step_sizes_with_a_mask(x64):
     adapts = jax.tree_util.tree_map_with_path(
         lambda path, _: not jax.tree_util.keystr(path, simple=True, separator=".").startswith("layers.0"), model
     )
-    meta = ax.Meta(model, learned.start(model, STEPS))
+    meta = ax.Meta(model, learned.start(model, STEPS).tree)
 
     def value(meta):
         rates = lambda j: jax.tree.map(lambda r: r[j], meta.stepsize)  # noqa: E731

@@ -19,7 +19,7 @@ from adaptax.errors import InputError
 from adaptax.gradients import AutoDiff
 from adaptax.inner import Inner, Split
 from adaptax.problem import AbstractProblem, Samples
-from adaptax.stepsize.learned import Meta
+from adaptax.stepsize.learned import LearnedRates, Meta
 
 _KEPT = 64
 _known: OrderedDict[Any, list[PyTree]] = OrderedDict()
@@ -60,7 +60,10 @@ def trained(problem: AbstractProblem, inner: Inner, params: PyTree, task: PyTree
     mask = _tree.both(allowed, reached)
     _refuse_complex(plain, mask)
     mask = _tree.both(mask, jax.tree.map(_tree.is_floating, plain))
-    return Meta(mask, jax.tree.map(eqx.is_array, params.stepsize)) if isinstance(params, Meta) else mask
+    if not isinstance(params, Meta):
+        return mask
+    rates = params.stepsize
+    return Meta(mask, rates.moved if isinstance(rates, LearnedRates) else jax.tree.map(eqx.is_array, rates))
 
 
 def _reached(problem: Any, inner: Inner, start: Any, params: PyTree, task: PyTree, samples: Samples) -> list[PyTree]:

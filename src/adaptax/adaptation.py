@@ -22,6 +22,7 @@ from adaptax.errors import InputError, NotFiniteWarning
 from adaptax.inner import Info, Inner
 from adaptax.inner_path import TaskPath, check_problem, exact_factors
 from adaptax.problem import AbstractProblem, Samples, check_is_problem, settled
+from adaptax.stepsize.learned import Meta
 from adaptax.stepsize.measurement import resolve_one
 from adaptax.stepsize.rates import Rates
 from adaptax.stepsize.rules import AbstractRule
@@ -91,7 +92,8 @@ def adapt(
     adapted = settled(problem, run)
     finite: Any = adapted.info.finite
     if not is_traced(finite) and not finite:
-        walked = inner.with_stepsize(adapted.info.stepsize) if isinstance(inner.stepsize, AbstractRule) else inner
+        rule = isinstance(inner.stepsize, AbstractRule) and not isinstance(params, Meta)
+        walked = inner.with_stepsize(adapted.info.stepsize) if rule else inner
         found = cause(problem, walked, params, task, key, samples, target=False, rule=inner.stepsize)
         warnings.warn(f"The adapted task is not finite: {found}", NotFiniteWarning, stacklevel=2)
     return adapted

@@ -16,7 +16,8 @@ from adaptax._update import Update
 from adaptax.errors import InputError
 from adaptax.gradients import AbstractGradient, AutoDiff
 from adaptax.problem import as_callable
-from adaptax.stepsize.learned import Learned, Meta
+from adaptax.stepsize.auto import Auto
+from adaptax.stepsize.learned import Learned, LearnedRates, Meta
 from adaptax.stepsize.rates import Rates, Schedule, check_rates
 from adaptax.stepsize.rules import AbstractRule
 
@@ -54,9 +55,10 @@ class Inner(eqx.Module):
 
     Arguments:
         steps: N, at least 0 (default 10).
-        stepsize: $\alpha$ (default 0.01, with an optimiser 1): a positive number or array of shape () or (N,); a function
-            from the Python integer j to a number; a rule (`ax.stepsize.Edge`, `ax.stepsize.Guaranteed`), which is measured on
-            the tasks at hand unless `ax.stepsize.resolve` has replaced it by a number; or `ax.stepsize.Learned`.
+        stepsize: $\alpha$ (default `ax.stepsize.Auto()`, which measures it and learns from there; 1 with an optimiser, and 0.01
+            with `gradients`): a positive number or array of shape () or (N,); a function from the Python integer j to a number;
+            a rule (`ax.stepsize.Auto`, `Edge`, `Guaranteed`), which is measured on the tasks at hand unless
+            `ax.stepsize.resolve` has replaced it by a number; `ax.stepsize.Learned`; or `ax.stepsize.LearnedRates`.
         adapt: which leaves adapt (default: all that are floating-point): a prefix pytree of booleans, or a predicate on
             paths such as `lambda path: path.startswith("head")`, where a path joins the keys with dots. The other
             leaves stay fixed inside and still receive their full meta-gradient.
@@ -95,8 +97,10 @@ class Inner(eqx.Module):
         self, steps=10, stepsize: Any = _UNSET, adapt=None, *, optimizer=None, gradients=_AUTODIFF, proximal=None, start=None,
     ):  # fmt: skip
         self.steps = check_whole("Inner", "steps", steps, 0)
-        default = 0.01 if optimizer is None else 1.0
-        self.stepsize = _as_stepsize(default if stepsize is _UNSET else stepsize)
+        if stepsize is _UNSET:
+            # Curvature is measured by differentiation, and says nothing of an optimiser's own steps.
+            stepsize = 1.0 if optimizer is not None else Auto() if isinstance(gradients, AutoDiff) else 0.01
+        self.stepsize = _as_stepsize(stepsize)
         self.adapt = _tree.as_selection("adapt", adapt)
         if not isinstance(gradients, AbstractGradient):
             raise InputError("Inner(gradients=...) must be a strategy such as ax.gradients.AutoDiff().")
@@ -109,6 +113,13 @@ class Inner(eqx.Module):
         self.optimizer, self.gradients = optimizer, gradients
         self.proximal = None if proximal is None else _as_proximal(proximal)
         self.start = None if start is None else as_callable(start, "Inner(start=...)")
+
+    @property
+    def learns(self) -> bool:
+        """Whether the step sizes may be parameters of the outer problem."""
+        return isinstance(self.stepsize, Learned) or (
+            isinstance(self.stepsize, Auto) and self.stepsize.learn and self.steps > 0
+        )
 
     @property
     def update(self) -> Update:
@@ -142,13 +153,15 @@ class Inner(eqx.Module):
 
     def rates(self, params: PyTree, adapting: PyTree, steps: int) -> Rates:
         """The step sizes of `steps` steps, out of the outer problem's parameters, checked against those that adapt."""
-        stepsize = self.stepsize
+        stepsize = params.stepsize if isinstance(params, Meta) else self.stepsize
         if isinstance(stepsize, AbstractRule):
             name = type(stepsize).__name__
             raise InputError(f"{name} is not resolved: call ax.stepsize.resolve(inner, problem, params, tasks, keys) first.")
-        if isinstance(stepsize, Learned):
-            tree = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf, float)), params.stepsize)
-            rates = Rates(tree, per_step=stepsize.per_step)
+        if isinstance(stepsize, LearnedRates):
+            rates = Rates(stepsize.tree, stepsize.per_step)
+        elif isinstance(params, Meta):
+            tree = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf, float)), stepsize)
+            rates = Rates(tree, per_step=self.stepsize.per_step)
         elif isinstance(stepsize, Schedule):
             rates = stepsize.rates(steps)
         else:
@@ -158,10 +171,9 @@ class Inner(eqx.Module):
 
     def check_meta(self, params: PyTree) -> None:
         """Refuse learned step sizes without `ax.Meta`, and `ax.Meta` without learned step sizes."""
-        learned = isinstance(self.stepsize, Learned)
-        if learned and not isinstance(params, Meta):
+        if isinstance(self.stepsize, Learned) and not isinstance(params, Meta):
             raise InputError("Learned step sizes need ax.Meta(params, learned.start(params, steps)) for parameters.")
-        if not learned and isinstance(params, Meta):
+        if not self.learns and isinstance(params, Meta):
             raise InputError("ax.Meta holds learned step sizes: use ax.stepsize.Learned, or pass its .params alone.")
 
     def with_stepsize(self, alpha: Array) -> "Inner":
@@ -174,7 +186,7 @@ def _as_proximal(value: Any) -> Array:
 
 
 def _as_stepsize(stepsize: Any) -> Any:
-    if isinstance(stepsize, AbstractRule | Learned | Schedule):
+    if isinstance(stepsize, AbstractRule | Learned | LearnedRates | Schedule):
         return stepsize
     if isinstance(stepsize, type):
         raise InputError(f"stepsize={stepsize.__name__} is a class: call it, as in {stepsize.__name__}().")

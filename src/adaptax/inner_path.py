@@ -23,7 +23,7 @@ from adaptax.curvature import AbstractCurvature, Exact, LocalLoss
 from adaptax.errors import DrawnOnce, InputError
 from adaptax.inner import Info, Inner
 from adaptax.problem import AbstractProblem, Samples, check_not_empty, check_scalar
-from adaptax.stepsize.learned import Learned, Meta
+from adaptax.stepsize.learned import LearnedRates, Meta
 from adaptax.stepsize.rates import Rates
 
 
@@ -106,6 +106,11 @@ class TaskPath:
             other.rest = rest
         return other
 
+    @property
+    def learns(self) -> bool:
+        """Whether the step sizes are parameters of the outer problem."""
+        return isinstance(self.outer_params, Meta)
+
     @cached_property
     def rates(self) -> Rates:
         """The step sizes, checked against the parameters that adapt."""
@@ -179,10 +184,13 @@ class TaskPath:
 
     def outer_gradient(self, by_w: PyTree, by_frozen: PyTree, by_rates: PyTree = None) -> PyTree:
         """The derivative by the outer problem's parameters, from those by w_0, the frozen parameters and the step sizes."""
-        learned = isinstance(self.inner.stepsize, Learned)
-        plain = self.outer_params.params if learned else self.outer_params
-        grad = self.inner.pull_back(plain, eqx.combine(by_w, by_frozen))
-        return Meta(grad, by_rates) if learned else grad
+        outer = self.outer_params
+        grad = self.inner.pull_back(outer.params if self.learns else outer, eqx.combine(by_w, by_frozen))
+        if not self.learns:
+            return grad
+        if isinstance(outer.stepsize, LearnedRates):
+            by_rates = jax.vjp(lambda learned: learned.tree, outer.stepsize)[1](by_rates)[0]
+        return Meta(grad, by_rates)
 
     def info(self, losses: Array, value: Array) -> Info:
         """The report of a method that went this path."""

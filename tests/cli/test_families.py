@@ -34,7 +34,7 @@ class Points(Training):
 
         problem = ax.FiniteSum(lambda w, centre: ((w - centre) ** 2).sum(), sample_task)
         params = jax.random.normal(initial_key(self.seed), (self.dim,))
-        return Built(problem, params, method_of(self), optimizer_of(self.optimizer, self.learning_rate), problem, "new points")
+        return Built(problem, params, method_of(self), optimizer_of(self), problem, "new points")
 
 
 def test_a_new_family_is_one_class(run, tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ def test_one_spelling_for_each_step_size(text, same):
 
 def test_what_step_sizes_stand_for():
     assert parse_stepsize("0.25") == 0.25
+    assert parse_stepsize("auto") == ax.stepsize.Auto() and parse_stepsize("auto:0.5") == ax.stepsize.Auto(0.5)
     assert parse_stepsize("edge") == ax.stepsize.Edge() and parse_stepsize("edge:1.5") == ax.stepsize.Edge(1.5)
     assert parse_stepsize("guaranteed") == ax.stepsize.Guaranteed()
     assert parse_stepsize("guaranteed:0.25") == ax.stepsize.Guaranteed(0.25)

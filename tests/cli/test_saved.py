@@ -31,7 +31,9 @@ def test_what_is_saved_comes_back(config):
     kept = json.loads(json.dumps(saved.describe(config)))
     back = saved.from_saved(kept, "run")
     assert type(back) is type(config)
-    assert back == dataclasses.replace(config, stepsize=back.stepsize) and float(back.stepsize == "edge" or back.stepsize)
+    assert back == dataclasses.replace(config, stepsize=back.stepsize) and (
+        back.stepsize in ("auto", "edge") or float(back.stepsize)
+    )
     assert saved.describe(back) == kept
 
 

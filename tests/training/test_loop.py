@@ -64,8 +64,9 @@ def test_nothing_is_traced_after_the_first_chunk_nor_in_the_same_run_again(tiny,
     assert tiny.traces == traces[-1]
 
 
-def test_the_default_optimiser_is_adam(tiny):
-    default, again = (tiny.train(optimizer=o, steps=3)[0] for o in (None, optax.adam(1e-3)))
+def test_the_default_optimiser_is_adam_clipped_by_norm_on_a_cosine(tiny):
+    own = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-2, 3)))
+    default, again = (tiny.train(optimizer=o, steps=3)[0] for o in (None, own))
     assert tiny.same(default.params, again.params)
     before = tiny.traces
     tiny.train(optimizer=None, steps=3)

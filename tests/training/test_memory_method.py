@@ -208,8 +208,8 @@ def test_learned_step_sizes_and_parameters_of_other_types_are_remembered(tiny):
     state, history = ax.train(problem, params, method, memory=ax.Memory(0.5), **options)
     rows = state.memory.rows
     assert rows.params["w"].shape == (COUNT, 3) and rows.params["w"].dtype == jnp.float32
-    assert rows.params["scale"] is None and rows.params["index"] is None and rows.stepsize.shape == (COUNT, 2)
-    assert state.params.params["w"].dtype == jnp.bfloat16 and np.any(np.asarray(rows.stepsize) != 0)
+    assert rows.params["scale"] is None and rows.params["index"] is None and rows.stepsize.free.shape == (COUNT, 2)
+    assert state.params.params["w"].dtype == jnp.bfloat16 and np.any(np.asarray(rows.stepsize.free) != 0)
     assert np.all(np.isfinite(history["loss"])) and not history["skipped"].any()
 
 

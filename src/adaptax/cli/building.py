@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 import optax
 
 import adaptax as ax
 from adaptax.cli.options import canonical_stepsize
+from adaptax.training.outer_defaults import outer_optimizer
 from adaptax.training.step import Step
 
 if TYPE_CHECKING:
@@ -74,14 +76,16 @@ def inner_of(config: "Training", **more: Any) -> ax.Inner:
     return ax.Inner(config.inner_steps, parse_stepsize(config.stepsize), **more)
 
 
-@functools.cache
-def optimizer_of(name: str, learning_rate: float, falls_over: int | None = None) -> optax.GradientTransformation:
-    """The outer optimiser; with `falls_over` its step size falls to zero as a cosine, over as many meta-steps.
+def optimizer_of(config: "Training") -> optax.GradientTransformation:
+    """The outer optimiser that the options give."""
+    steps = config.steps if config.schedule == "cosine" else None
+    return _optimizer(config.optimizer, config.learning_rate, steps, config.clip, config.warm_up)
 
-    It is one object for the same options, so that runs in one process share their compiled programs.
-    """
-    rate = learning_rate if falls_over is None else optax.cosine_decay_schedule(learning_rate, falls_over)
-    return {"adam": optax.adam, "sgd": optax.sgd}[name](rate)
+
+@functools.cache
+def _optimizer(name: str, learning_rate: float, steps: int | None, clip: float, warm_up: int) -> optax.GradientTransformation:
+    """One object for the same options, so that runs in one process share their compiled programs."""
+    return outer_optimizer({"adam": optax.adam, "sgd": optax.sgd}[name], learning_rate, steps, clip or None, warm_up)
 
 
 def initial_key(seed: int) -> Any:
@@ -89,10 +93,18 @@ def initial_key(seed: int) -> Any:
     return jax.random.fold_in(jax.random.key(seed), _INITIAL)
 
 
+def mean_stepsize(inner: ax.Inner) -> float:
+    """The step size of a resolved inner loop; the mean over parameters where each has its own."""
+    stepsize = inner.stepsize
+    return float(
+        ax.stepsize.Rates(stepsize.tree).mean() if isinstance(stepsize, ax.stepsize.LearnedRates) else np.mean(stepsize)
+    )
+
+
 def parse_stepsize(text: str) -> Any:
     """A number, or the rule of that name."""
     rule, _, gamma = canonical_stepsize(text).partition(":")
-    rules = {"edge": ax.stepsize.Edge, "guaranteed": ax.stepsize.Guaranteed}
+    rules = {"auto": ax.stepsize.Auto, "edge": ax.stepsize.Edge, "guaranteed": ax.stepsize.Guaranteed}
     if rule not in rules:
         return float(rule)
     return rules[rule](float(gamma)) if gamma else rules[rule]()

@@ -85,7 +85,7 @@ class Video:
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Meta-train sinusoids with 10 inner steps in half a minute, beside two baselines, and draw what was learned."""
+    """Meta-train sinusoids with 10 inner steps in about a minute, beside two baselines, and draw what was learned."""
 
     out: options.OutputFolder = Path("demo")
     """Folder for sinusoids.png and demo.json."""

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import adaptax as ax
-from adaptax.cli.building import Built
+from adaptax.cli.building import Built, mean_stepsize
 from adaptax.cli.naming import as_typed, origins
-from adaptax.cli.options import Mark, canonical_stepsize, flag, hints, marked
+from adaptax.cli.options import Mark, canonical_stepsize, flag, hints, is_rule, marked
 from adaptax.cli.saved import check_data, from_saved
 from adaptax.cli.training import Training
 from adaptax.errors import InputError
@@ -87,8 +86,8 @@ def judge(
         **chosen,
         "skipped": int(skipped),
         "inner_steps": config.inner_steps,
-        "stepsize": finite(np.mean(inner.stepsize)),
-        "stepsize_rule": rule if rule.startswith(("edge", "guaranteed")) else "number",
+        "stepsize": finite(mean_stepsize(inner)),
+        "stepsize_rule": rule if is_rule(rule) else "number",
         "tasks": config.evaluation_tasks,
         "seed": seed,
         "judged_on": built.judged_on,

@@ -6,11 +6,9 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 import adaptax as ax
 from adaptax import theory
-from adaptax.cli.building import Built
+from adaptax.cli.building import Built, mean_stepsize
 from adaptax.cli.evaluate import finite, load, of_run, open_run
 from adaptax.cli.families import FAMILIES
 from adaptax.cli.saved import from_saved
@@ -45,7 +43,7 @@ def measured(config: Training, built: Built, state: State, options: "Measure") -
     found = ax.measure.stationarity(
         built.problem, state.params, ax.MetaGradient(inner), epsilon=options.epsilon, tasks=options.tasks, seed=options.seed
     )
-    alpha = float(np.mean(inner.stepsize))
+    alpha, several = mean_stepsize(inner), isinstance(inner.stepsize, ax.stepsize.LearnedRates)
     L, lam, mu = (getattr(constants, name).value for name in ("L", "lam", "mu"))
     names = ("squared_norm", "standard_error", "upper", "low", "high", "confidence")
     return {
@@ -57,9 +55,10 @@ def measured(config: Training, built: Built, state: State, options: "Measure") -
         "constants": {n: [finite(x) for x in getattr(constants, n)] for n in _CONSTANTS},
         "points_skipped": constants.points_skipped,
         "alpha": finite(alpha),
-        "q": finite(power(alpha * L, 2 * inner.steps)),
-        "r": finite(1 + max(alpha * mu, alpha * lam - 2)),
-        "two_sided_q": finite(power(max(alpha * mu, alpha * lam - 2), 2 * inner.steps)),
+        # The bounds are those of one step size; with one for each parameter their mean says nothing of them.
+        "q": None if several else finite(power(alpha * L, 2 * inner.steps)),
+        "r": None if several else finite(1 + max(alpha * mu, alpha * lam - 2)),
+        "two_sided_q": None if several else finite(power(max(alpha * mu, alpha * lam - 2), 2 * inner.steps)),
         "two_sided_alpha": finite(theory.two_sided_alpha(lam, mu, max(inner.steps, 1))) if lam > 0 else None,
         "tasks": found.tasks,
         **{name: finite(getattr(found, name)) for name in names},

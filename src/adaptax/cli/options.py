@@ -73,23 +73,32 @@ class StepSizeText:
         canonical_stepsize(value, name)
 
 
+# The rules of step sizes and their factors.
+RULES = {"auto": 1.0, "edge": 1.0, "guaranteed": 1 / 8}
+
+
+def is_rule(text: str) -> bool:
+    """Whether a step size is a rule, not a number."""
+    return canonical_stepsize(text).partition(":")[0] in RULES
+
+
 def canonical_stepsize(text: str, name: str = "--stepsize") -> str:
     """One spelling for each step size: a number, or a rule, with its factor unless that is the default.
 
     Example:
-        >>> [canonical_stepsize(text) for text in ("1e-1", "EDGE", "edge:1.50", "guaranteed:0.125")]
-        ['0.1', 'edge', 'edge:1.5', 'guaranteed']
+        >>> [canonical_stepsize(text) for text in ("1e-1", "AUTO", "edge:1.50", "guaranteed:0.125")]
+        ['0.1', 'auto', 'edge:1.5', 'guaranteed']
     """
     rule, colon, gamma = text.strip().lower().partition(":")
-    is_rule = rule in ("edge", "guaranteed")
-    default = 1.0 if rule == "edge" else 1 / 8
+    by_rule = rule in RULES
+    default = RULES.get(rule, 1.0)
     try:
-        value = default if is_rule and not colon else float(gamma if is_rule else text)
+        value = default if by_rule and not colon else float(gamma if by_rule else text)
     except ValueError:
-        raise InputError(f"{name} {text} must be a number, edge or guaranteed (edge:1.5 for a factor).") from None
+        raise InputError(f"{name} {text} must be a number, auto, edge or guaranteed (edge:1.5 for a factor).") from None
     if not 0 < value < math.inf:
         raise InputError(f"{name} {text} must be positive and finite; without adaptation use --inner-steps 0.")
-    return str(value) if not is_rule else rule if value == default else f"{rule}:{value}"
+    return str(value) if not by_rule else rule if value == default else f"{rule}:{value}"
 
 
 Count = Annotated[int, Whole(1)]
@@ -99,7 +108,7 @@ Positive = Annotated[float, Real(above=0)]
 NotNegative = Annotated[float, Real(least=0)]
 Fraction = Annotated[float, Real(least=0, most=1)]
 Widths = Annotated[tuple[int, ...], Whole(1)]
-StepSize = Annotated[str, tyro.conf.arg(metavar="NUMBER|edge|guaranteed"), StepSizeText()]
+StepSize = Annotated[str, tyro.conf.arg(metavar="NUMBER|auto|edge|guaranteed"), StepSizeText()]
 OutputFolder = Annotated[Path, NewFolder()]
 
 # Options that may be left out: their help says in words what happens then.

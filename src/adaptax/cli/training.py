@@ -23,7 +23,7 @@ class Training:
     task: ClassVar[str]
     renamed: ClassVar[Mapping[str, str]] = {}
     """Former names of options, as older runs have saved them."""
-    before: ClassVar[Mapping[str, Any]] = {}
+    before: ClassVar[Mapping[str, Any]] = {"schedule": "constant", "clip": 0.0, "warm_up": 0}
     """Values of options for runs that were saved before the options existed, where the default is not what was done then."""
     constants_tasks: ClassVar[int] = 32
     """The most tasks that `adaptax measure` takes for the constants; each takes hundreds of Hessian-vector products."""
@@ -32,8 +32,8 @@ class Training:
 
     inner_steps: options.CountOrZero = 10
     """N, gradient steps of the inner loop."""
-    stepsize: options.StepSize = "edge"
-    """Inner step size: a number, or a rule that measures curvature (edge:1.5 for another safety factor)."""
+    stepsize: options.StepSize = "auto"
+    """Inner step size: a number, or a rule that measures curvature (edge:1.5 for another safety factor); auto also learns."""
     curvature: Literal["exact", "first-order", "finite-difference", "ggs", "zeroth-order"] = "exact"
     """How Hessian-vector products are formed; ggs and zeroth-order draw 10 directions."""
     steps: options.Count = 10_000
@@ -42,8 +42,15 @@ class Training:
     """B, tasks of a meta-step."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """Outer optimiser."""
-    learning_rate: options.Positive = 1e-3
-    """Step size of the outer optimiser."""
+    learning_rate: options.Positive = 1e-2
+    """Largest step size of the outer optimiser."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """The step size of the outer optimiser: it rises at first and falls to zero as a cosine over --steps, as raised when
+    resumed; or it is constant."""
+    warm_up: options.CountOrZero = 100
+    """Meta-steps over which a cosine rises first, at most a twentieth of --steps."""
+    clip: options.NotNegative = 1.0
+    """Norm that the meta-gradient is clipped to (0: not clipped)."""
     seed: options.Seed = 0
     """Decides the whole run."""
     checkpoint_every: options.Count = 500
@@ -85,7 +92,7 @@ class Training:
         if units := self.kinks():
             yield f"the network has {units}, so no finite rho: its measured value grows as the radius of the difference falls"
         rule = options.canonical_stepsize(self.stepsize)
-        outside = [f"the {rule} step size"] if rule.startswith("edge") else []
+        outside = [f"the {rule} step size"] if rule.startswith(("auto", "edge")) else []
         outside += ["outer Adam"] if self.optimizer == "adam" else []
         if outside:
             yield f"no convergence theorem covers {' or '.join(outside)}"

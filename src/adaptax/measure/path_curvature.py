@@ -13,6 +13,7 @@ from adaptax._lanczos import extremes
 from adaptax._second_order import hessian_product
 from adaptax._tree import ravel, unraveller
 from adaptax.inner_path import TaskPath
+from adaptax.stepsize.rates import multiply
 
 # How many times the direction of a change follows the eigenvector found along it.
 ROUNDS = 2
@@ -37,7 +38,8 @@ class Budget(NamedTuple):
 class PathCurvature(NamedTuple):
     """The largest values along one task's path (NaN where nothing was finite), the points skipped, and w_N.
 
-    lam is the largest eigenvalue of the inner loss's Hessians, and mu minus the smallest, negative where all are positive.
+    lam is the largest eigenvalue of the inner loss's Hessians, and mu minus the smallest, negative where all are positive; in
+    the norm of the step sizes they are those of A^(1/2) H A^(1/2).
     """
 
     L: Array
@@ -53,8 +55,11 @@ def default_radius(w: Array) -> Array:
     return jnp.finfo(w.dtype).eps ** (1 / 3) * jnp.maximum(1, jnp.linalg.norm(w))
 
 
-def measure_path(path: TaskPath, budget: Budget) -> PathCurvature:
-    """Measure at w_0..w_N of one task's inner path."""
+def measure_path(path: TaskPath, budget: Budget, *, by_step_sizes: bool = False) -> PathCurvature:
+    """Measure at w_0..w_N of one task's inner path.
+
+    With `by_step_sizes` lam and mu are those in the norm of the step sizes: for one step size, alpha times the others.
+    """
     problem, inner, key = path.problem, path.inner, path.key
     walked = path.forward()
     points = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), walked.iterates[0], walked.final)
@@ -81,10 +86,22 @@ def measure_path(path: TaskPath, budget: Budget) -> PathCurvature:
 
         return loss, lambda w, v: _product(loss, w, v)
 
+    def roots(j):
+        """The square roots of all step sizes at step j, as a vector; the last step's at w_N."""
+        rates = path.rates.tree
+        if path.rates.per_step:
+            rates = jax.tree.map(lambda leaf: leaf[jnp.minimum(j, leaf.shape[0] - 1)], rates)
+        ones = jax.tree.map(jnp.ones_like, path.split.adapting)
+        return ravel(multiply(jax.tree.map(lambda a: jnp.sqrt(jnp.abs(a)), rates), ones))
+
     def point(x):
         j, w, move = x[0], ravel(x[1]), ravel(x[2])
         found = []
-        for k, (loss, product) in enumerate([support(j)] if problem.stochastic else [support(j), target()]):
+        kinds = [support(j)] if problem.stochastic else [support(j), target()]
+        if by_step_sizes:
+            (loss, plain), root = kinds[0], roots(j)
+            kinds[0] = loss, lambda w, v: root * plain(w, root * v)
+        for k, (loss, product) in enumerate(kinds):
             start = _start(jax.grad(loss)(w), fold(key, START, j, k))
             found.append(extremes(lambda v, product=product: product(w, v), start, budget.iterations)[:2])
         low, high = (jnp.stack(ends) for ends in zip(*found, strict=True))

@@ -87,6 +87,11 @@ class AbstractMethod(eqx.Module):
         """The same method with another inner loop, such as a resolved one."""
         return eqx.tree_at(lambda method: method.inner, self, inner)
 
+    @property
+    def learns(self) -> bool:
+        """Whether the method gives derivatives by the step sizes, and the inner loop's are to be learned."""
+        return False
+
     def at(self, step: Any) -> "AbstractMethod":
         """The method at a meta-step; the same one unless it changes in training."""
         return self

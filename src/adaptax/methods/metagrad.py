@@ -21,7 +21,6 @@ from adaptax.inner import Inner
 from adaptax.inner_path import TaskPath
 from adaptax.methods.base import AbstractMethod, check_parts
 from adaptax.problem import Samples
-from adaptax.stepsize.learned import Learned
 from adaptax.stepsize.rates import Rates
 
 
@@ -137,6 +136,10 @@ class MetaGradient(AbstractMethod):
     def stochastic(self):
         return self.curvature.stochastic or self.inner.gradients.stochastic
 
+    @property
+    def learns(self):
+        return self.inner.learns
+
     def at(self, step):
         multi_step = None if self.multi_step is None else self.multi_step.at(step)
         return MetaGradient(
@@ -146,7 +149,7 @@ class MetaGradient(AbstractMethod):
 
     def cost(self):
         steps, gradient = self.inner.steps, self.inner.gradients.cost()
-        by_rates = isinstance(self.inner.stepsize, Learned)
+        by_rates = self.inner.learns
         gradients = steps + (steps if self.multi_step is not None and steps else 1)
         if self.mode == "recursion":
             again = not self.inner.update.linear or (by_rates and not self.curvature.gives_gradient)
@@ -200,7 +203,7 @@ class MetaGradient(AbstractMethod):
         found = reverse(
             product, gradient, walked.descent, forward_pass, walked.rest, path.rates,
             last if hoisted is None else (last[0], optax.tree.zeros_like(hoisted.known)),
-            by_rates=isinstance(self.inner.stepsize, Learned), targets=targets,
+            by_rates=path.learns, targets=targets,
         )  # fmt: skip
         by_frozen = found.rest if hoisted is None else optax.tree.add(last[1], hoisted.pull_back(found.rest))
         return value, forward_pass.losses, (found.w, by_frozen, found.rates)

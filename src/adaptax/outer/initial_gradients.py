@@ -19,7 +19,6 @@ from adaptax.inner_path import TaskPath
 from adaptax.methods.base import AbstractMethod
 from adaptax.outer.adaptive import SmoothnessConstants, TwoSidedConstants
 from adaptax.problem import AbstractProblem, Samples
-from adaptax.stepsize.learned import Learned
 from adaptax.stepsize.measurement import power_iteration
 
 # Hessian-vector products of each power iteration, and for both ends of a spectrum, of which the lower takes more.
@@ -54,10 +53,11 @@ class InitialGradients(eqx.Module):
     def alpha(self) -> Array:
         inner = self.method.inner
         parts = (inner.adapt, inner.optimizer, inner.proximal, inner.start)
-        if isinstance(inner.stepsize, Learned) or jnp.ndim(inner.stepsize) or any(part is not None for part in parts):
+        if inner.learns or jnp.ndim(inner.stepsize) or any(part is not None for part in parts):
             raise InputError(
                 "AdaptiveOuter knows the smoothness of plain inner gradient descent only: use ax.Inner(steps, stepsize) with "
-                "one step size and no adapt=, optimizer=, proximal= or start=, or another outer optimiser."
+                "one step size (ax.stepsize.Guaranteed() or a number) and no adapt=, optimizer=, proximal= or start=, or "
+                "another outer optimiser."
             )
         return inner.stepsize
 

@@ -1,4 +1,6 @@
+from .auto import Auto as Auto
 from .learned import Learned as Learned
+from .learned import LearnedRates as LearnedRates
 from .learned import Meta as Meta
 from .measurement import resolve as resolve
 from .rates import Rates as Rates

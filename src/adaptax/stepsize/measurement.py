@@ -28,6 +28,7 @@ from adaptax.errors import NotFiniteWarning
 from adaptax.inner import Inner
 from adaptax.inner_path import TaskPath, check_problem
 from adaptax.problem import AbstractProblem, Samples
+from adaptax.stepsize.learned import Meta
 from adaptax.stepsize.rules import AbstractRule, Estimate, NoCurvature
 
 # Share of the gradient in the start: a direction kept from the last measurement may be orthogonal to the new top eigenvector.
@@ -76,6 +77,21 @@ def power_iteration(product: Callable[[PyTree], PyTree], start: PyTree, iteratio
     return value, v
 
 
+def curvature_at(
+    loss: Callable[[PyTree, PyTree, Array], Array], w: PyTree, rest: PyTree, j: Array, differences: bool, proximal: Array | None
+) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
+    """The gradient of step j's loss at w, and its Hessian-vector products there, with those of a proximal term."""
+    if differences:
+        local = LocalLoss(lambda w, _: loss(w, rest, j), w)
+        gradient = local.gradient(w)[0]
+
+        def product(v: PyTree, /) -> PyTree:
+            return FiniteDifference().product(local, v)[1][0]
+    else:
+        gradient, product = linearized_gradient(lambda w: loss(w, rest, j), w)
+    return gradient, lambda v: product(v) if proximal is None else _tree.shift(product(v), proximal, v)
+
+
 class Along(NamedTuple):
     """The largest values along one task's path: the curvature, minus the smallest eigenvalue or None, and directions."""
 
@@ -119,18 +135,7 @@ def along_path(
     kind = estimate.curvature.dtype
 
     def point(w, directions, j, iterations):
-        if rule.differences:
-            local = LocalLoss(lambda w, _: loss(w, rest, j), w)
-            gradient = local.gradient(w)[0]
-
-            def product(v: PyTree, /) -> PyTree:
-                return FiniteDifference().product(local, v)[1][0]
-        else:
-            gradient, product = linearized_gradient(lambda w: loss(w, rest, j), w)
-
-        def damped(v):
-            return product(v) if update.proximal is None else _tree.shift(product(v), update.proximal, v)
-
+        gradient, damped = curvature_at(loss, w, rest, j, rule.differences, update.proximal)
         v = _sum(*directions)
         start = optax.tree.add(v, _tree.scale(_MIX, _unit(gradient)))
         start = _tree.select(_tree.all_finite(start), start, v)
@@ -149,7 +154,7 @@ def along_path(
         (at, opt_state), directions, largest = carry
         gradient, values, directions = point(at, directions, j, rule.iterations)
         largest = jax.tree.map(jnp.fmax, largest, values)
-        known = jax.tree.map(lambda now, before: jnp.fmax(now, rule.decay * before), largest, (estimate.curvature, negative))
+        known = jax.tree.map(lambda now, before: jnp.fmax(now, rule.kept(before)), largest, (estimate.curvature, negative))
         alpha = rule.alpha_of(Estimate(known[0], None, known[1]), steps)
         return (update(at, opt_state, gradient, w, alpha), directions, largest), None
 
@@ -285,7 +290,7 @@ def resolve(
 ) -> Inner:  # fmt: skip
     r"""The inner loop with its step-size rule replaced by the $\alpha$ that the rule gives on these tasks.
 
-    An inner loop without a rule is returned unchanged.
+    An inner loop without a rule is returned unchanged, as is one whose step sizes are in `ax.Meta`.
 
     Arguments:
         inner: the inner loop.
@@ -310,7 +315,7 @@ def resolve(
 
     Source: docs/theory.md, sections 5 and 8.
     """
-    if not isinstance(inner.stepsize, AbstractRule):
+    if not isinstance(inner.stepsize, AbstractRule) or isinstance(params, Meta):
         return inner
     require_keys(problem, keys)
     tasks = beside(as_batch(tasks), params)
@@ -355,7 +360,7 @@ def resolve_one(
     inner: Inner, problem: AbstractProblem, params: PyTree, task: PyTree, key: Key[Array, ""] | None, samples: Samples
 ) -> Inner:
     """`resolve` on a single task."""
-    if not isinstance(inner.stepsize, AbstractRule):
+    if not isinstance(inner.stepsize, AbstractRule) or isinstance(params, Meta):
         return inner
     require_keys(problem, key)
     batch = jax.tree.map(lambda leaf: leaf[None] if eqx.is_array(leaf) else leaf, task)
@@ -368,7 +373,7 @@ def resolve_on_first(
     inner: Inner, problem: AbstractProblem, params: PyTree, tasks: PyTree, keys: Key[Array, " B"] | None, samples: Samples
 ) -> Inner:
     """`resolve` on the first tasks of a batch, as many as the rule asks for."""
-    if not isinstance(inner.stepsize, AbstractRule):
+    if not isinstance(inner.stepsize, AbstractRule) or isinstance(params, Meta):
         return inner
     few = jax.tree.map(lambda leaf: leaf[: inner.stepsize.tasks], (tasks, keys))
     return resolve(inner, problem, params, *few, samples=samples)

@@ -35,10 +35,11 @@ class AbstractRule(eqx.Module):
     r"""A rule that turns a curvature estimate $\hat\lambda$ into a step size.
 
     $\hat\lambda$ is the largest spectral norm of the Hessian that a power iteration finds along the inner paths of a few
-    tasks; it is at least the largest eigenvalue found. In training it is refreshed every `every` meta-steps, rises at
-    once and falls by at most the factor `decay` a refresh. Where there is none, as for a mean absolute error, $1/\hat\lambda$
-    is the largest step size, by halving, at which no step turns the gradient by more than its own length and the path is no
-    longer than $\|w_0\|$ (1 at zero). A convex loss does not rise then, and the warning `NoCurvature` says so.
+    tasks; it is at least the largest eigenvalue found. In training it is refreshed every `every` meta-steps; by `Edge` and
+    `Guaranteed` it rises at once and falls by at most the factor `decay` a refresh. Where there is none, as for a mean
+    absolute error, $1/\hat\lambda$ is the largest step size, by halving, at which no step turns the gradient by more than its
+    own length and the path is no longer than $\|w_0\|$ (1 at zero). A convex loss does not rise then, and the warning
+    `NoCurvature` says so.
 
     A rule with `two_sided` gets both ends of the spectrum: the largest eigenvalue $\hat\lambda$ and minus the smallest,
     $\hat\mu$, by Lanczos. Each of them rises at once and falls slowly.
@@ -50,7 +51,6 @@ class AbstractRule(eqx.Module):
     tasks: eqx.AbstractVar[int]
     every: eqx.AbstractVar[int]
     iterations: eqx.AbstractVar[int]
-    decay: eqx.AbstractVar[float]
     differences: eqx.AbstractVar[bool]
 
     def __post_init__(self):
@@ -59,7 +59,6 @@ class AbstractRule(eqx.Module):
         self.tasks, self.every, self.iterations = (
             check_whole(where, name, getattr(self, name)) for name in ("tasks", "every", "iterations")
         )
-        self.decay = check_real(where, "decay", self.decay, least=0, most=1)
         self.differences = check_true_or_false(where, "differences", self.differences)
 
     def alpha(self, curvature: Array, steps: int) -> Array:
@@ -70,12 +69,16 @@ class AbstractRule(eqx.Module):
         """The step size for this estimate and N = `steps`."""
         return self.alpha(estimate.curvature, steps)
 
+    def kept(self, old: Array) -> Array:
+        """The least value that an estimate may fall to."""
+        return jnp.zeros_like(old)
+
     def update(self, estimate: Estimate, measured: Array, direction: PyTree, negative: Array | None = None) -> Estimate:
         """Rise at once, fall slowly; a measurement that is not finite changes nothing."""
         good = jnp.isfinite(measured)
 
         def follow(new, old):
-            return jnp.maximum(jnp.where(good, new, 0), self.decay * old)
+            return jnp.maximum(jnp.where(good, new, 0), self.kept(old))
 
         if negative is None:
             return select(good, Estimate(follow(measured, estimate.curvature), direction), estimate)
@@ -88,7 +91,20 @@ def _inverse(curvature: Array) -> Array:
     return 1 / jnp.where(curvature > 0, curvature, 1)
 
 
-class Edge(AbstractRule):
+class AbstractFollowingRule(AbstractRule):
+    """A rule whose step size follows the curvature through training: its estimate rises at once and falls slowly."""
+
+    decay: eqx.AbstractVar[float]
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.decay = check_real(type(self).__name__, "decay", self.decay, least=0, most=1)
+
+    def kept(self, old):
+        return self.decay * old
+
+
+class Edge(AbstractFollowingRule):
     r"""The practical rule $\alpha = \gamma/\hat\lambda$: where the Hessian's eigenvalues lie in $[0, \lambda]$,
     $I - \alpha H$ does not expand for $\alpha \le 2/\lambda$, whatever N.
 
@@ -124,7 +140,7 @@ class Edge(AbstractRule):
         return self.gamma * _inverse(curvature)
 
 
-class Guaranteed(AbstractRule):
+class Guaranteed(AbstractFollowingRule):
     r"""The rule of the convergence theorem: $\alpha = \min(\gamma_+/\hat\lambda,\ \gamma/(N\hat\mu))$.
 
     $\hat\lambda$ is the largest eigenvalue of the Hessians met along the inner paths and $-\hat\mu$ the smallest. Steps

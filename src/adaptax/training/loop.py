@@ -1,7 +1,6 @@
 """The host loop around compiled runs of meta-steps: it records, measures, saves, and stops when nothing is finite."""
 
 import dataclasses
-import functools
 import itertools
 import os
 import time
@@ -23,6 +22,7 @@ from adaptax.training.callbacks import BestState, Certificate, Evaluation, check
 from adaptax.training.history import History
 from adaptax.training.memory import Memory
 from adaptax.training.older import older, with_direction
+from adaptax.training.outer_defaults import default_optimizer
 from adaptax.training.resuming import check_resumable, describe_run
 from adaptax.training.run import Run
 from adaptax.training.skipped import Skipped, explain
@@ -78,7 +78,8 @@ def train(
         problem: the problem.
         params: parameters w_0 (`ax.Meta`, or plain ones, where step sizes are learned).
         method: the meta-gradient.
-        optimizer: any optax transformation (default `optax.adam(1e-3)`); see `ax.make_step` for extra arguments.
+        optimizer: any optax transformation (default: Adam behind a meta-gradient clipped to norm 1, whose step size rises to
+            0.01 and falls to zero as a cosine over `steps`); see `ax.make_step` for extra arguments.
         steps: the number of meta-steps K, counted from the beginning of the run, also when it is resumed.
         tasks_per_step: B, tasks a meta-step.
         seed: decides the whole run.
@@ -143,7 +144,7 @@ def train(
     max_skipped = check_whole("", "max_skipped", max_skipped)
     checkpoint_every = None if checkpoint_every is None else check_whole("", "checkpoint_every", checkpoint_every)
     _check_arguments(state, out, resume, checkpoint_every, callback, tasks)
-    optimizer = _default_optimizer() if optimizer is None else optimizer
+    optimizer = default_optimizer(steps) if optimizer is None else optimizer
     step = make_step(problem, method, optimizer, tasks_per_step, in_flight=in_flight, memory=memory)
     step = dataclasses.replace(step, mesh=dev.mesh_of(devices, step.tasks_per_step))
     run = None if out is None else Run(out)
@@ -223,12 +224,6 @@ def _own_callbacks(step, run, seed, evaluate_every, validation: Any, monitor_eve
         if certify:
             own.append(Certificate(step, monitor_every, seed))
     return own
-
-
-@functools.cache
-def _default_optimizer() -> optax.GradientTransformation:
-    # One object, so that runs with the default share a compiled program.
-    return optax.adam(1e-3)
 
 
 def _try(step: Step, state: State, batch: PyTree) -> None:

@@ -17,7 +17,7 @@ from adaptax._keys import STABILITY, draw_tasks, fold, numbered
 from adaptax.errors import NotFiniteWarning
 from adaptax.inner_path import TaskPath
 from adaptax.measure.path_curvature import Budget, measure_path
-from adaptax.stepsize.rates import Rates
+from adaptax.stepsize.auto import Auto
 from adaptax.stepsize.rules import Guaranteed
 from adaptax.theory.powers import power
 from adaptax.training.callbacks import Callback, check_draws_tasks
@@ -43,9 +43,9 @@ class Stability(NamedTuple):
         alpha_mu: $N\alpha\hat\mu$, $-\hat\mu$ the smallest eigenvalue found: along it a path grows by up to its exponential.
             Negative where all eigenvalues found are positive.
 
-    All but `rising` are NaN where an inner optimiser makes the steps. Where there are several step sizes, $\alpha$ is the
-    largest. Both eigenvalues are lower estimates. In runs begun before the two were told apart, the series has no `alpha_mu`
-    up to there, and q was $(1 + \alpha\hat L)^{2N}$.
+    All but `rising` are NaN where an inner optimiser makes the steps. Where there are several step sizes A, $\alpha\hat\lambda$
+    and $-\alpha\hat\mu$ stand for the extreme eigenvalues of $A^{1/2}\nabla^2lA^{1/2}$. Both are lower estimates. In runs begun
+    before the two ends were told apart, the series has no `alpha_mu` up to there, and q was $(1 + \alpha\hat L)^{2N}$.
     """
 
     q: float
@@ -91,15 +91,15 @@ def measure_stability(step: Step, state: State) -> Stability:
 def _stability(step: Step, state: State) -> tuple[Stability, np.ndarray]:
     """Stability, and for which tasks no curvature was finite."""
     *numbers, lost = jax.device_get(_measure(step, state))
-    alpha, lam, mu, rising = (float(x) for x in numbers)
+    lam, mu, rising = (float(x) for x in numbers)
     steps = state.inner.steps
     if state.inner.optimizer is not None:
         return Stability(math.nan, math.nan, rising, math.nan), lost
     try:
-        q = power(max(alpha * mu, alpha * lam - 2), 2 * steps)
+        q = power(max(mu, lam - 2), 2 * steps)
     except OverflowError:
         q = math.inf
-    return Stability(q, alpha * lam, rising, steps * alpha * mu), lost
+    return Stability(q, lam, rising, steps * mu), lost
 
 
 def _why(step: Step, state: State, lost: np.ndarray) -> str:
@@ -113,10 +113,12 @@ def _why(step: Step, state: State, lost: np.ndarray) -> str:
 def warn(step: Step, done: int, found: Stability) -> None:
     """Say in a warning what to change, if anything must be."""
     rule = step.method.inner.stepsize
-    if found.alpha_lambda > 2:
+    # Auto lets the largest of its tasks go beyond 2, and lowers step sizes only when it looks.
+    if found.alpha_lambda > (2 * rule.edge if isinstance(rule, Auto) else 2):
         remedy = f"make it {2 / found.alpha_lambda:.2g} times as large or less, or use ax.stepsize.Edge() (--stepsize edge)"
         if hasattr(rule, "gamma"):
-            own = "gamma_plus= of Guaranteed" if isinstance(rule, Guaranteed) else f"gamma= of {type(rule).__name__} (edge:0.5)"
+            own = {Auto: "edge= of Auto", Guaranteed: "gamma_plus= of Guaranteed"}.get(type(rule))
+            own = own or f"gamma= of {type(rule).__name__} (edge:0.5)"
             remedy = f"lower {own}, or let it measure more often (every=)"
         warnings.warn(
             f"At meta-step {done} the inner step size is {found.alpha_lambda:.3g}/lambda, and beyond 2/lambda steps overshoot "
@@ -135,7 +137,7 @@ def warn(step: Step, done: int, found: Stability) -> None:
 
 
 @eqx.filter_jit
-def _measure(step: Step, state: State) -> tuple[Array, Array, Array, Array, Array]:
+def _measure(step: Step, state: State) -> tuple[Array, Array, Array, Array]:
     problem, inner, samples = step.problem, state.inner, step.method.samples
     apart = fold(state.key, state.step, STABILITY)
     tasks, keys = draw_tasks(problem, numbered(apart, jnp.arange(_TASKS)))
@@ -143,15 +145,10 @@ def _measure(step: Step, state: State) -> tuple[Array, Array, Array, Array, Arra
     def one(pair):
         task, key = pair
         path = TaskPath(problem, inner, state.params, task, key, samples)
-        found = measure_path(path, _BUDGET)
+        found = measure_path(path, _BUDGET, by_step_sizes=True)
         # Before and after on the same samples.
         before, after = (path.loss(w, path.rest, jnp.array(0)) for w in (path.split.adapting, found.final))
         return found.lam, found.mu, ~(after <= before)
 
     highs, lows, rising = map_tasks(one, (tasks, keys), step.in_flight)
-    rates = TaskPath(problem, inner, state.params, None, None, samples).rates
-    return _largest(rates), jnp.nanmax(highs), jnp.nanmax(lows), jnp.mean(rising), ~jnp.isfinite(highs)
-
-
-def _largest(rates: Rates) -> Array:
-    return jnp.max(jnp.stack([jnp.max(leaf) for leaf in jax.tree.leaves(rates.tree)]))
+    return jnp.nanmax(highs), jnp.nanmax(lows), jnp.mean(rising), ~jnp.isfinite(highs)

@@ -24,6 +24,8 @@ from adaptax.methods.base import AbstractMethod, mean_like, weighted_sum
 from adaptax.outer.adapted_path import AdaptedPath
 from adaptax.outer.initial_gradients import InitialGradients
 from adaptax.problem import AbstractProblem
+from adaptax.stepsize.auto import Auto
+from adaptax.stepsize.guard import hold
 from adaptax.stepsize.learned import Learned, Meta
 from adaptax.stepsize.measurement import first_estimate, measure, refresh, warn_if_not_finite, warn_of_no_curvature
 from adaptax.stepsize.rules import AbstractRule, Estimate
@@ -39,9 +41,10 @@ class State(eqx.Module):
 
     Arguments:
         step: how many meta-steps have been taken.
-        params: the parameters (`ax.Meta` for learned step sizes).
+        params: the parameters (`ax.Meta` with `ax.stepsize.Learned`).
         opt_state: the outer optimiser's state.
-        inner: the inner loop with the step size in use: rules are resolved.
+        inner: the inner loop with the step size in use: rules are resolved (to `ax.stepsize.LearnedRates` where
+            `ax.stepsize.Auto` learns).
         estimate: a rule's curvature estimate, else None.
         key: made from the seed; never changes.
         skipped: how many meta-steps in a row had a gradient that was not finite.
@@ -82,8 +85,10 @@ class Step(eqx.Module):
         """
         inner, rule = self.method.inner, self.method.inner.stepsize
         tasks = None if tasks is None else beside(as_batch(tasks), params)
-        if isinstance(rule, Learned) and not isinstance(params, Meta):
-            params = Meta(params, rule.start(inner.initial(params), inner.steps))
+        if isinstance(rule, Learned):
+            own = isinstance(params, Meta)
+            rates = rule.coordinates(params.stepsize) if own else rule.start(inner.initial(params), inner.steps)
+            params = Meta(params.params if own else params, rates)
         params = _tree.as_parameters(params)
         key = jax.random.key(seed)
         estimate = None
@@ -94,8 +99,13 @@ class Step(eqx.Module):
                 given = self.problem, params, few, keys, self.method.samples
                 warn_if_not_finite(self.method.inner, inner, estimate.curvature, *given)
             warn_of_no_curvature(rule, flat, inner.stepsize)
-        moved = trained(self.problem, inner, params, self.shapes(tasks), self.method.samples)
-        floating = eqx.filter(params, moved)
+            if isinstance(rule, Auto) and self.learns:
+                shapes = self.shapes(tasks)
+                adapting = split(self.problem, inner, params, shapes, self.method.samples).adapting
+                inner = inner.with_stepsize(rule.start(inner.stepsize, adapting, inner.steps))
+        outer = self._outer(params, inner)
+        moved = trained(self.problem, self.method.inner, outer, self.shapes(tasks), self.method.samples)
+        floating = eqx.filter(outer, moved)
         zero = jnp.zeros((), jnp.int32)
         memory = None if self.memory is None else Table.empty(floating, rows_of(self.problem, tasks))
         return State(zero, params, self.optimizer.init(floating), inner, estimate, key, zero, memory, Mask(moved))
@@ -119,6 +129,15 @@ class Step(eqx.Module):
         if (count := check_batch(tasks, None, self.problem)) != self.tasks_per_step:
             raise InputError(f"tasks= gave a batch of {count} tasks: make it tasks_per_step={self.tasks_per_step} tasks.")
         return tasks
+
+    @property
+    def learns(self) -> bool:
+        """Whether the step sizes of `ax.stepsize.Auto` are learned."""
+        return isinstance(self.method.inner.stepsize, Auto) and self.method.learns
+
+    def _outer(self, params: PyTree, inner: Inner) -> PyTree:
+        """What the outer optimiser moves: the parameters, and the step sizes where they are learned."""
+        return Meta(params, inner.stepsize) if self.learns else params
 
     # The methods below run inside the compiled program, on each device's share of the tasks.
 
@@ -152,17 +171,22 @@ class Step(eqx.Module):
         """One meta-step on this device's tasks (`local`; None: sample them), with `few` for a step-size rule."""
         method, problem, rule = self.method, self.problem, self.method.inner.stepsize
         inner, estimate, moved = state.inner, state.estimate, state.trained.tree()
-        if isinstance(rule, AbstractRule):
+        if isinstance(rule, AbstractRule) and (inner.steps or not isinstance(rule, Auto)):
+            due = (state.step % rule.every == 0) & (state.step > 0)  # The first estimate was made by init.
 
-            def remeasure(estimate):
+            def remeasure(stepsize, estimate):
                 tasks, keys = self.rule_tasks(state.key, state.step, few)
-                return refresh(method.inner, rule, estimate, problem, state.params, tasks, keys, samples=method.samples)
+                given = problem, state.params, tasks, keys
+                if isinstance(rule, Auto):
+                    return hold(rule, method.inner, stepsize, estimate, *given, method.samples)
+                return stepsize, refresh(method.inner, rule, estimate, *given, samples=method.samples)
 
-            # The first estimate was made by init.
-            due = (state.step % rule.every == 0) & (state.step > 0)
-            estimate = jax.lax.cond(due, remeasure, lambda estimate: estimate, state.estimate)
-            inner = inner.with_stepsize(rule.alpha_of(estimate, inner.steps).astype(inner.stepsize.dtype))
-        method = method.with_inner(inner).at(state.step)
+            stepsize, estimate = jax.lax.cond(due, remeasure, lambda *known: known, inner.stepsize, estimate)
+            if not isinstance(rule, Auto):
+                stepsize = rule.alpha_of(estimate, inner.steps).astype(stepsize.dtype)
+            inner = inner.with_stepsize(stepsize)
+        outer = self._outer(state.params, inner)
+        method = (method if self.learns else method.with_inner(inner)).at(state.step)
 
         size = dev.share(self.mesh, self.tasks_per_step)
         indices = dev.device_index(self.mesh) * size + jnp.arange(size)
@@ -185,22 +209,22 @@ class Step(eqx.Module):
             lost = {"not_finite": number, "first_not_finite": dev.least(self.mesh, jnp.min(jnp.where(bad, indices, count)))}
             return value / count, mean_like(grad, params, count), rate / count, grads, lost
 
-        value, grad, rate, grads, lost = value_and_gradient(state.params)
+        value, grad, rate, grads, lost = value_and_gradient(outer)
         info = {"loss": value, "grad_norm": _tree.norm(grad), "stepsize": rate, **lost}
         if estimate is not None:
             info["curvature"] = estimate.curvature
-        floating = eqx.filter(state.params, moved)
+        floating = eqx.filter(outer, moved)
 
         # Line searches pass on the extra arguments that they do not use. The derivative is the meta-gradient, equal on all
         # devices.
         def value_fn(floats, info=None, initial_gradients=None, adapted_path=None):
             @jax.custom_jvp
             def objective(floats):
-                return value_and_gradient(eqx.combine(floats, state.params))[0]
+                return value_and_gradient(eqx.combine(floats, outer))[0]
 
             @objective.defjvp
             def _derivative(primals, tangents):
-                value, grad = value_and_gradient(eqx.combine(*primals, state.params))[:2]
+                value, grad = value_and_gradient(eqx.combine(*primals, outer))[:2]
                 pairs = zip(jax.tree.leaves(grad), jax.tree.leaves(tangents[0]), strict=True)
                 return value, sum((jnp.sum(g * t) for g, t in pairs), start=jnp.zeros(())).astype(value.dtype)
 
@@ -208,7 +232,7 @@ class Step(eqx.Module):
 
         at_step = jax.random.fold_in(state.key, state.step)
         initial_gradients = InitialGradients(problem, state.params, method, at_step, local is not None)
-        adapted_path = AdaptedPath(problem, state.params, moved, method, tasks, keys, weights, self.tasks_per_step, self.mesh)
+        adapted_path = AdaptedPath(problem, outer, moved, method, tasks, keys, weights, self.tasks_per_step, self.mesh)
         direction, note = recall(self.memory, state.memory, self.mesh, grad, drawn, weights, grads)
         updates, opt_state = optax.with_extra_args_support(self.optimizer).update(
             direction, state.opt_state, floating, value=value, grad=direction, value_fn=value_fn, info=info,
@@ -216,9 +240,13 @@ class Step(eqx.Module):
         )  # fmt: skip
         # Some optimisers compute in a wider type than that of the parameters; the state keeps the types it began with.
         updates, opt_state = jax.tree.map(_as_type, (updates, opt_state), (floating, state.opt_state))
-        params = eqx.apply_updates(state.params, updates)
         good = _tree.all_finite((grad, direction, updates))
-        params, opt_state = _tree.select(good, (params, opt_state), (state.params, state.opt_state))
+        new = eqx.apply_updates(outer, updates), opt_state
+        if isinstance(outer, Meta):
+            new = Meta(new[0].params, new[0].stepsize.within()), opt_state
+        params, opt_state = _tree.select(good, new, (outer, state.opt_state))
+        if self.learns:
+            params, inner = params.params, inner.with_stepsize(params.stepsize)
         skipped = jnp.where(good, 0, state.skipped + 1).astype(jnp.int32)
         info["skipped"] = ~good
         new = (state.step + 1, params, opt_state, inner, estimate, state.key, skipped, note(good), state.trained)

@@ -19,15 +19,17 @@ class Images(Training):
     task: ClassVar[str] = "images"
     # The first runs adapted the whole network, at a constant outer step size, and knew none of the other options.
     before: ClassVar[Mapping[str, Any]] = {
-        "adapt": "everything", "schedule": "constant", "colour": False, "flips": False, "model": "conv4", "norm": "batch",
+        **Training.before, "adapt": "everything", "colour": False, "flips": False, "model": "conv4", "norm": "batch",
         "method": "maml",
     }  # fmt: skip
     constants_tasks: ClassVar[int] = 4
 
     steps: options.Count = 5000
+    stepsize: options.StepSize = "edge"
+    learning_rate: options.Positive = 1e-3
+    warm_up: options.CountOrZero = 0
+    clip: options.NotNegative = 0.0
     tasks_per_step: options.Count = 16
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """The step size of the outer optimiser: a cosine that falls to zero over --steps, as raised when resumed; or constant."""
     checkpoint_every: options.Count = 100
     data: options.OptionalData = None
     """Training data (required): an Omniglot zip; or a folder, zip, tar (class/image.jpg) or npz (images, labels)."""
@@ -89,7 +91,7 @@ class Images(Training):
             raise InputError(f"--head {self.head} is for --method maml: leave it out for {self.method}.")
         if self.method == "prototypical" and self.adapt != "head":
             raise InputError("--method prototypical adapts nothing: leave out --adapt.")
-        if self.method == "pretrain" and options.canonical_stepsize(self.stepsize).startswith(("edge", "guaranteed")):
+        if self.method == "pretrain" and options.is_rule(self.stepsize):
             raise InputError("--method pretrain is fine-tuned with a fixed step size: give --stepsize a number such as 0.1.")
         if self.method == "pretrain" and self.validation is not None:
             raise InputError("--method pretrain is not chosen by validation: leave out --validation.")
@@ -125,9 +127,8 @@ class Images(Training):
             problem = ax.tasks.joint_classification(problem)
             trained, outputs, tuned = ax.Inner(0, 1.0), problem.loss.ways, _FreshHead(inner)
         params = self._network(outputs, held_out, initial_key(self.seed))
-        optimizer = optimizer_of(self.optimizer, self.learning_rate, self.steps if self.schedule == "cosine" else None)
         return Built(
-            problem, params, method_of(self, trained), optimizer, held_out, judged_on(train, test), left_out,
+            problem, params, method_of(self, trained), optimizer_of(self), held_out, judged_on(train, test), left_out,
             validation=chosen_by, calibration=calibration, tuned=tuned,
         )  # fmt: skip
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from adaptax.cli.options import Count, CountOrZero, Positive, StepSize
+from adaptax.cli.options import Count, CountOrZero, NotNegative, Positive, StepSize
 from adaptax.cli.training import Training
 
 
@@ -19,6 +19,9 @@ class Matrix(Training):
     tasks_per_step: Count = 10
     optimizer: Literal["adam", "sgd"] = "sgd"
     learning_rate: Positive = 3e-3
+    schedule: Literal["cosine", "constant"] = "constant"
+    warm_up: CountOrZero = 0
+    clip: NotNegative = 0.0
     dim: Count = 20
     """Length of the vectors."""
     sigma: Positive = 0.1
@@ -30,5 +33,4 @@ class Matrix(Training):
 
         problem = ax.tasks.factorisation(self.dim, self.sigma)
         params = ax.tasks.factorisation_init(initial_key(self.seed), self.dim)
-        optimizer = optimizer_of(self.optimizer, self.learning_rate)
-        return Built(problem, params, method_of(self), optimizer, problem, "new matrices")
+        return Built(problem, params, method_of(self), optimizer_of(self), problem, "new matrices")

@@ -30,6 +30,10 @@ class Reinforcement(Training):
     tasks_per_step: options.Count = 20
     optimizer: Literal["trust-region", "adam", "sgd"] = "trust-region"
     """Outer optimiser; --learning-rate is not used by trust-region."""
+    learning_rate: options.Positive = 1e-3
+    schedule: Literal["cosine", "constant"] = "constant"
+    warm_up: options.CountOrZero = 0
+    clip: options.NotNegative = 0.0
     radius: options.Positive = 0.01
     """Radius of the trust region: the largest mean divergence between adapted policies of one meta-step and the next."""
     checkpoint_every: options.Count = 10
@@ -77,7 +81,7 @@ class Reinforcement(Training):
         network = ax.models.mlp(sizes, key=initial_key(self.seed), activation=unit, init="glorot")
         return Built(
             problem, ax.tasks.rl.GaussianPolicy(network, outputs), method,
-            _outer(self.optimizer, self.learning_rate, self.radius), problem,
+            _outer(self), problem,
             f"new goals, {n} episodes for each inner step", environment_steps=_environment_steps(self, method, problem),
         )  # fmt: skip
 
@@ -94,16 +98,19 @@ def _loss(config: Reinforcement) -> Any:
     )  # fmt: skip
 
 
-@functools.cache
-def _outer(name: str, learning_rate: float, radius: float) -> Any:
-    """The outer optimiser; one object for the same options, so that runs in one process share their programs."""
+def _outer(config: Reinforcement) -> Any:
     from adaptax.cli.building import optimizer_of
+
+    return _trust_region(config.radius) if config.optimizer == "trust-region" else optimizer_of(config)
+
+
+@functools.cache
+def _trust_region(radius: float) -> Any:
+    """One object for the same radius, so that runs in one process share their programs."""
     from adaptax.outer import TrustRegion
     from adaptax.tasks import rl
 
-    if name == "trust-region":
-        return TrustRegion(rl.mean_kl, radius, tasks=_REGION_TASKS)
-    return optimizer_of(name, learning_rate)
+    return TrustRegion(rl.mean_kl, radius, tasks=_REGION_TASKS)
 
 
 def _environment_steps(config: Reinforcement, method: Any, problem: Any) -> int:

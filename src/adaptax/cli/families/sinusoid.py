@@ -26,8 +26,7 @@ class Sinusoid(Training):
 
         problem = ax.tasks.sinusoid(self.shots, self.queries)
         params = ax.models.mlp((1, *self.hidden, 1), key=initial_key(self.seed))
-        optimizer = optimizer_of(self.optimizer, self.learning_rate)
-        return Built(problem, params, method_of(self), optimizer, problem, "new sinusoids")
+        return Built(problem, params, method_of(self), optimizer_of(self), problem, "new sinusoids")
 
     def kinks(self) -> str | None:
         return "relu units" if self.hidden else None

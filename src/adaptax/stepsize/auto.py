@@ -1,0 +1,77 @@
+"""Step sizes that nobody tunes: measured once where the curvature is known, then learned from there."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from adaptax._checks import check_real, check_true_or_false
+from adaptax.stepsize.learned import LearnedRates, check_per, spread
+from adaptax.stepsize.rules import AbstractRule
+
+
+class Auto(AbstractRule):
+    r"""The default step sizes: measured once, learned from there, and held below the edge of stability.
+
+    - **Measured**: at first $\alpha = \gamma/\hat\lambda$, with the largest curvature along the inner paths of a few tasks.
+    - **Learned**: training moves the logarithm of every parameter's own step size together with the parameters, by the exact
+      derivative that `Learned` has, with the same outer optimiser.
+    - **Held below the edge**: every few meta-steps the curvature in the norm of the step sizes,
+      $\lambda_A = \|A^{1/2}\nabla^2l(w_j)A^{1/2}\|$, is measured along the paths that they walk. Where it is beyond `edge`, the
+      step sizes that make it up are lowered, by the smallest change of their logarithms that brings it back.
+
+    A rule that follows the curvature down, as `Edge`, lets it grow: the meta-gradient takes the step size as a constant, so
+    nothing pays for curvature, and N steps move ever less. Step sizes that stay let the meta-gradient keep the curvature.
+
+    In `ax.train` and `ax.make_step` the state's parameters stay the user's own, and `state.inner` holds the learned step sizes.
+    A method that gives no derivative by step sizes (`ax.Reptile`, `ax.Implicit`) keeps the measured one, held below the edge;
+    so does training with `learn=False`. `ax.adapt`, `ax.evaluate` and a method called by itself take the measured one.
+
+    Arguments:
+        gamma: the safety factor of the first value (default 1.0).
+        learn: whether training learns from there (default True).
+        per: the parameters that share a step size: "parameter" (default: each has its own, as many numbers as adapt), "leaf",
+            "scalar".
+        per_step: whether each inner step has its own (default False).
+        most: the largest multiple of the first value that training may reach, at least 1 (default 100): parameters that hardly
+            matter on most tasks would else get step sizes that break down on the others.
+        edge: the largest $\lambda_A$ (default 3; a single step overshoots beyond 2 along one direction of one task, and the
+            largest of many directions and tasks is measured).
+        tasks: how many tasks are measured on (default 8).
+        every, iterations, differences: as in `Edge`.
+
+    Errors: `InputError` for values out of range.
+
+    Example:
+        >>> import adaptax as ax, jax.numpy as jnp
+        >>> float(ax.stepsize.Auto().alpha(jnp.array(4.0), steps=10))
+        0.25
+
+    Source: docs/theory.md, sections 1 and 5; Li et al. (2017), Meta-SGD, arXiv 1707.09835.
+    """
+
+    gamma: float = 1.0
+    learn: bool = eqx.field(static=True, default=True, kw_only=True)
+    per: str = eqx.field(static=True, default="parameter", kw_only=True)
+    per_step: bool = eqx.field(static=True, default=False, kw_only=True)
+    most: float = eqx.field(static=True, default=100.0, kw_only=True)
+    tasks: int = eqx.field(static=True, default=8, kw_only=True)
+    edge: float = eqx.field(static=True, default=3.0, kw_only=True)
+    every: int = eqx.field(static=True, default=10, kw_only=True)
+    iterations: int = eqx.field(static=True, default=3, kw_only=True)
+    differences: bool = eqx.field(static=True, default=False, kw_only=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.learn = check_true_or_false("Auto", "learn", self.learn)
+        self.per_step = check_true_or_false("Auto", "per_step", self.per_step)
+        check_per("Auto", self.per)
+        self.edge = check_real("Auto", "edge", self.edge, above=0)
+        self.most = check_real("Auto", "most", self.most, least=1)
+
+    def alpha(self, curvature, steps):
+        return self.gamma / jnp.where(curvature > 0, curvature, 1)
+
+    def start(self, alpha: Array, adapting: PyTree, steps: int) -> LearnedRates:
+        """The step sizes that training learns, all equal to the measured one at first."""
+        tree = spread(alpha, adapting, self.per, max(steps, 1) if self.per_step else None)
+        return LearnedRates.of(tree, self.per_step, most=self.most)
