@@ -21,8 +21,8 @@ def demo(result: dict) -> str:
     rows = [[row["name"], *(f"{x:.2f}" for x in row["loss"]["mean"])] for row in result["methods"]]
     text = (
         f"Mean squared error on {result['held_out_tasks']:,} held-out sinusoids, 10 points each, by `make demo` (N = "
-        f"{result['inner_steps']}, `Edge`, {result['meta_steps']:,} meta-steps, {result['seconds']:.0f} s on 2 cores). On "
-        "a processor that rounds otherwise the same seed ends elsewhere."
+        f"{result['inner_steps']}, all defaults, {result['meta_steps']:,} meta-steps). On a processor that rounds otherwise "
+        "the same seed ends nearby."
     )
     return f"{text}\n\n{rows_of(header, rows)}"
 
