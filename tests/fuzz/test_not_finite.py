@@ -84,7 +84,7 @@ def test_parameters(leaf, entry, kind, seed, asked):
 @given(step=st.integers(0, STEPS - 1), kind=st.sampled_from(sorted(KINDS)), seed=st.integers(0, 99))
 def test_step_sizes(step, kind, seed):
     learned = ax.stepsize.Learned(0.1, per="leaf", per_step=True)
-    rates = jax.tree.map(lambda leaf: np.array(leaf), learned.start(PARAMS, STEPS))
+    rates = jax.tree.map(lambda leaf: np.array(leaf), learned.start(PARAMS, STEPS).tree)
     rates["b"][step] = KINDS[kind]
     method = ax.MetaGradient(ax.Inner(STEPS, learned))
     said = ax.diagnose(TABLES, ax.Meta(PARAMS, rates), method, ax.Task(batch(seed), batch(seed + 1)))

@@ -93,5 +93,5 @@ def test_learned_rates_have_the_shapes_of_what_is_spread():
     inner = ax.Inner(2, ax.stepsize.Learned(0.1, per="parameter"), start=ax.models.shared_head(3))
     state, history = ax.train(problem, model, ax.MetaGradient(inner), steps=2, tasks_per_step=1)
     assert state.params.params.layers[-1].weight.shape == (4, 1)
-    assert state.params.stepsize.layers[-1].weight.shape == (4, 3)
+    assert state.params.stepsize.tree.layers[-1].weight.shape == (4, 3)
     assert np.all(np.isfinite(history["loss"]))
