@@ -11,7 +11,6 @@ from adaptax.inner_path import TaskPath
 from adaptax.measure.path_curvature import Budget, measure_path
 from adaptax.stepsize import Auto, Learned, LearnedRates
 from adaptax.stepsize.guard import hold
-from adaptax.stepsize.learned import SPEED
 from adaptax.stepsize.measurement import first_estimate
 
 # The largest eigenvalue of the tiny problem's Hessian.
@@ -115,7 +114,7 @@ def test_signed_step_sizes_may_turn_negative():
     problem = ax.FiniteSum(lambda w, c: 0.5 * jnp.sum((w - c) ** 2), lambda key: ax.Task(-jnp.ones(2), jnp.ones(2)))
     for signed in (True, False):
         method = ax.MetaGradient(ax.Inner(1, Learned(0.1, signed=signed)))
-        step = ax.make_step(problem, method, optax.sgd(0.0 if signed is None else 0.02), 1)
+        step = ax.make_step(problem, method, optax.sgd(0.02), 1)
         state = step.init(jnp.zeros(2))
         for _ in range(20):
             state, _ = step(state, ax.Task(-jnp.ones((1, 2)), jnp.ones((1, 2))))
@@ -230,10 +229,6 @@ def test_the_default_optimiser_warms_up_clips_and_falls():
         assert np.isfinite(jax.tree.leaves(default_optimizer(steps).init(jnp.zeros(1)))[-1]).all()
 
 
-def test_speed_is_what_the_docstring_says():
-    assert SPEED == 10
-
-
 # Held below the edge of stability.
 
 
@@ -279,8 +274,11 @@ def test_step_sizes_beyond_the_edge_are_lowered_by_the_smallest_change(per, per_
     else:
         expected = expected * np.exp(change)
     np.testing.assert_allclose(lowered.tree, expected, rtol=2e-3)
-    # Now the curvature is at the edge, to first order, and a look changes hardly anything more.
-    assert abs(curvature(lowered)[0] - 1.5) < 0.3 * (value - 1.5) or per_step
+    after = curvature(lowered)[0]
+    if per_step:  # Other steps may be beyond the edge too.
+        assert after < value
+    else:  # At the edge, to first order.
+        assert abs(after - 1.5) < 0.3 * (value - 1.5)
 
 
 def test_step_sizes_below_the_edge_stay(tiny, alike):

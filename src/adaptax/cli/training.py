@@ -48,7 +48,7 @@ class Training:
     """The step size of the outer optimiser: it rises at first and falls to zero as a cosine over --steps, as raised when
     resumed; or it is constant."""
     warm_up: options.CountOrZero = 100
-    """Meta-steps over which a cosine rises first, at most a twentieth of --steps."""
+    """Meta-steps over which the step size rises first, at most a twentieth of --steps; --schedule constant has none."""
     clip: options.NotNegative = 1.0
     """Norm that the meta-gradient is clipped to (0: not clipped)."""
     seed: options.Seed = 0

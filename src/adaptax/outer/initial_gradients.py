@@ -53,7 +53,8 @@ class InitialGradients(eqx.Module):
     def alpha(self) -> Array:
         inner = self.method.inner
         parts = (inner.adapt, inner.optimizer, inner.proximal, inner.start)
-        if inner.learns or jnp.ndim(inner.stepsize) or any(part is not None for part in parts):
+        one = eqx.is_array(inner.stepsize) and inner.stepsize.ndim == 0
+        if not one or any(part is not None for part in parts):
             raise InputError(
                 "AdaptiveOuter knows the smoothness of plain inner gradient descent only: use ax.Inner(steps, stepsize) with "
                 "one step size (ax.stepsize.Guaranteed() or a number) and no adapt=, optimizer=, proximal= or start=, or "
@@ -75,11 +76,7 @@ class InitialGradients(eqx.Module):
 
     def measure(self, tasks: int, samples: int) -> SmoothnessConstants:
         def one(path: TaskPath):
-            key, directions = jax.random.split(cast(Any, path.key))
-            path = TaskPath(self.problem, self.method.inner, self.params, path.task, key, path.samples)
-            w, end = path.split.adapting, path.forward().final
-            losses = (lambda w: path.loss(w, path.rest, jnp.array(0)), lambda w: path.target(w, path.rest))
-            start = _tree.normal_like(directions, w)
+            w, end, losses, start = self._both_ends(path)
 
             def norm(product: Callable[[PyTree], PyTree]) -> Array:
                 return power_iteration(product, start, _PRODUCTS)[0]
@@ -97,11 +94,7 @@ class InitialGradients(eqx.Module):
 
     def measure_two_sided(self, tasks: int, samples: int) -> TwoSidedConstants:
         def one(path: TaskPath):
-            key, directions = jax.random.split(cast(Any, path.key))
-            path = TaskPath(self.problem, self.method.inner, self.params, path.task, key, path.samples)
-            w, end = path.split.adapting, path.forward().final
-            losses = (lambda w: path.loss(w, path.rest, jnp.array(0)), lambda w: path.target(w, path.rest))
-            start = _tree.normal_like(directions, w)
+            w, end, losses, start = self._both_ends(path)
             ends = [tree_ends(_hessian(loss, at), start, _LANCZOS)[:2] for loss in losses for at in (w, end)]
             low, high = (jnp.stack(x) for x in zip(*ends, strict=True))
             change = [tree_ends(_difference(_hessian(loss, end), _hessian(loss, w)), start, _PRODUCTS)[:2] for loss in losses]
@@ -113,6 +106,14 @@ class InitialGradients(eqx.Module):
 
         found = map(jnp.nanmax, self._over_tasks(one, tasks, samples))
         return TwoSidedConstants(*found, sigma_g=jnp.zeros(()))
+
+    def _both_ends(self, path: TaskPath) -> tuple[PyTree, PyTree, tuple[Any, Any], PyTree]:
+        """w_0, w_N, the support and the target loss as functions of w, and a random direction to search from."""
+        key, directions = jax.random.split(cast(Any, path.key))
+        path = TaskPath(self.problem, self.method.inner, self.params, path.task, key, path.samples)
+        w, end = path.split.adapting, path.forward().final
+        losses = (lambda w: path.loss(w, path.rest, jnp.array(0)), lambda w: path.target(w, path.rest))
+        return w, end, losses, _tree.normal_like(directions, w)
 
     def _over_tasks(self, one: Callable[[TaskPath], Any], count: int, samples: int) -> Any:
         """`one(path)` over tasks drawn apart from those of the meta-step, with so many samples for everything."""

@@ -1,11 +1,11 @@
-"""Step sizes that nobody tunes: measured once where the curvature is known, then learned from there."""
+"""Step sizes that nobody tunes: measured once, learned from there, and held below the edge of stability."""
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from adaptax._checks import check_real, check_true_or_false
-from adaptax.stepsize.learned import LearnedRates, check_per, spread
+from adaptax.stepsize.learned import LearnedRates, check_per, zeros
 from adaptax.stepsize.rules import AbstractRule
 
 
@@ -73,5 +73,5 @@ class Auto(AbstractRule):
 
     def start(self, alpha: Array, adapting: PyTree, steps: int) -> LearnedRates:
         """The step sizes that training learns, all equal to the measured one at first."""
-        tree = spread(alpha, adapting, self.per, max(steps, 1) if self.per_step else None)
-        return LearnedRates.of(tree, self.per_step, most=self.most)
+        free = zeros(adapting, self.per, max(steps, 1) if self.per_step else None)
+        return LearnedRates(alpha, free, self.per_step, most=self.most)

@@ -8,7 +8,7 @@ from jax.core import Tracer
 from jaxtyping import PyTree
 
 from adaptax._checks import check_true_or_false
-from adaptax._tree import is_floating
+from adaptax._tree import is_floating, prefix_map
 from adaptax.errors import InputError
 
 # An outer step that moves a parameter by x moves the logarithm of a step size by SPEED x.
@@ -22,8 +22,8 @@ class LearnedRates(eqx.Module):
     With `signed`, $a = a_0(1 + s\theta)$, which may change its sign.
 
     Arguments:
-        first: the tree of $a_0$, positive arrays, which stays as it is.
-        free: the tree of $\theta$, of the same structure; zero at first.
+        first: $a_0$, positive arrays, which stay as they are: one for all, or a prefix of the tree of $\theta$.
+        free: the tree of $\theta$; zero at first.
         per_step: whether every leaf has a leading axis over the inner steps.
         signed: whether signs may change.
         most: training holds every $|a|$ below this multiple of $a_0$ (None: no bound).
@@ -51,7 +51,7 @@ class LearnedRates(eqx.Module):
     def tree(self) -> PyTree:
         """The step sizes."""
         factor = (lambda theta: 1 + SPEED * theta) if self.signed else (lambda theta: jnp.exp(SPEED * theta))
-        return jax.tree.map(lambda first, theta: first * factor(theta), jax.lax.stop_gradient(self.first), self.free)
+        return prefix_map(lambda first, theta: first * factor(theta), jax.lax.stop_gradient(self.first), self.free)
 
     @property
     def moved(self) -> "LearnedRates":
@@ -146,10 +146,10 @@ class Learned(eqx.Module):
 
     def start(self, params: PyTree, steps: int) -> LearnedRates:
         """The step sizes to put into `ax.Meta(params, stepsize)`, for an inner loop of `steps` steps."""
-        tree = self.init
-        if eqx.is_array(tree) and tree.ndim == 0:
-            tree = spread(tree, params, self.per, max(steps, 1) if self.per_step else None)
-        return self.coordinates(tree)
+        if eqx.is_array(self.init) and self.init.ndim == 0:
+            free = zeros(params, self.per, max(steps, 1) if self.per_step else None)
+            return LearnedRates(self.init, free, self.per_step, self.signed)
+        return self.coordinates(self.init)
 
     def coordinates(self, stepsize: PyTree) -> LearnedRates:
         """What an outer optimiser moves, for these step sizes."""
@@ -164,14 +164,14 @@ def check_per(where: str, per: str) -> None:
         raise InputError(f'{where}(per={per!r}) must be "scalar", "leaf" or "parameter".')
 
 
-def spread(value: PyTree, params: PyTree, per: str, steps: int | None) -> PyTree:
-    """One number as the tree of step sizes of these parameters, with a leading axis over the steps unless `steps` is None."""
+def zeros(params: PyTree, per: str, steps: int | None) -> PyTree:
+    """$\\theta$ = 0 for these parameters, with a leading axis over the steps unless `steps` is None."""
     lead = () if steps is None else (steps,)
     if per == "scalar":
-        return jnp.full(lead, value)
+        return jnp.zeros(lead)
     by_leaf = per == "leaf"
 
     def fill(leaf):
-        return jnp.full(lead + (() if by_leaf else jnp.shape(leaf)), value) if is_floating(leaf) else None
+        return jnp.zeros(lead + (() if by_leaf else jnp.shape(leaf))) if is_floating(leaf) else None
 
     return jax.tree.map(fill, params)

@@ -29,7 +29,7 @@ class Reinforcement(Training):
     steps: options.Count = 200
     tasks_per_step: options.Count = 20
     optimizer: Literal["trust-region", "adam", "sgd"] = "trust-region"
-    """Outer optimiser; --learning-rate is not used by trust-region."""
+    """Outer optimiser; trust-region makes no use of --learning-rate, --schedule, --warm-up and --clip."""
     learning_rate: options.Positive = 1e-3
     schedule: Literal["cosine", "constant"] = "constant"
     warm_up: options.CountOrZero = 0
