@@ -40,7 +40,7 @@ JOBS = (
     Job(5, "strategies.py --case images"),
     Job(4, "roofline.py --case conv4 conv4-84"),
     Job(12, "peers.py --case conv4-84"),
-    Job(20, "blowup.py"),
+    Job(60, "learning.py --only sinusoid-10"),
     Job(20, "time_to_accuracy.py --data FOLDER"),
     Job(15, "memory_method.py"),
     Job(1, "difference_widths.py --data FOLDER/images_background_small1.zip"),

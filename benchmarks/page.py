@@ -14,8 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import learning
 import page_images
 import page_speed
+from learning_cases import CASES
 from tables import RESULTS, ROOT, load, rows_of
 
 PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
@@ -46,7 +48,7 @@ SECTIONS = (
     Section("Memory against N, resident", "memory_peers", "python benchmarks/memory_peers.py", page_speed.memory_peers),
     Section("Tasks at a time", "in_flight", "python benchmarks/in_flight.py", page_speed.in_flight),
     Section("From start to first meta-step", "first_step", "python benchmarks/first_step.py", page_speed.first_step),
-    Section("Stability against N", "blowup", "python benchmarks/blowup.py", page_speed.blowup),
+    Section("What the defaults learn", "learning", "python benchmarks/learning.py --data FOLDER", page_speed.learning),
     Section("Few-shot characters", "images", "python benchmarks/images.py --data FOLDER", page_images.images),
     Section(
         "Time to 90 %", "time_to_accuracy", "python benchmarks/time_to_accuracy.py --data FOLDER", page_images.time_to_accuracy
@@ -80,7 +82,7 @@ def page() -> str:
 
 def figures() -> str:
     """The rows of README's table: what one suffers elsewhere, and the figure here."""
-    rows = [row for row in (row_of(load) for row_of in (_memory, _stability, _speed, _accuracy, _policy)) if row]
+    rows = [row for row in (row_of(load) for row_of in (_memory, _step_sizes, _speed, _accuracy, _policy)) if row]
     return rows_of(["What you suffer elsewhere", "Here"], rows)
 
 
@@ -94,18 +96,22 @@ def _memory(results: Callable) -> list[str]:
     return ["Memory that grows with N", text]
 
 
-def _stability(results: Callable) -> list[str]:
-    if (result := results("blowup")) is None:
+def _step_sizes(results: Callable) -> list[str]:
+    if (result := results("learning")) is None:
         return []
-    most = max(row["inner_steps"] for row in result["rows"])
-    shares = []
-    for kind in ("edge", "0.01"):
-        rows = [row for row in result["rows"] if row["inner_steps"] == most and row["stepsize"] == kind]
-        shares.append(100 * sum(row["skipped"] for row in rows) / (len(rows) * result["meta_steps"]))
-    text = "sinusoids, N = {}, meta-steps that are not finite: {:.0f} % with `Edge`, {:.0f} % with α = 0.01".format(
-        most, *shares
-    )
-    return ["NaN for N > 1, step sizes by guesswork", text]
+    said = []
+    for name in ("sinusoid-10-10", "sinusoid-10-100"):
+        rows = [row for row in result["runs"] if row["case"] == name]
+        by_kind = {kind: [row for row in rows if row["stepsize"] == kind] for kind in ("auto", "0.01")}
+        best = learning.best_fixed(CASES[name], rows)
+        if by_kind["auto"] and best is not None:
+            said.append(
+                f"N = {CASES[name].options['inner_steps']}: {learning.mean_and_error(by_kind['auto'])[0]:.2g} (the best fixed "
+                f"step size of {len(CASES[name].fixed)}, α = {best[0]}: {learning.mean_and_error(best[1])[0]:.2g}"
+                + ("; α = 0.01 diverges)" if by_kind["0.01"] and learning.diverged(by_kind["0.01"]) else ")")
+            )
+    text = f"no step size to choose. Held-out loss on sinusoids, {'; '.join(said)}"
+    return ["NaN for N > 1, step sizes by guesswork", text] if said else []
 
 
 def _speed(results: Callable) -> list[str]:

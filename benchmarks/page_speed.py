@@ -2,11 +2,11 @@
 
 import statistics
 
-import blowup as stability
 import cheetah as halfcheetah
 import difference_widths as widths
 import first_step as start
 import in_flight as groups
+import learning as defaults
 import memory as compiled
 import memory_method as remembered
 import memory_peers as resident
@@ -98,12 +98,15 @@ def first_step(result: dict) -> str:
     return f"{text}\n\n{rows_of(*start.table(result))}"
 
 
-def blowup(result: dict) -> str:
+def learning(result: dict) -> str:
     text = (
-        f"Held-out loss after N steps, mean and standard error over seeds 0 to 2, {result['meta_steps']:,} meta-steps on "
-        "sinusoids with Adam; meta-steps that had to be skipped in brackets."
+        "Held-out score after N inner steps, mean ± standard error over seeds 0 to 2, at equal meta-steps; only the inner step "
+        "sizes differ. Sinusoids: mean squared error on 1,000 tasks after 2,000 meta-steps of 25 tasks. Characters: trained on "
+        "Omniglot's small background set 1, judged on 1,000 tasks of the unseen alphabets of set 2. Navigation: return on "
+        "1,000 tasks after 200 meta-steps. The best fixed α is the best of the grid on the judged seeds themselves, which "
+        "favours it. `Learned` begins at one value for each family, chosen by hand."
     )
-    return f"{text}\n\n{stability.table(result['rows'])}"
+    return f"{text}\n\n{defaults.table(result['runs'])}"
 
 
 def navigation_speed(result: dict) -> str:

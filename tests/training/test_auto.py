@@ -1,5 +1,6 @@
 """`ax.stepsize.Auto` and learned step sizes in training: measured at first, moved in their logarithm, bounded, kept."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -201,6 +202,7 @@ def test_an_outer_step_by_the_smoothness_of_plain_descent_says_what_to_use(tiny,
     [
         (lambda: Auto(gamma=0.0), "gamma"),
         (lambda: Auto(most=0.5), "most"),
+        (lambda: Auto(growth=0.0), "growth"),
         (lambda: Auto(per="layer"), '"scalar", "leaf" or "parameter"'),
         (lambda: Auto(learn=2), "learn"),
         (lambda: Auto(tasks=0), "tasks"),
@@ -251,7 +253,7 @@ def dense(path, w, rates):
 def test_step_sizes_beyond_the_edge_are_lowered_by_the_smallest_change(per, per_step):
     matrix = jnp.array([[3.0, 1.0, 0.0], [1.0, 2.0, 0.5], [0.0, 0.5, -1.0]])
     problem = ax.FiniteSum(lambda w, c: 0.5 * (w - c) @ matrix @ (w - c) + jnp.sum(jnp.cos(w)), lambda key: None)
-    rule = Auto(per=per, per_step=per_step, edge=1.5, tasks=1, iterations=300)
+    rule = Auto(per=per, per_step=per_step, growth=0.5**3, tasks=1, iterations=300)
     w, task = jnp.array([0.5, -0.2, 0.9]), ax.Task(jnp.ones(3), jnp.ones(3))
     rates = rule.start(jnp.array(0.6), w, 3)
     inner = ax.Inner(3, rule)
@@ -281,8 +283,13 @@ def test_step_sizes_beyond_the_edge_are_lowered_by_the_smallest_change(per, per_
         assert abs(after - 1.5) < 0.3 * (value - 1.5)
 
 
+def test_the_edge_is_where_n_steps_grow_by_the_bound():
+    for steps in (1, 3, 10, 100):
+        assert np.isclose((Auto(growth=500.0).edge(steps) - 1) ** steps, 500.0)
+
+
 def test_step_sizes_below_the_edge_stay(tiny, alike):
-    rule = Auto(tasks=2, edge=3.0)
+    rule = Auto(tasks=2, growth=8.0)
     rates = rule.start(jnp.array(0.1), tiny.start, 3)
     tasks = jax.vmap(alike.sample_task)(jax.random.split(jax.random.key(0), 2))
     same, estimate = hold(
@@ -292,28 +299,58 @@ def test_step_sizes_below_the_edge_stay(tiny, alike):
     np.testing.assert_allclose(estimate.curvature, 0.1 * LARGEST, rtol=0.05)
 
 
-def test_paths_that_are_not_finite_lower_all_step_sizes_at_most_by_half():
-    problem = ax.FiniteSum(lambda w, c: jnp.sum(jnp.exp(w**2)), lambda key: None)
-    rule = Auto(tasks=1)
-    for stepsize in (rule.start(jnp.array(50.0), jnp.ones(2), 8), jnp.array(50.0)):
-        tasks = ax.Task(jnp.ones((1, 2)), jnp.ones((1, 2)))
-        given = first_estimate(jnp.ones(2)), problem, jnp.ones(2), tasks, None, ax.Samples()
-        lowered, estimate = hold(rule, ax.Inner(8, rule), stepsize, *given)
-        rates = np.asarray(lowered.tree if isinstance(lowered, LearnedRates) else lowered)
-        assert np.isinf(estimate.curvature) and np.all(rates >= 25 * (1 - 1e-6)) and np.any(rates < 50)
-        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(estimate.direction))
+def held_on_one_task(loss, stepsize, task):
+    """The step sizes and the estimate after one look at a path of eight steps from ones."""
+    problem, rule = ax.FiniteSum(loss, lambda key: None), Auto(tasks=1)
+    tasks, start = jax.tree.map(lambda leaf: leaf[None], ax.Task(task, task)), jnp.ones(2)
+    if stepsize is None:
+        stepsize = rule.start(jnp.array(50.0), start, 8)
+    lowered, estimate = hold(
+        rule, ax.Inner(8, rule), stepsize, first_estimate(start), problem, start, tasks, None, ax.Samples()
+    )
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(estimate.direction))
+    return np.asarray(lowered.tree if isinstance(lowered, LearnedRates) else lowered), estimate.curvature
+
+
+@pytest.mark.parametrize("stepsize", [None, jnp.array(50.0)])
+def test_a_path_that_is_not_finite_halves_all_step_sizes(stepsize):
+    """Also those of parameters without curvature: the place where a path broke down is not known."""
+    rates, curvature = held_on_one_task(lambda w, c: jnp.exp(w[0] ** 2) + c[0] * w[1], stepsize, jnp.ones(2))
+    assert np.isinf(curvature)
+    np.testing.assert_allclose(rates, 25.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("stepsize", [None, jnp.array(50.0)])
+def test_data_that_are_not_finite_lower_no_step_size(stepsize):
+    rates, curvature = held_on_one_task(lambda w, c: jnp.sum((w - c) ** 2), stepsize, jnp.array([1.0, jnp.nan]))
+    assert curvature == 0
+    np.testing.assert_allclose(rates, 50.0, rtol=1e-6)
+
+
+def test_a_skipped_meta_step_is_followed_by_a_look(alike, tiny):
+    """The step sizes come down at once, and the run goes on."""
+    rule = Auto(tasks=5, every=1000)
+    step = ax.make_step(alike, ax.MetaGradient(ax.Inner(300, rule)), optax.sgd(1e-6), 5)
+    state = step.init(tiny.start)
+    beyond = state.inner.stepsize.times(jnp.full(3, 3.0))  # A path grows as 2 to the power of 300.
+    state = eqx.tree_at(lambda s: s.inner, state, state.inner.with_stepsize(beyond))
+    skipped = []
+    for _ in range(4):
+        state, info = step(state)
+        skipped.append(bool(info["skipped"]))
+    assert skipped == [True, False, False, False]
 
 
 def test_training_looks_again_every_few_meta_steps(tiny, alike):
-    """A step size that is far beyond the edge of another problem comes down."""
-    rule = Auto(gamma=1.0, learn=False, tasks=2, every=2, edge=0.5)
+    """A step size beyond the edge comes down to it, and not further."""
+    rule = Auto(gamma=1.8, learn=False, tasks=2, every=2, growth=0.2**3)
     step = ax.make_step(alike, ax.MetaGradient(ax.Inner(3, rule)), optax.sgd(1e-6), 5)
     state, seen = step.init(tiny.start), []
+    np.testing.assert_allclose(state.estimate.curvature, 1.8, rtol=1e-5)
     for _ in range(5):
         state, info = step(state)
         seen.append(float(info["stepsize"]))
-    # Measured before the third meta-step: from 1 / lambda to 0.5 / lambda, and not further.
-    np.testing.assert_allclose(np.array(seen) * LARGEST, [1, 1, 0.5, 0.5, 0.5], rtol=0.03)
+    np.testing.assert_allclose(np.array(seen) * LARGEST, [1.8, 1.8, 1.2, 1.2, 1.2], rtol=0.03)
 
 
 def test_a_method_takes_the_step_sizes_of_meta(tiny, alike, auto):

@@ -16,8 +16,11 @@ class Auto(AbstractRule):
     - **Learned**: training moves the logarithm of every parameter's own step size together with the parameters, by the exact
       derivative that `Learned` has, with the same outer optimiser.
     - **Held below the edge**: every few meta-steps the curvature in the norm of the step sizes,
-      $\lambda_A = \|A^{1/2}\nabla^2l(w_j)A^{1/2}\|$, is measured along the paths that they walk. Where it is beyond `edge`, the
-      step sizes that make it up are lowered, by the smallest change of their logarithms that brings it back.
+      $\lambda_A = \|A^{1/2}\nabla^2l(w_j)A^{1/2}\|$, is measured along the paths that they walk. Where it is beyond the edge,
+      the step sizes that make it up are lowered, by the smallest change of their logarithms that brings it back. A step
+      multiplies a distance along a direction of curvature $\lambda_A > 2$ by $\lambda_A - 1$, so the edge is $1 + c^{1/N}$,
+      where N steps multiply it by c = `growth`: 11 for N = 3, 3 for N = 10, 2.07 for N = 100. After a meta-step that had to
+      be skipped it is measured at the next one; all step sizes are halved if a path is not finite.
 
     A rule that follows the curvature down, as `Edge`, lets it grow: the meta-gradient takes the step size as a constant, so
     nothing pays for curvature, and N steps move ever less. Step sizes that stay let the meta-gradient keep the curvature.
@@ -34,8 +37,7 @@ class Auto(AbstractRule):
         per_step: whether each inner step has its own (default False).
         most: the largest multiple of the first value that training may reach, at least 1 (default 100): parameters that hardly
             matter on most tasks would else get step sizes that break down on the others.
-        edge: the largest $\lambda_A$ (default 3; a single step overshoots beyond 2 along one direction of one task, and the
-            largest of many directions and tasks is measured).
+        growth: c (default 1000; the largest curvature of many points and tasks is measured, and a path is beyond 2 at few).
         tasks: how many tasks are measured on (default 8).
         every, iterations, differences: as in `Edge`.
 
@@ -55,7 +57,7 @@ class Auto(AbstractRule):
     per_step: bool = eqx.field(static=True, default=False, kw_only=True)
     most: float = eqx.field(static=True, default=100.0, kw_only=True)
     tasks: int = eqx.field(static=True, default=8, kw_only=True)
-    edge: float = eqx.field(static=True, default=3.0, kw_only=True)
+    growth: float = eqx.field(static=True, default=1000.0, kw_only=True)
     every: int = eqx.field(static=True, default=10, kw_only=True)
     iterations: int = eqx.field(static=True, default=3, kw_only=True)
     differences: bool = eqx.field(static=True, default=False, kw_only=True)
@@ -65,11 +67,15 @@ class Auto(AbstractRule):
         self.learn = check_true_or_false("Auto", "learn", self.learn)
         self.per_step = check_true_or_false("Auto", "per_step", self.per_step)
         check_per("Auto", self.per)
-        self.edge = check_real("Auto", "edge", self.edge, above=0)
+        self.growth = check_real("Auto", "growth", self.growth, above=0)
         self.most = check_real("Auto", "most", self.most, least=1)
 
     def alpha(self, curvature, steps):
         return self.gamma / jnp.where(curvature > 0, curvature, 1)
+
+    def edge(self, steps: int) -> float:
+        """The largest curvature in the norm of the step sizes for N = `steps`."""
+        return 1 + self.growth ** (1 / max(steps, 1))
 
     def start(self, alpha: Array, adapting: PyTree, steps: int) -> LearnedRates:
         """The step sizes that training learns, all equal to the measured one at first."""

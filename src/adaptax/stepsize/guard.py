@@ -30,7 +30,8 @@ class Steepest(NamedTuple):
     r"""The point of a path where the curvature in the norm of the step sizes is largest.
 
     Arguments:
-        curvature: $\|A_j^{1/2}\nabla^2l(w_j)A_j^{1/2}\|$ there; infinite if a point of the path is not finite.
+        curvature: $\|A_j^{1/2}\nabla^2l(w_j)A_j^{1/2}\|$ there; infinite if the path does not stay finite; 0 if its first
+            gradient is not, which no step size mends.
         direction: the unit direction v of that curvature, like the adapting parameters; always finite.
         step: j.
     """
@@ -50,27 +51,31 @@ def steepest(path: TaskPath, rule: Auto, direction: PyTree) -> Steepest:
     """
 
     def point(carry, x):
-        (w, opt_state), v, best = carry
+        (w, opt_state), v, best, usable = carry
         gradient, product = curvature_at(path.loss, w, path.rest, x["j"], rule.differences, path.inner.update.proximal)
         rate = path.rates.tree if x["rate"] is None else x["rate"]
         root = jax.tree.map(lambda a: jnp.sqrt(jnp.abs(a)), rate)
         value, found = power_iteration(lambda v: multiply(root, product(multiply(root, v))), v, rule.iterations)
+        usable &= (x["j"] > 0) | _tree.all_finite(gradient)
         good = jnp.isfinite(value) & _tree.all_finite(found)
         v = _tree.select(good, found, v)
         here = Steepest(jnp.where(good, value, jnp.inf).astype(best.curvature.dtype), v, x["j"])
         best = _tree.select(here.curvature > best.curvature, here, best)
-        return (path.inner.update(w, opt_state, gradient, path.split.adapting, rate), v, best), None
+        return (path.inner.update(w, opt_state, gradient, path.split.adapting, rate), v, best, usable), None
 
     nothing = Steepest(jnp.zeros(()), direction, jnp.zeros((), jnp.int32))
-    ((last, _), _, best), _ = jax.lax.scan(point, (path.start, direction, nothing), path.inputs)
-    return best._replace(curvature=jnp.where(_tree.all_finite(last), best.curvature, jnp.inf))
+    start = path.start, direction, nothing, jnp.array(True)
+    ((last, _), _, best, usable), _ = jax.lax.scan(point, start, path.inputs)
+    value = jnp.where(_tree.all_finite(last), best.curvature, jnp.inf)
+    return best._replace(curvature=jnp.where(usable, value, 0))
 
 
 def hold(
     rule: Auto, inner: Inner, stepsize: Any, estimate: Estimate, problem: AbstractProblem, params: PyTree, tasks: PyTree,
     keys: Any, samples: Samples,
 ) -> tuple[Any, Estimate]:  # fmt: skip
-    r"""The step sizes, lowered where the curvature in their norm is beyond `rule.edge`, and the estimate.
+    r"""The step sizes, lowered where the curvature in their norm is beyond the edge, and the estimate; all of them by half
+    where a path is not finite.
 
     Since $\partial\log\lambda_A/\partial\log a_p = v_p^2$, the smallest change of the logarithms that takes the curvature
     $\lambda_A$ to the edge is, to first order, $-\log(\lambda_A/\text{edge})\,q/\|q\|^2$; q has, for each step size, the sum of
@@ -92,15 +97,21 @@ def hold(
     found = map_tasks(one, (tasks, keys))
     worst = jax.tree.map(lambda leaf: leaf[jnp.argmax(found.curvature)], found)
     value = worst.curvature.astype(estimate.curvature.dtype)
-    excess = jnp.log(jnp.maximum(value, rule.edge) / rule.edge)
+    finite, least = jnp.isfinite(value), jnp.log(_LEAST)
+    edge = rule.edge(inner.steps)
+    excess = jnp.where(finite, jnp.log(jnp.maximum(value, edge) / edge), 0)
     if isinstance(stepsize, LearnedRates):
         shares = _shares(stepsize, worst)
         total = sum(jnp.sum(jnp.square(share)) for share in jax.tree.leaves(shares))
         scale = excess / jnp.where(total > 0, total, 1)
-        least = jnp.log(_LEAST)
-        lowered = stepsize.times(jax.tree.map(lambda share: jnp.exp(jnp.maximum(-scale * share, least)), shares))
+
+        def factor(share):
+            # A path that is not finite does not say which step sizes are too large.
+            return jnp.where(finite, jnp.exp(jnp.maximum(-scale * share, least)), _LEAST)
+
+        lowered = stepsize.times(jax.tree.map(factor, shares))
     else:
-        lowered = stepsize * jnp.exp(jnp.maximum(-excess, jnp.log(_LEAST))).astype(stepsize.dtype)
+        lowered = stepsize * jnp.where(finite, jnp.exp(jnp.maximum(-excess, least)), _LEAST).astype(stepsize.dtype)
     return lowered, Estimate(value, worst.direction)
 
 

@@ -231,7 +231,7 @@ def refresh(
 
 def measure(
     inner: Inner, rule: AbstractRule, estimate: Estimate, problem: AbstractProblem, params: PyTree, tasks: PyTree,
-    keys: Key[Array, " B"] | None, *, samples: Samples, cold: bool = False,
+    keys: Key[Array, " B"] | None, *, samples: Samples, cold: bool = False, turn: bool = True,
 ) -> tuple[Estimate, Array]:  # fmt: skip
     """The estimate after one more measurement on a batch of tasks, and whether no curvature was found.
 
@@ -241,6 +241,7 @@ def measure(
         estimate: the estimate so far.
         problem, params, tasks, keys, samples: as for `resolve`.
         cold: whether nothing is known yet, so that more products are spent at w_0.
+        turn: whether `turning_curvature` takes the place of curvature where there is none (`once` says why not).
     """
 
     def path_of(task, key):
@@ -266,10 +267,22 @@ def measure(
         path = path_of(*inputs)
         return turning_curvature(path.loss, path.split.adapting, path.rest, inner.steps, inner.update)
 
-    value = values[0]
-    instead = jax.lax.cond(flat, lambda: jnp.max(map_tasks(turning, (tasks, keys))).astype(value.dtype), lambda: value)
-    values = [jnp.where(flat, instead, x) for x in values]
+    if turn:
+        value = values[0]
+        instead = jax.lax.cond(flat, lambda: jnp.max(map_tasks(turning, (tasks, keys))).astype(value.dtype), lambda: value)
+        values = [jnp.where(flat, instead, x) for x in values]
     return rule.update(estimate, values[-1], _sum(*chosen), values[0] if rule.two_sided else None), flat
+
+
+def once(measured: Callable[[bool], tuple[Any, Any, Array]]) -> tuple[Any, Any, Array]:
+    """What a compiled measurement gives, by `turn`; its last part says whether no curvature was found.
+
+    Most losses are curved, and the program that also looks for turning gradients takes a third longer to compile: it is made
+    only where it is needed, or where that is not known yet.
+    """
+    found = measured(False)
+    flat = found[2]
+    return measured(True) if isinstance(flat, Tracer) or bool(flat) else found
 
 
 def warn_of_no_curvature(rule: AbstractRule, flat: Array, alpha: Array) -> None:
@@ -320,7 +333,7 @@ def resolve(
     require_keys(problem, keys)
     tasks = beside(as_batch(tasks), params)
     check_batch(tasks, keys)
-    alpha, curvature, flat = _resolve(inner, problem, params, tasks, keys, samples)
+    alpha, curvature, flat = once(lambda turn: _resolve(inner, problem, params, tasks, keys, samples, turn))
     resolved = inner.with_stepsize(alpha)
     warn_of_no_curvature(inner.stepsize, flat, alpha)
     warn_if_not_finite(inner, resolved, curvature, problem, params, tasks, keys, samples)
@@ -343,7 +356,7 @@ def warn_if_not_finite(
 
 
 @eqx.filter_jit
-def _resolve(inner, problem, params, tasks, keys, samples):
+def _resolve(inner, problem, params, tasks, keys, samples, turn):
     inner.check_meta(params)
     check_key(first(keys))
     check_problem(problem, inner.initial(params), first(tasks), samples, target=False)
@@ -352,7 +365,7 @@ def _resolve(inner, problem, params, tasks, keys, samples):
     rule, problem, params, arrays = _tree.constant((inner.stepsize, problem, params, arrays))
     tasks = eqx.combine(arrays, static)
     estimate = first_estimate(split(problem, inner, params, first(tasks), samples).adapting)
-    estimate, flat = measure(inner, rule, estimate, problem, params, tasks, keys, samples=samples, cold=True)
+    estimate, flat = measure(inner, rule, estimate, problem, params, tasks, keys, samples=samples, cold=True, turn=turn)
     return rule.alpha_of(estimate, inner.steps), estimate.curvature, flat
 
 
@@ -364,7 +377,8 @@ def resolve_one(
         return inner
     require_keys(problem, key)
     batch = jax.tree.map(lambda leaf: leaf[None] if eqx.is_array(leaf) else leaf, task)
-    alpha, _, flat = _resolve(inner, problem, params, batch, None if key is None else key[None], samples)
+    keys = None if key is None else key[None]
+    alpha, _, flat = once(lambda turn: _resolve(inner, problem, params, batch, keys, samples, turn))
     warn_of_no_curvature(inner.stepsize, flat, alpha)
     return inner.with_stepsize(alpha)
 

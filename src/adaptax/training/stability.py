@@ -114,10 +114,10 @@ def warn(step: Step, done: int, found: Stability) -> None:
     """Say in a warning what to change, if anything must be."""
     rule = step.method.inner.stepsize
     # Auto lets the largest of its tasks go beyond 2, and lowers step sizes only when it looks.
-    if found.alpha_lambda > (2 * rule.edge if isinstance(rule, Auto) else 2):
+    if found.alpha_lambda > (2 * rule.edge(step.method.inner.steps) if isinstance(rule, Auto) else 2):
         remedy = f"make it {2 / found.alpha_lambda:.2g} times as large or less, or use ax.stepsize.Edge() (--stepsize edge)"
         if hasattr(rule, "gamma"):
-            own = {Auto: "edge= of Auto", Guaranteed: "gamma_plus= of Guaranteed"}.get(type(rule))
+            own = {Auto: "growth= of Auto", Guaranteed: "gamma_plus= of Guaranteed"}.get(type(rule))
             own = own or f"gamma= of {type(rule).__name__} (edge:0.5)"
             remedy = f"lower {own}, or let it measure more often (every=)"
         warnings.warn(

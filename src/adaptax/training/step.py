@@ -27,7 +27,7 @@ from adaptax.problem import AbstractProblem
 from adaptax.stepsize.auto import Auto
 from adaptax.stepsize.guard import hold
 from adaptax.stepsize.learned import Learned, Meta
-from adaptax.stepsize.measurement import first_estimate, measure, refresh, warn_if_not_finite, warn_of_no_curvature
+from adaptax.stepsize.measurement import first_estimate, measure, once, refresh, warn_if_not_finite, warn_of_no_curvature
 from adaptax.stepsize.rules import AbstractRule, Estimate
 from adaptax.training.memory import Memory, Table, recall, rows_of, source
 
@@ -93,16 +93,18 @@ class Step(eqx.Module):
         key = jax.random.key(seed)
         estimate = None
         if isinstance(rule, AbstractRule):
-            estimate, inner, flat = _first_estimate(self, params, key, tasks)
+            estimate, inner, flat = once(lambda turn: _first_estimate(self, params, key, tasks, turn))
             if not is_traced(estimate.curvature):
                 few, keys = self.rule_tasks(key, jnp.zeros((), jnp.int32), tasks)
                 given = self.problem, params, few, keys, self.method.samples
                 warn_if_not_finite(self.method.inner, inner, estimate.curvature, *given)
             warn_of_no_curvature(rule, flat, inner.stepsize)
-            if isinstance(rule, Auto) and self.learns:
-                shapes = self.shapes(tasks)
-                adapting = split(self.problem, inner, params, shapes, self.method.samples).adapting
-                inner = inner.with_stepsize(rule.start(inner.stepsize, adapting, inner.steps))
+            if isinstance(rule, Auto):
+                # From here on, the curvature in the norm of the step sizes.
+                estimate = eqx.tree_at(lambda known: known.curvature, estimate, estimate.curvature * inner.stepsize)
+                if self.learns:
+                    adapting = split(self.problem, inner, params, self.shapes(tasks), self.method.samples).adapting
+                    inner = inner.with_stepsize(rule.start(inner.stepsize, adapting, inner.steps))
         outer = self._outer(params, inner)
         moved = trained(self.problem, self.method.inner, outer, self.shapes(tasks), self.method.samples)
         floating = eqx.filter(outer, moved)
@@ -173,6 +175,8 @@ class Step(eqx.Module):
         inner, estimate, moved = state.inner, state.estimate, state.trained.tree()
         if isinstance(rule, AbstractRule) and (inner.steps or not isinstance(rule, Auto)):
             due = (state.step % rule.every == 0) & (state.step > 0)  # The first estimate was made by init.
+            if isinstance(rule, Auto):
+                due |= state.skipped > 0
 
             def remeasure(stepsize, estimate):
                 tasks, keys = self.rule_tasks(state.key, state.step, few)
@@ -316,12 +320,12 @@ def _as_type(new: Any, old: Any) -> Any:
 
 
 @eqx.filter_jit
-def _first_estimate(step, params, key, tasks):
+def _first_estimate(step, params, key, tasks, turn):
     rule, inner = step.method.inner.stepsize, step.method.inner
     few, keys = step.rule_tasks(key, jnp.zeros((), jnp.int32), tasks)
     samples = step.method.samples
     estimate = first_estimate(split(step.problem, inner, params, first(few), samples).adapting)
-    estimate, flat = measure(inner, rule, estimate, step.problem, params, few, keys, samples=samples, cold=True)
+    estimate, flat = measure(inner, rule, estimate, step.problem, params, few, keys, samples=samples, cold=True, turn=turn)
     return estimate, inner.with_stepsize(rule.alpha_of(estimate, inner.steps)), flat
 
 

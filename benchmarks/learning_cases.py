@@ -1,0 +1,126 @@
+"""The task families of `learning.py`: the options of each, the fixed step sizes tried, and figures that others published."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+# The rules beside fixed step sizes. "learned" has one for each parameter, from `Case.first`.
+RULES = ("auto", "edge", "guaranteed", "learned")
+INNER_STEPS = (1, 5, 10, 20, 50, 100)
+TRAINED_ON, JUDGED_ON = "images_background_small1.zip", "images_background_small2.zip"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One family of tasks with its number of inner steps: a row of the table.
+
+    Arguments:
+        family: the command's name of the family.
+        title: the row's name.
+        score: what is judged.
+        options: the options that differ from the command's defaults.
+        fixed: the fixed step sizes tried.
+        first: where learned step sizes begin.
+        published: figures that others published, with their source.
+        minutes: one run with one step size, on two cores.
+        alone: whether a run needs both cores.
+    """
+
+    family: str
+    title: str
+    score: str
+    options: dict[str, Any]
+    fixed: tuple[float, ...]
+    first: float
+    published: str = ""
+    minutes: float = 1.0
+    alone: bool = field(default=False, kw_only=True)
+
+    @property
+    def larger_is_better(self) -> bool:
+        """Whether a larger score is better."""
+        return self.score != "loss"
+
+
+def _sinusoid(points: int, steps: int) -> Case:
+    reported = {5: "0.90 ± 0.16 (MAML 1.13 ± 0.18)", 10: "0.53 ± 0.09 (MAML 0.77 ± 0.11)"}
+    source = f"{reported[points]}, Meta-SGD after 60,000 meta-steps, arXiv 1707.09835" if steps == 1 else ""
+    options = {"shots": points, "inner_steps": steps, "steps": 2000}
+    fixed = (0.0003, 0.001, 0.003, 0.01, 0.03)
+    return Case("sinusoid", f"sinusoids, {points} points, N = {steps}", "loss", options, fixed, 0.001, source, 0.2 + steps / 70)
+
+
+def _characters(ways: int, shots: int, steps: int, minutes: float) -> Case:
+    options = {"ways": ways, "shots": shots, "steps": steps}
+    title = f"characters, {ways}-way {shots}-shot"
+    return Case("images", title, "accuracy", options, (0.1, 0.4, 1.6), 0.1, "", minutes, alone=True)
+
+
+def _navigation(steps: int) -> Case:
+    options = {"inner_steps": steps}
+    return Case("navigation", f"navigation, N = {steps}", "return", options, (0.03, 0.1, 0.3), 0.1, "", 1.0 * steps, alone=True)
+
+
+CASES = {f"sinusoid-{points}-{n}": _sinusoid(points, n) for points in (10, 5) for n in INNER_STEPS} | {
+    "head": Case(
+        "sinusoid", "sinusoids, 10 points, only the last layer adapts (a convex inner loss), N = 10", "loss",
+        {"inner_steps": 10, "steps": 2000}, (0.001, 0.003, 0.01, 0.03, 0.1), 0.01, "", 0.2,
+    ),
+    "characters-5-1": _characters(5, 1, 5000, 5),
+    "characters-5-5": _characters(5, 5, 5000, 8),
+    "characters-20-1": _characters(20, 1, 2500, 17),
+    "navigation-1": _navigation(1),
+    "navigation-3": _navigation(3),
+    "navigation-5": _navigation(5),
+}  # fmt: skip
+
+
+def _last_layer(path: str) -> bool:
+    return path.startswith("layers.2")
+
+
+def built(name: str, kind: str, seed: int, data: Path | None) -> tuple[Any, Any]:
+    """The options of a run, and what the command builds of them."""
+    import adaptax as ax
+    from adaptax.cli.families import FAMILIES
+
+    case = CASES[name]
+    files = {"data": data / TRAINED_ON, "test_data": data / JUDGED_ON} if case.family == "images" and data is not None else {}
+    stepsize = str(case.first) if kind == "learned" else kind
+    config = FAMILIES[case.family](**case.options, **files, seed=seed, stepsize=stepsize)
+    made = config.build()
+    inner = made.method.inner
+    if name == "head":
+        inner = ax.Inner(inner.steps, inner.stepsize, _last_layer)
+    if kind == "learned":
+        inner = inner.with_stepsize(ax.stepsize.Learned(case.first, per="parameter"))
+    return config, replace(made, method=made.method.with_inner(inner))
+
+
+def run(name: str, kind: str, seed: int, data: Path | None) -> dict[str, Any]:
+    """Train with the outer defaults of the command, and judge after N steps on its held-out tasks."""
+    import adaptax as ax
+    from adaptax.cli.evaluate import SEED, finite
+
+    case = CASES[name]
+    config, made = built(name, kind, seed, data)
+    row = {"case": name, "stepsize": kind, "seed": seed}
+    try:
+        state, history = ax.train(
+            made.problem, made.params, made.method,
+            optimizer=made.optimizer, steps=config.steps, tasks_per_step=config.tasks_per_step, seed=seed,
+        )  # fmt: skip
+    except ax.training.Diverged:
+        return row | {"score": None, "skipped": None}
+    n = config.inner_steps
+    curve = ax.evaluate(
+        made.held_out, state.params, state.inner, [0, n], config.evaluation_tasks, SEED, samples=made.method.samples
+    )
+    before, after = (finite(x) for x in curve.mean[case.score])
+    return row | {
+        "before": before,
+        "score": after,
+        "skipped": int(history["skipped"].sum()),
+        "alpha_first": float(history["stepsize"][0]),
+        "alpha_last": float(history["stepsize"][-1]),
+    }
