@@ -17,7 +17,7 @@ import os
 import statistics
 from pathlib import Path
 
-from learning_cases import CASES, RULES, Case, run
+from learning_cases import CASES, RULES, WAYS, Case, run
 from machine import measurement
 from tables import RESULTS, kept, load, rows_of
 
@@ -95,7 +95,7 @@ def table(rows: list[dict]) -> str:
     body = []
     for name, case in CASES.items():
         mine = [row for row in rows if row["case"] == name]
-        if not mine:
+        if not mine or case.rules != RULES:
             continue
         by_rule = {rule: cell(case, [row for row in mine if row["stepsize"] == rule]) for rule in RULES}
         best = best_fixed(case, mine)
@@ -105,6 +105,13 @@ def table(rows: list[dict]) -> str:
         body.append([case.title, case.score, *cells, case.published])
     header = ["tasks", "score", "Auto", "best fixed α", "Edge", "Guaranteed", "Learned", "published"]
     return rows_of(header, body)
+
+
+def ways_table(rows: list[dict]) -> str:
+    """Ways to share learned step sizes on the demo's problem."""
+    found = {kind: [row for row in rows if row["case"] == "demo" and row["stepsize"] == kind] for kind in WAYS}
+    body = [[WAYS[kind], cell(CASES["demo"], mine)] for kind, mine in found.items() if mine]
+    return rows_of(["step sizes", "loss after 10 steps"], body) if body else ""
 
 
 def main() -> None:
@@ -117,12 +124,13 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the table of the saved runs, and run nothing")
     options = parser.parse_args()
     if options.table:
-        print(table((load("learning") or {"runs": []})["runs"]))
+        runs = (load("learning") or {"runs": []})["runs"]
+        print(f"{table(runs)}\n\n{ways_table(runs)}")
         return
     jobs = []
     # The longest first, so that no core waits at the end.
     for name in sorted(chosen(options.only, options.data), key=lambda name: -CASES[name].minutes):
-        known = [*RULES, *map(str, CASES[name].fixed)]
+        known = CASES[name].kinds
         kinds = known if options.step_sizes is None else [kind for kind in options.step_sizes if kind in known]
         jobs += [(name, kind, options.seeds, options.data) for kind in kinds]
     path, runs = RESULTS / "learning.json", kept("learning", "runs")
@@ -146,12 +154,11 @@ def main() -> None:
             with context.Pool(workers, maxtasksperchild=None if not alone else 1, **pinned) as pool:
                 for new in pool.imap_unordered(_job, share):
                     save(new)
-    print(table(runs))
+    print(f"{table(runs)}\n\n{ways_table(runs)}")
 
 
 def _order(row: dict) -> tuple:
-    kinds = [*RULES, *map(str, CASES[row["case"]].fixed)]
-    return list(CASES).index(row["case"]), kinds.index(row["stepsize"]), row["seed"]
+    return list(CASES).index(row["case"]), CASES[row["case"]].kinds.index(row["stepsize"]), row["seed"]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,17 @@ from typing import Any
 
 # The rules beside fixed step sizes. "learned" has one for each parameter, from `Case.first`.
 RULES = ("auto", "edge", "guaranteed", "learned")
+# Ways to share learned step sizes, and Auto's first value held, each with its name in the table.
+WAYS = {
+    "auto": "`Auto()`",
+    "held": "`Auto(learn=False)`",
+    "learned:scalar": "`Learned(0.001)`",
+    "learned:leaf": '`Learned(0.001, per="leaf")`',
+    "learned:parameter": '`Learned(0.001, per="parameter")`',
+    "learned:scalar:step": "`Learned(0.001, per_step=True)`",
+    "learned:leaf:step": '`Learned(0.001, per="leaf", per_step=True)`',
+    "learned:parameter:step": '`Learned(0.001, per="parameter", per_step=True)`',
+}
 INNER_STEPS = (1, 5, 10, 20, 50, 100)
 TRAINED_ON, JUDGED_ON = "images_background_small1.zip", "images_background_small2.zip"
 
@@ -23,6 +34,7 @@ class Case:
         first: where learned step sizes begin.
         published: figures that others published, with their source.
         minutes: one run with one step size, on two cores.
+        rules: the step sizes that are not fixed.
         alone: whether a run needs both cores.
     """
 
@@ -34,7 +46,13 @@ class Case:
     first: float
     published: str = ""
     minutes: float = 1.0
+    rules: tuple[str, ...] = field(default=RULES, kw_only=True)
     alone: bool = field(default=False, kw_only=True)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Every step size of this case, in order."""
+        return (*self.rules, *map(str, self.fixed))
 
     @property
     def larger_is_better(self) -> bool:
@@ -66,6 +84,9 @@ CASES = {f"sinusoid-{points}-{n}": _sinusoid(points, n) for points in (10, 5) fo
         "sinusoid", "sinusoids, 10 points, only the last layer adapts (a convex inner loss), N = 10", "loss",
         {"inner_steps": 10, "steps": 2000}, (0.001, 0.003, 0.01, 0.03, 0.1), 0.01, "", 0.2,
     ),
+    "demo": Case(
+        "sinusoid", "the demo", "loss", {"inner_steps": 10, "steps": 7000}, (), 0.001, "", 0.6, rules=tuple(WAYS)
+    ),
     "characters-5-1": _characters(5, 1, 5000, 5),
     "characters-5-5": _characters(5, 5, 5000, 8),
     "characters-20-1": _characters(20, 1, 2500, 17),
@@ -86,14 +107,19 @@ def built(name: str, kind: str, seed: int, data: Path | None) -> tuple[Any, Any]
 
     case = CASES[name]
     files = {"data": data / TRAINED_ON, "test_data": data / JUDGED_ON} if case.family == "images" and data is not None else {}
-    stepsize = str(case.first) if kind == "learned" else kind
+    learned, *how = kind.split(":")
+    named = kind in ("auto", "edge", "guaranteed") or kind in map(str, case.fixed)
+    stepsize = kind if named else str(case.first)
     config = FAMILIES[case.family](**case.options, **files, seed=seed, stepsize=stepsize)
     made = config.build()
     inner = made.method.inner
     if name == "head":
         inner = ax.Inner(inner.steps, inner.stepsize, _last_layer)
-    if kind == "learned":
-        inner = inner.with_stepsize(ax.stepsize.Learned(case.first, per="parameter"))
+    if kind == "held":
+        inner = inner.with_stepsize(ax.stepsize.Auto(learn=False))
+    elif learned == "learned":
+        per = how[0] if how else "parameter"
+        inner = inner.with_stepsize(ax.stepsize.Learned(case.first, per=per, per_step="step" in how))
     return config, replace(made, method=made.method.with_inner(inner))
 
 

@@ -106,7 +106,10 @@ def learning(result: dict) -> str:
         "1,000 tasks after 200 meta-steps. The best fixed α is the best of the grid on the judged seeds themselves, which "
         "favours it. `Learned` begins at one value for each family, chosen by hand."
     )
-    return f"{text}\n\n{defaults.table(result['runs'])}"
+    text += f"\n\n{defaults.table(result['runs'])}"
+    if ways := defaults.ways_table(result["runs"]):
+        text += f"\n\nThe demo's problem (10 points, N = 10, 7,000 meta-steps), by how learned step sizes are shared:\n\n{ways}"
+    return text
 
 
 def navigation_speed(result: dict) -> str:

@@ -16,6 +16,7 @@ from adaptax.errors import HostFailure
 from adaptax.inner import Inner
 from adaptax.inner_path import TaskPath
 from adaptax.problem import AbstractProblem, Pool, Samples
+from adaptax.stepsize.auto import Auto
 from adaptax.stepsize.learned import Learned
 from adaptax.stepsize.rules import AbstractRule
 
@@ -243,6 +244,8 @@ class _Words(NamedTuple):
         """How to take smaller inner steps."""
         if self.inner.optimizer is not None:
             return "give the inner optimiser a smaller learning rate, or clip its gradients"
+        if isinstance(self.rule, Auto):
+            return "Auto lowers its step sizes then in training; where it comes often, lower the outer learning rate"
         if isinstance(self.rule, AbstractRule):
             return f"use a smaller inner step size: lower gamma= of {type(self.rule).__name__} (--stepsize edge:0.5)"
         if isinstance(self.rule, Learned):

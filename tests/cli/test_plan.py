@@ -50,6 +50,18 @@ def test_options_reach_the_plan(run, constants):
     assert json.loads(run(*common, "--optimise-c-beta").out)["C_beta"] not in (2, 3)
 
 
+def test_the_two_sided_rule_is_planned_with_its_bounds(run, constants):
+    """A convex inner loss: the step size does not fall with N."""
+    known = CONSTANTS | {"lam": 2.0, "mu": 0.0}
+    Path("convex.json").write_text(json.dumps(known))
+    options = ["--rule", "two-sided", "--adapted-gradient", "0.4", "--spread", "0.3", "--gamma-plus", "0.8", "--steps", "7"]
+    said = json.loads(run("plan", "--constants", "convex.json", *options, "--format", "json").out)
+    bounds = {"rule": "two-sided", "adapted_gradient": 0.4, "spread": 0.3, "gamma_plus": 0.8}
+    expected = theory.plan(theory.Constants(**known), epsilon=0.1, steps=7, **bounds)
+    assert said["alpha"] == expected.alpha == 0.4
+    assert all(said[name] == getattr(expected, name) for name in ("iterations", "tasks_per_step", "gradients", *bounds))
+
+
 def test_it_answers_within_a_second_and_without_jax(constants):
     code = (
         "import sys, adaptax.cli.main as m; m.main(['plan', '--constants', 'c.json', '--case', 'resampling']);"
@@ -92,6 +104,10 @@ BAD = [
     ("--constants half.json", "--constants half.json does not say gap: add it"),
     ("--constants odd.json", "sets 'Lipschitz', which is no constant: use L, rho"),
     ("--constants negative.json", "negative.json: sigma -1 must be a finite number of at least 0: change sigma."),
+    ("--constants c.json --rule two-sided", "--rule two-sided needs --adapted-gradient NUMBER"),
+    ("--constants c.json --adapted-gradient 1", "--rule two-sided needs --adapted-gradient NUMBER, and no other rule takes it"),
+    ("--constants c.json --spread 1", "--spread is for --rule two-sided"),
+    ("--constants c.json --rule two-sided --adapted-gradient 1 --gamma-plus 3", "--gamma-plus 3"),
     ("--measure images", "has no data to measure on"),
     ("--measure navigation", "no support sets to measure constants on"),
     ("--measure nothing", "There is no task and no run 'nothing': give sinusoid, matrix, or the folder of a run"),

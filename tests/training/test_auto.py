@@ -283,6 +283,14 @@ def test_step_sizes_beyond_the_edge_are_lowered_by_the_smallest_change(per, per_
         assert abs(after - 1.5) < 0.3 * (value - 1.5)
 
 
+def test_a_path_that_breaks_down_is_told_and_training_goes_on(tiny, alike):
+    """Thrice the step size that the curvature allows: 300 steps grow by 2 to the power of 300."""
+    method = ax.MetaGradient(ax.Inner(300, Auto(gamma=3.0, tasks=5, every=1000)))
+    with pytest.warns(ax.NotFiniteWarning, match="Auto lowers its step sizes then in training"):
+        _, history = ax.train(alike, tiny.start, method, optimizer=optax.sgd(1e-6), steps=4, tasks_per_step=5)
+    assert history["skipped"].tolist() == [True, False, False, False]
+
+
 def test_the_edge_is_where_n_steps_grow_by_the_bound():
     for steps in (1, 3, 10, 100):
         assert np.isclose((Auto(growth=500.0).edge(steps) - 1) ** steps, 500.0)

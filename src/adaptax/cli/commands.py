@@ -110,8 +110,17 @@ class Plan:
     """N, gradient steps of the inner loop."""
     case: Literal["finite-sum", "resampling"] = "finite-sum"
     """Support and target sets, or fresh samples."""
+    rule: Literal["guaranteed", "two-sided"] = "guaranteed"
+    """guaranteed: alpha = gamma / (N L); two-sided: the smaller of gamma_plus / lambda and gamma / (N mu), for inner losses
+    that are convex or nearly so."""
     gamma: float = 0.125
-    """Factor of the inner step size gamma / (N L)."""
+    """gamma."""
+    gamma_plus: options.Positive = 1.0
+    """gamma_plus of the two-sided rule, at most 2."""
+    adapted_gradient: options.OptionalPositive = None
+    """Bound on the root mean square over tasks of the gradient's norm after adaptation, wherever the run goes (two-sided)."""
+    spread: options.OptionalPositive = None
+    """Bound on the standard deviation of meta-gradients over tasks (two-sided; default: from --adapted-gradient)."""
     c_beta: float = 2.0
     """Factor of the outer step size 1 / (C_beta L_hat)."""
     optimise_c_beta: bool = False

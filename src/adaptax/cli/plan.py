@@ -27,13 +27,18 @@ def plan(options: "Plan") -> int:
     """Print the plan for constants from a file or measured ones. Without measuring, JAX is not imported."""
     if (options.constants is None) == (options.measure is None):
         raise InputError("adaptax plan needs constants: give either --constants FILE or --measure TASK (or a run folder).")
+    if (options.rule == "two-sided") != (options.adapted_gradient is not None):
+        raise InputError("--rule two-sided needs --adapted-gradient NUMBER, and no other rule takes it: give both or neither.")
+    if options.rule == "guaranteed" and options.spread is not None:
+        raise InputError("--spread is for --rule two-sided: leave it out.")
     if options.constants is not None:
         constants, said = read_constants(options.constants), []
     else:
         constants, said = measured(options), [_LOCAL]
     made = theory.plan(
         constants, epsilon=options.epsilon, steps=options.inner_steps, case=options.case, gamma=options.gamma,
-        C_beta=None if options.optimise_c_beta else options.c_beta,
+        C_beta=None if options.optimise_c_beta else options.c_beta, rule=options.rule, gamma_plus=options.gamma_plus,
+        adapted_gradient=options.adapted_gradient, spread=options.spread,
     )  # fmt: skip
     if options.format == "json":
         print(json.dumps(dataclasses.asdict(made) | {"oracle_calls": made.oracle_calls}, indent=2))
@@ -45,7 +50,7 @@ def plan(options: "Plan") -> int:
 
 
 def read_constants(path: Path) -> theory.Constants:
-    """Constants from a JSON or TOML file with L, rho, sigma, gap, and any of sigma_g, sigma_H, b that are known."""
+    """Constants from a JSON or TOML file with L, rho, sigma, gap, and any of the others that are known."""
     values = read_file(path, "--constants")
     if unknown := sorted(set(values) - set(_NAMES)):
         raise InputError(f"--constants {path} sets {unknown[0]!r}, which is no constant: use {', '.join(_NAMES)}.")
