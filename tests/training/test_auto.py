@@ -1,5 +1,7 @@
 """`ax.stepsize.Auto` and learned step sizes in training: measured at first, moved in their logarithm, bounded, kept."""
 
+import warnings
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -207,6 +209,7 @@ def test_an_outer_step_by_the_smoothness_of_plain_descent_says_what_to_use(tiny,
         (lambda: Auto(learn=2), "learn"),
         (lambda: Auto(tasks=0), "tasks"),
         (lambda: Learned(0.1, signed="no"), "signed"),
+        (lambda: Learned(0.1, growth=-1.0), "growth"),
     ],
 )
 def test_options_out_of_range_are_refused(make, message):
@@ -281,6 +284,38 @@ def test_step_sizes_beyond_the_edge_are_lowered_by_the_smallest_change(per, per_
         assert after < value
     else:  # At the edge, to first order.
         assert abs(after - 1.5) < 0.3 * (value - 1.5)
+
+
+def learned_run(alike, start, rule, steps=12, **inner):
+    method = ax.MetaGradient(ax.Inner(300, rule, **inner))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ax.NotFiniteWarning)
+        return ax.train(alike, start, method, optimizer=optax.sgd(1e-6), steps=steps, tasks_per_step=5)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("per", ["scalar", "parameter"])
+def test_learned_step_sizes_that_begin_too_large_come_down(tiny, alike, per, signed):
+    """From 12 / lambda, where 300 steps break down: halved at each meta-step until they do not."""
+    state, history = learned_run(alike, tiny.start, Learned(12 / LARGEST, per=per, signed=signed))
+    assert history["skipped"].tolist() == [True] * 3 + [False] * 9
+    assert np.all(state.params.stepsize.tree * LARGEST < 1.6)
+
+
+def test_learned_step_sizes_are_held_below_the_edge_as_those_of_auto(tiny, alike):
+    """A step size of 1.9 / lambda is lowered to the edge of 1.2 / lambda at the eleventh meta-step."""
+    rule = Learned(1.9 / LARGEST, growth=0.2**300)
+    assert np.isclose(float(learned_run(alike, tiny.start, rule, 10)[0].params.stepsize.tree) * LARGEST, 1.9, rtol=1e-3)
+    state, _ = learned_run(alike, tiny.start, rule, 12)
+    np.testing.assert_allclose(state.params.stepsize.tree * LARGEST, 1.2, rtol=0.03)
+    assert learned_run(alike, tiny.start, Learned(1.9 / LARGEST, growth=None), 12)[0].estimate is None
+
+
+def test_learned_step_sizes_of_other_steps_have_no_edge(tiny, alike):
+    """An inner optimiser, and losses that are smoothed, are trained as they are."""
+    for inner in ({"optimizer": optax.sgd(1.0, momentum=0.5)}, {"gradients": ax.gradients.Smoothed()}):
+        method = ax.MetaGradient(ax.Inner(3, Learned(0.01), **inner))
+        assert ax.make_step(alike, method, optax.sgd(0.1), 5).guard is None
 
 
 def test_a_path_that_breaks_down_is_told_and_training_goes_on(tiny, alike):

@@ -7,7 +7,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import PyTree
 
-from adaptax._checks import check_true_or_false
+from adaptax._checks import check_real, check_true_or_false
 from adaptax._tree import is_floating, prefix_map
 from adaptax.errors import InputError
 
@@ -113,6 +113,8 @@ class Learned(eqx.Module):
         per_step: whether each step has its own; a pytree must then have a leading axis of length N on every leaf.
         signed: whether a step size may change its sign, as in Meta-SGD; then a factor of the first value is learned instead of
             the logarithm (default False).
+        growth: training holds the step sizes below the edge of stability, $1 + c^{1/N}$ with c = `growth`, as `Auto` does
+            (default 1000; None: it does not). Not with an inner optimiser, or losses without derivatives.
 
     Errors: `InputError` if the first value is not positive and finite, or `per` is unknown.
 
@@ -129,8 +131,9 @@ class Learned(eqx.Module):
     per: str = eqx.field(static=True)
     per_step: bool = eqx.field(static=True)
     signed: bool = eqx.field(static=True)
+    growth: float | None = eqx.field(static=True)
 
-    def __init__(self, init, *, per="scalar", per_step=False, signed=False):
+    def __init__(self, init, *, per="scalar", per_step=False, signed=False, growth=1000.0):
         check_per("Learned", per)
         try:
             self.init = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(float)), init)
@@ -143,6 +146,7 @@ class Learned(eqx.Module):
             raise InputError("Learned(init) must be positive and finite: start from a step size such as 0.01.")
         self.per, self.per_step = per, bool(per_step)
         self.signed = check_true_or_false("Learned", "signed", signed)
+        self.growth = None if growth is None else check_real("Learned", "growth", growth, above=0)
 
     def start(self, params: PyTree, steps: int) -> LearnedRates:
         """The step sizes to put into `ax.Meta(params, stepsize)`, for an inner loop of `steps` steps."""

@@ -18,7 +18,9 @@ from adaptax._intake import as_batch
 from adaptax._keys import any_key, draw_tasks, first, numbered, own_key, task_key
 from adaptax._parameters import split, trained
 from adaptax._tree import Mask
+from adaptax.curvature.exact import Exact
 from adaptax.errors import InputError
+from adaptax.gradients.autodiff import AutoDiff
 from adaptax.inner import Inner
 from adaptax.methods.base import AbstractMethod, mean_like, weighted_sum
 from adaptax.outer.adapted_path import AdaptedPath
@@ -92,7 +94,10 @@ class Step(eqx.Module):
         params = _tree.as_parameters(params)
         key = jax.random.key(seed)
         estimate = None
-        if isinstance(rule, AbstractRule):
+        if isinstance(rule, Learned) and self.guard is not None:
+            shapes = self.shapes(tasks)
+            estimate = first_estimate(split(self.problem, inner, params.params, shapes, self.method.samples).adapting)
+        elif isinstance(rule, AbstractRule):
             estimate, inner, flat = once(lambda turn: _first_estimate(self, params, key, tasks, turn))
             if not is_traced(estimate.curvature):
                 few, keys = self.rule_tasks(key, jnp.zeros((), jnp.int32), tasks)
@@ -137,6 +142,19 @@ class Step(eqx.Module):
         """Whether the step sizes of `ax.stepsize.Auto` are learned."""
         return isinstance(self.method.inner.stepsize, Auto) and self.method.learns
 
+    @property
+    def guard(self) -> Auto | None:
+        """How learned step sizes are held below the edge of stability; None where they are not."""
+        inner, rule = self.method.inner, self.method.inner.stepsize
+        if isinstance(rule, Auto):
+            return rule if inner.steps else None
+        # An inner optimiser's steps have no such edge, and smoothed losses no curvature.
+        plain = inner.optimizer is None and isinstance(inner.gradients, AutoDiff)
+        if not (isinstance(rule, Learned) and rule.growth is not None and inner.steps and plain):
+            return None
+        # Other curvatures than the exact one serve losses that cannot be differentiated twice.
+        return Auto(growth=rule.growth, differences=not isinstance(getattr(self.method, "curvature", None), Exact))
+
     def _outer(self, params: PyTree, inner: Inner) -> PyTree:
         """What the outer optimiser moves: the parameters, and the step sizes where they are learned."""
         return Meta(params, inner.stepsize) if self.learns else params
@@ -153,7 +171,7 @@ class Step(eqx.Module):
 
     def rule_tasks(self, key: Key[Array, ""], step: Array, tasks: PyTree) -> tuple[PyTree, Key[Array, " B"]]:
         """The tasks that the curvature is measured on: the first of the step's batch."""
-        rule = self.method.inner.stepsize
+        rule = self.guard or self.method.inner.stepsize
         if tasks is not None:
             tasks = jax.tree.map(lambda leaf: leaf[: rule.tasks], tasks)
         count = rule.tasks if tasks is None else jax.tree.leaves(tasks)[0].shape[0]
@@ -173,23 +191,32 @@ class Step(eqx.Module):
         """One meta-step on this device's tasks (`local`; None: sample them), with `few` for a step-size rule."""
         method, problem, rule = self.method, self.problem, self.method.inner.stepsize
         inner, estimate, moved = state.inner, state.estimate, state.trained.tree()
-        if isinstance(rule, AbstractRule) and (inner.steps or not isinstance(rule, Auto)):
-            due = (state.step % rule.every == 0) & (state.step > 0)  # The first estimate was made by init.
-            if isinstance(rule, Auto):
-                due |= state.skipped > 0
+        guard, current = self.guard, state.params
+        measuring: Any = guard or rule
+        due = jnp.array(False) if estimate is None else (state.step % measuring.every == 0) & (state.step > 0)
+        if guard is not None:
 
-            def remeasure(stepsize, estimate):
+            def look(stepsize, estimate):
                 tasks, keys = self.rule_tasks(state.key, state.step, few)
-                given = problem, state.params, tasks, keys
-                if isinstance(rule, Auto):
-                    return hold(rule, method.inner, stepsize, estimate, *given, method.samples)
-                return stepsize, refresh(method.inner, rule, estimate, *given, samples=method.samples)
+                params = current.params if isinstance(rule, Learned) else current
+                return hold(guard, method.inner, stepsize, estimate, problem, params, tasks, keys, method.samples)
 
-            stepsize, estimate = jax.lax.cond(due, remeasure, lambda *known: known, inner.stepsize, estimate)
-            if not isinstance(rule, Auto):
-                stepsize = rule.alpha_of(estimate, inner.steps).astype(stepsize.dtype)
-            inner = inner.with_stepsize(stepsize)
-        outer = self._outer(state.params, inner)
+            stepsize = current.stepsize if isinstance(rule, Learned) else inner.stepsize
+            stepsize, estimate = jax.lax.cond(due | (state.skipped > 0), look, lambda *known: known, stepsize, estimate)
+            if isinstance(rule, Learned):
+                current = Meta(current.params, stepsize)
+            else:
+                inner = inner.with_stepsize(stepsize)
+        elif isinstance(rule, AbstractRule) and not isinstance(rule, Auto):
+
+            def remeasure(estimate):
+                tasks, keys = self.rule_tasks(state.key, state.step, few)
+                return refresh(method.inner, rule, estimate, problem, current, tasks, keys, samples=method.samples)
+
+            # The first estimate was made by init.
+            estimate = jax.lax.cond(due, remeasure, lambda known: known, estimate)
+            inner = inner.with_stepsize(rule.alpha_of(estimate, inner.steps).astype(inner.stepsize.dtype))
+        outer = self._outer(current, inner)
         method = (method if self.learns else method.with_inner(inner)).at(state.step)
 
         size = dev.share(self.mesh, self.tasks_per_step)
@@ -235,7 +262,7 @@ class Step(eqx.Module):
             return objective(floats)
 
         at_step = jax.random.fold_in(state.key, state.step)
-        initial_gradients = InitialGradients(problem, state.params, method, at_step, local is not None)
+        initial_gradients = InitialGradients(problem, current, method, at_step, local is not None)
         adapted_path = AdaptedPath(problem, outer, moved, method, tasks, keys, weights, self.tasks_per_step, self.mesh)
         direction, note = recall(self.memory, state.memory, self.mesh, grad, drawn, weights, grads)
         updates, opt_state = optax.with_extra_args_support(self.optimizer).update(
