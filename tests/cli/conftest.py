@@ -14,7 +14,9 @@ from adaptax.cli.main import main
 
 SMALL = {
     "sinusoid": "--inner-steps 2 --steps 6 --tasks-per-step 4 --hidden 8 --evaluation-tasks 8 --checkpoint-every 2",
-    "matrix": "--inner-steps 2 --steps 6 --tasks-per-step 4 --dim 5 --evaluation-tasks 8 --checkpoint-every 2",
+    # Plain descent at constant step sizes, which the convergence theorem covers.
+    "matrix": "--stepsize 0.01 --optimizer sgd --learning-rate 0.003 --schedule constant --warm-up 0 --clip 0 --inner-steps 2 "
+    "--steps 6 --tasks-per-step 4 --dim 5 --evaluation-tasks 8 --checkpoint-every 2",
     "images": "--head per-class --adapt everything --inner-steps 1 --steps 2 --tasks-per-step 2 --channels 4 "
     "--evaluation-tasks 4",
 }

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,7 @@ def test_what_is_saved_comes_back(config):
 
 
 def test_only_what_differs_stands_at_the_top():
-    assert saved.describe(Matrix(dim=5, stepsize="1e-2")) == {
+    assert saved.describe(Matrix(dim=5, stepsize="AUTO:1.0")) == {
         "format": 2,
         "task": "matrix",
         "steps": 2000,
@@ -59,8 +60,11 @@ def test_runs_of_the_first_format_are_read_as_they_were():
     # The option was called trace.
     assert cheetah == CheetahDir(seed=3, steps=50, gae_lambda=0.8)
     images = saved.from_saved(read(FORMER["images"]), "run")
-    # Before there was a choice, the whole network adapted, at a constant outer step size.
-    expected = Images(adapt="everything", schedule="constant", seed=3, evaluate_every=100, validation="Latin", data=images.data)
+    # Before there was a choice, the whole network adapted, at a constant outer step size without clipping.
+    outer: Any = {"schedule": "constant", "clip": 0.0, "warm_up": 0}
+    expected = Images(
+        adapt="everything", stepsize="edge", seed=3, evaluate_every=100, validation="Latin", data=images.data, **outer
+    )
     assert images == expected and images.data == Path("/data/images_background_small1.zip")
     assert saved.from_saved(read(FORMER["images"]) | {"adapt": "head"}, "run").adapt == "head"
 

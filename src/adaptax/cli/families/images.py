@@ -1,7 +1,7 @@
 """The task family `images`: few-shot classification of images, by three methods and two networks."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from adaptax.cli import options
@@ -25,10 +25,7 @@ class Images(Training):
     constants_tasks: ClassVar[int] = 4
 
     steps: options.Count = 5000
-    stepsize: options.StepSize = "edge"
     learning_rate: options.Positive = 1e-3
-    warm_up: options.CountOrZero = 0
-    clip: options.NotNegative = 0.0
     tasks_per_step: options.Count = 16
     checkpoint_every: options.Count = 100
     data: options.OptionalData = None
@@ -121,6 +118,9 @@ class Images(Training):
         calibration = problem if self.norm == "batch" and self.method != "prototypical" else None
         start = ax.models.shared_head(self.ways) if self.head == "shared" else None
         inner = inner_of(self, adapt=_in_head if self.adapt == "head" else None, start=start)
+        if start is not None and isinstance(inner.stepsize, ax.stepsize.Auto):
+            # The order of a task's classes means nothing, so none has step sizes of its own.
+            inner = inner.with_stepsize(replace(inner.stepsize, per="leaf"))
         trained, outputs, tuned = inner, 1 if self.head == "shared" else self.ways, None
         if self.method == "pretrain":
             # A classifier of all training classes, which is judged with a new head that all classes share at first.

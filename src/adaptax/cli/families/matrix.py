@@ -1,9 +1,9 @@
 """The task family `matrix`: rank-one matrix factorisation, whose constants are known."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from adaptax.cli.options import Count, CountOrZero, NotNegative, Positive, StepSize
+from adaptax.cli.options import Count, CountOrZero, Positive
 from adaptax.cli.training import Training
 
 
@@ -14,14 +14,8 @@ class Matrix(Training):
     task: ClassVar[str] = "matrix"
 
     inner_steps: CountOrZero = 3
-    stepsize: StepSize = "0.01"
     steps: Count = 2000
     tasks_per_step: Count = 10
-    optimizer: Literal["adam", "sgd"] = "sgd"
-    learning_rate: Positive = 3e-3
-    schedule: Literal["cosine", "constant"] = "constant"
-    warm_up: CountOrZero = 0
-    clip: NotNegative = 0.0
     dim: Count = 20
     """Length of the vectors."""
     sigma: Positive = 0.1
