@@ -120,7 +120,8 @@ class Images(Training):
         inner = inner_of(self, adapt=_in_head if self.adapt == "head" else None, start=start)
         if start is not None and isinstance(inner.stepsize, ax.stepsize.Auto):
             # The order of a task's classes means nothing, so none has step sizes of its own.
-            inner = inner.with_stepsize(replace(inner.stepsize, per="leaf"))
+            by_array: Any = replace(inner.stepsize, per="leaf")
+            inner = inner.with_stepsize(by_array)
         trained, outputs, tuned = inner, 1 if self.head == "shared" else self.ways, None
         if self.method == "pretrain":
             # A classifier of all training classes, which is judged with a new head that all classes share at first.
