@@ -66,3 +66,14 @@ class Tiny:
 @pytest.fixture(scope="session")
 def tiny():
     return Tiny()
+
+
+@pytest.fixture(scope="module")
+def alike(tiny):
+    """The tiny problem with one centre for support and target, so that adaptation helps."""
+
+    def sample(key):
+        centre = jax.random.normal(key, (3,))
+        return ax.Task(centre, centre)
+
+    return ax.FiniteSum(tiny.loss, sample)
