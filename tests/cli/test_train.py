@@ -99,8 +99,8 @@ def test_a_file_of_options_and_the_command_line(train, run, finished, tmp_path):
     more = ("--dim", "5", "--evaluation-tasks", "8", "--steps", "2")
     assert run("train", "matrix", "--config", tmp_path / "some.toml", *more).code == 0
     config = json.loads((tmp_path / "toml" / "config.json").read_text())
-    assert config["seed"] == 5 and config["steps"] == 2 and config["defaults"]["stepsize"] == "0.01"
-    assert config["defaults"]["learning_rate"] == 3e-3
+    assert config["seed"] == 5 and config["steps"] == 2 and config["stepsize"] == "0.01"
+    assert config["defaults"]["learning_rate"] == 1e-2
 
 
 def test_evaluations_during_training(train, tmp_path):
