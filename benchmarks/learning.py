@@ -91,7 +91,7 @@ def cell(case: Case, rows: list[dict], kind: str = "") -> str:
 
 
 def table(rows: list[dict]) -> str:
-    """One row a case: the default, the best fixed step size of the grid, the other rules, and published figures."""
+    """One row a case: the default, the best fixed step size of the grid, and the other rules."""
     body = []
     for name, case in CASES.items():
         mine = [row for row in rows if row["case"] == name]
@@ -102,8 +102,8 @@ def table(rows: list[dict]) -> str:
         tried = any(row["stepsize"] not in RULES for row in mine)
         fixed = cell(case, best[1], best[0]) if best else "diverged" if tried else ""
         cells = [by_rule["auto"], fixed, by_rule["edge"], by_rule["guaranteed"], by_rule["learned"]]
-        body.append([case.title, case.score, *cells, case.published])
-    header = ["tasks", "score", "Auto", "best fixed α", "Edge", "Guaranteed", "Learned", "published"]
+        body.append([case.title, case.score, *cells])
+    header = ["tasks", "score", "Auto", "best fixed α", "Edge", "Guaranteed", "Learned"]
     return rows_of(header, body)
 
 
@@ -151,7 +151,7 @@ def main() -> None:
             cores.put(worker % (os.cpu_count() or 1))
         pinned = {} if alone else {"initializer": _on_one_core, "initargs": (cores,)}
         if share:
-            with context.Pool(workers, maxtasksperchild=None if not alone else 1, **pinned) as pool:
+            with context.Pool(workers, maxtasksperchild=1 if alone else None, **pinned) as pool:
                 for new in pool.imap_unordered(_job, share):
                     save(new)
     print(f"{table(runs)}\n\n{ways_table(runs)}")

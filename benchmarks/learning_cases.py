@@ -1,4 +1,4 @@
-"""The task families of `learning.py`: the options of each, the fixed step sizes tried, and figures that others published."""
+"""The task families of `learning.py`: the options of each, and the step sizes tried."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +32,6 @@ class Case:
         options: the options that differ from the command's defaults.
         fixed: the fixed step sizes tried.
         first: where learned step sizes begin.
-        published: figures that others published, with their source.
         minutes: one run with one step size, on two cores.
         rules: the step sizes that are not fixed.
         alone: whether a run needs both cores.
@@ -44,7 +43,6 @@ class Case:
     options: dict[str, Any]
     fixed: tuple[float, ...]
     first: float
-    published: str = ""
     minutes: float = 1.0
     rules: tuple[str, ...] = field(default=RULES, kw_only=True)
     alone: bool = field(default=False, kw_only=True)
@@ -61,31 +59,29 @@ class Case:
 
 
 def _sinusoid(points: int, steps: int) -> Case:
-    reported = {5: "0.90 ± 0.16 (MAML 1.13 ± 0.18)", 10: "0.53 ± 0.09 (MAML 0.77 ± 0.11)"}
-    source = f"{reported[points]}, Meta-SGD after 60,000 meta-steps, arXiv 1707.09835" if steps == 1 else ""
     options = {"shots": points, "inner_steps": steps, "steps": 2000}
     fixed = (0.0003, 0.001, 0.003, 0.01, 0.03)
-    return Case("sinusoid", f"sinusoids, {points} points, N = {steps}", "loss", options, fixed, 0.001, source, 0.2 + steps / 70)
+    return Case("sinusoid", f"sinusoids, {points} points, N = {steps}", "loss", options, fixed, 0.001, 0.2 + steps / 70)
 
 
 def _characters(ways: int, shots: int, steps: int, minutes: float) -> Case:
     options = {"ways": ways, "shots": shots, "steps": steps}
     title = f"characters, {ways}-way {shots}-shot"
-    return Case("images", title, "accuracy", options, (0.1, 0.4, 1.6), 0.1, "", minutes, alone=True)
+    return Case("images", title, "accuracy", options, (0.1, 0.4, 1.6), 0.1, minutes, alone=True)
 
 
 def _navigation(steps: int) -> Case:
     options = {"inner_steps": steps}
-    return Case("navigation", f"navigation, N = {steps}", "return", options, (0.03, 0.1, 0.3), 0.1, "", 1.0 * steps, alone=True)
+    return Case("navigation", f"navigation, N = {steps}", "return", options, (0.03, 0.1, 0.3), 0.1, 1.0 * steps, alone=True)
 
 
 CASES = {f"sinusoid-{points}-{n}": _sinusoid(points, n) for points in (10, 5) for n in INNER_STEPS} | {
     "head": Case(
         "sinusoid", "sinusoids, 10 points, only the last layer adapts (a convex inner loss), N = 10", "loss",
-        {"inner_steps": 10, "steps": 2000}, (0.001, 0.003, 0.01, 0.03, 0.1), 0.01, "", 0.2,
+        {"inner_steps": 10, "steps": 2000}, (0.001, 0.003, 0.01, 0.03, 0.1), 0.01, 0.2,
     ),
     "demo": Case(
-        "sinusoid", "the demo", "loss", {"inner_steps": 10, "steps": 7000}, (), 0.001, "", 0.6, rules=tuple(WAYS)
+        "sinusoid", "the demo", "loss", {"inner_steps": 10, "steps": 7000}, (), 0.001, 0.6, rules=tuple(WAYS)
     ),
     "characters-5-1": _characters(5, 1, 5000, 5),
     "characters-5-5": _characters(5, 5, 5000, 8),

@@ -141,7 +141,10 @@ def _accuracy(results: Callable) -> list[str]:
         return []
     score = page_images.share(run["scores"]["accuracy"], run["steps"].index(run["inner_steps"]))
     took = f" after {run['minutes']:.1f} minutes of training on a CPU" if not run.get("accelerator") else ""
-    return ["Baselines that are hard to reproduce", f"{score} on unseen Omniglot alphabets, 5-way 1-shot{took}, by one command"]
+    return [
+        "Baselines that are hard to reproduce",
+        f"{score} on unseen Omniglot alphabets, 5-way 1-shot{took}, step sizes by `{run['stepsize_rule'].title()}`",
+    ]
 
 
 def _policy(results: Callable) -> list[str]:

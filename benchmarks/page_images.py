@@ -56,7 +56,8 @@ def images(result: dict) -> str:
         "by the support set's statistics",
     ]  # fmt: skip
     text = (
-        f"`adaptax train images` with its defaults ({network}), trained on Omniglot's small background "
+        f"`adaptax train images` with the defaults of the version that was measured ({network}), trained on Omniglot's small "
+        "background "
         f"set 1 on {result['machine']['cores']} cores (minutes with compilation and evaluation) or on the accelerator "
         f"named, judged on {first['tasks']:,} tasks of {first['judged_on']}, which it has not seen. Intervals are 95 % "
         "over tasks. Predictions are transductive, except in the last column."

@@ -288,3 +288,9 @@ def test_pretrained_networks_in_the_same_command(train, run, zips, tmp_path, par
     # With the new head all classes are alike.
     assert saved["scores"]["accuracy"]["mean"][0] == pytest.approx(0.2)
     assert json.loads(run("evaluate", tmp_path / "run", "--format", "json").out) == saved
+
+
+@pytest.mark.parametrize("head, per", [("shared", "leaf"), ("per-class", "parameter")])
+def test_classes_that_share_a_vector_share_step_sizes(zips, head, per):
+    stepsize = Images(data=zips[0], test_data=zips[1], head=head).build().method.inner.stepsize
+    assert isinstance(stepsize, ax.stepsize.Auto) and stepsize.per == per

@@ -100,6 +100,15 @@ def test_learned_step_sizes_of_other_steps_have_no_edge(tiny, alike):
         assert ax.make_step(alike, method, optax.sgd(0.1), 5).guard is None
 
 
+def test_losses_without_second_derivatives_are_looked_at_by_differences(alike):
+    exact, first_order = (
+        ax.MetaGradient(ax.Inner(3, Learned(0.01)), curvature)
+        for curvature in (ax.curvature.Exact(), ax.curvature.FirstOrder())
+    )
+    steps = [ax.make_step(alike, method, optax.sgd(0.1), 5) for method in (exact, first_order)]
+    assert [step.guard.differences for step in steps] == [False, True]
+
+
 def test_a_path_that_breaks_down_is_told_and_training_goes_on(tiny, alike):
     """Thrice the step size that the curvature allows: 300 steps grow by 2 to the power of 300."""
     method = ax.MetaGradient(ax.Inner(300, Auto(gamma=3.0, tasks=5, every=1000)))

@@ -114,7 +114,7 @@ class Plan:
     """guaranteed: alpha = gamma / (N L); two-sided: the smaller of gamma_plus / lambda and gamma / (N mu), for inner losses
     that are convex or nearly so."""
     gamma: float = 0.125
-    """gamma."""
+    """gamma of --rule: the bound on alpha N mu, with L in place of mu for guaranteed."""
     gamma_plus: options.Positive = 1.0
     """gamma_plus of the two-sided rule, at most 2."""
     adapted_gradient: options.OptionalPositive = None

@@ -37,7 +37,8 @@ class Auto(AbstractRule):
         per_step: whether each inner step has its own (default False).
         most: the largest multiple of the first value that training may reach, at least 1 (default 100): parameters that hardly
             matter on most tasks would else get step sizes that break down on the others.
-        growth: c (default 1000; the largest curvature of many points and tasks is measured, and a path is beyond 2 at few).
+        growth: c, the most that N steps may multiply a distance by along one direction (default 1000: the largest curvature
+            of many points and tasks is measured, and a path is beyond 2 at few of them).
         tasks: how many tasks are measured on (default 8).
         every, iterations, differences: as in `Edge`.
 

@@ -13,11 +13,13 @@ from jaxtyping import Array, PyTree
 from adaptax import _tree
 from adaptax._batching import map_tasks
 from adaptax._keys import RULE, fold
+from adaptax.curvature.exact import Exact
+from adaptax.gradients.autodiff import AutoDiff
 from adaptax.inner import Inner
 from adaptax.inner_path import TaskPath
 from adaptax.problem import AbstractProblem, Samples
 from adaptax.stepsize.auto import Auto
-from adaptax.stepsize.learned import LearnedRates
+from adaptax.stepsize.learned import Learned, LearnedRates
 from adaptax.stepsize.measurement import curvature_at, power_iteration
 from adaptax.stepsize.rates import multiply
 from adaptax.stepsize.rules import Estimate
@@ -39,6 +41,19 @@ class Steepest(NamedTuple):
     curvature: Array
     direction: PyTree
     step: Array
+
+
+def guard_of(method: Any) -> Auto | None:
+    """How learned step sizes of a method are held below the edge of stability in training; None where they are not."""
+    inner, rule = method.inner, method.inner.stepsize
+    if isinstance(rule, Auto):
+        return rule if inner.steps else None
+    # An inner optimiser's steps have no such edge, and smoothed losses no curvature.
+    plain = inner.steps and inner.optimizer is None and isinstance(inner.gradients, AutoDiff)
+    if not (plain and isinstance(rule, Learned) and rule.growth is not None):
+        return None
+    # Other curvatures than the exact one serve losses that cannot be differentiated twice.
+    return Auto(growth=rule.growth, differences=not isinstance(getattr(method, "curvature", None), Exact))
 
 
 def steepest(path: TaskPath, rule: Auto, direction: PyTree) -> Steepest:

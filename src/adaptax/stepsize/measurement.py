@@ -241,7 +241,7 @@ def measure(
         estimate: the estimate so far.
         problem, params, tasks, keys, samples: as for `resolve`.
         cold: whether nothing is known yet, so that more products are spent at w_0.
-        turn: whether `turning_curvature` takes the place of curvature where there is none (`once` says why not).
+        turn: whether `turning_curvature` takes the place of curvature where there is none (`turning_if_flat` says why not).
     """
 
     def path_of(task, key):
@@ -274,8 +274,8 @@ def measure(
     return rule.update(estimate, values[-1], _sum(*chosen), values[0] if rule.two_sided else None), flat
 
 
-def once(measured: Callable[[bool], tuple[Any, Any, Array]]) -> tuple[Any, Any, Array]:
-    """What a compiled measurement gives, by `turn`; its last part says whether no curvature was found.
+def turning_if_flat(measured: Callable[[bool], tuple[Any, Any, Array]]) -> tuple[Any, Any, Array]:
+    """A compiled measurement, taken again with `turn` where its last part says that no curvature was found.
 
     Most losses are curved, and the program that also looks for turning gradients takes a third longer to compile: it is made
     only where it is needed, or where that is not known yet.
@@ -333,7 +333,7 @@ def resolve(
     require_keys(problem, keys)
     tasks = beside(as_batch(tasks), params)
     check_batch(tasks, keys)
-    alpha, curvature, flat = once(lambda turn: _resolve(inner, problem, params, tasks, keys, samples, turn))
+    alpha, curvature, flat = turning_if_flat(lambda turn: _resolve(inner, problem, params, tasks, keys, samples, turn))
     resolved = inner.with_stepsize(alpha)
     warn_of_no_curvature(inner.stepsize, flat, alpha)
     warn_if_not_finite(inner, resolved, curvature, problem, params, tasks, keys, samples)
@@ -378,7 +378,7 @@ def resolve_one(
     require_keys(problem, key)
     batch = jax.tree.map(lambda leaf: leaf[None] if eqx.is_array(leaf) else leaf, task)
     keys = None if key is None else key[None]
-    alpha, _, flat = once(lambda turn: _resolve(inner, problem, params, batch, keys, samples, turn))
+    alpha, _, flat = turning_if_flat(lambda turn: _resolve(inner, problem, params, batch, keys, samples, turn))
     warn_of_no_curvature(inner.stepsize, flat, alpha)
     return inner.with_stepsize(alpha)
 

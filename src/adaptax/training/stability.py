@@ -112,14 +112,16 @@ def _why(step: Step, state: State, lost: np.ndarray) -> str:
 
 def warn(step: Step, done: int, found: Stability) -> None:
     """Say in a warning what to change, if anything must be."""
-    rule = step.method.inner.stepsize
-    # Auto lets the largest of its tasks go beyond 2, and lowers step sizes only when it looks.
-    if found.alpha_lambda > (2 * rule.edge(step.method.inner.steps) if isinstance(rule, Auto) else 2):
+    rule, guard = step.method.inner.stepsize, step.guard
+    # The guard lets the largest of its tasks go beyond 2, and lowers step sizes only when it looks.
+    if found.alpha_lambda > (2 if guard is None else 2 * guard.edge(step.method.inner.steps)):
         remedy = f"make it {2 / found.alpha_lambda:.2g} times as large or less, or use ax.stepsize.Edge() (--stepsize edge)"
         if hasattr(rule, "gamma"):
             own = {Auto: "growth= of Auto", Guaranteed: "gamma_plus= of Guaranteed"}.get(type(rule))
             own = own or f"gamma= of {type(rule).__name__} (edge:0.5)"
             remedy = f"lower {own}, or let it measure more often (every=)"
+        elif guard is not None:
+            remedy = "lower growth= of Learned"
         warnings.warn(
             f"At meta-step {done} the inner step size is {found.alpha_lambda:.3g}/lambda, and beyond 2/lambda steps overshoot "
             f"({found.rising:.0%} of the tasks end with a larger loss): {remedy}.",

@@ -18,18 +18,23 @@ from adaptax._intake import as_batch
 from adaptax._keys import any_key, draw_tasks, first, numbered, own_key, task_key
 from adaptax._parameters import split, trained
 from adaptax._tree import Mask
-from adaptax.curvature.exact import Exact
 from adaptax.errors import InputError
-from adaptax.gradients.autodiff import AutoDiff
 from adaptax.inner import Inner
 from adaptax.methods.base import AbstractMethod, mean_like, weighted_sum
 from adaptax.outer.adapted_path import AdaptedPath
 from adaptax.outer.initial_gradients import InitialGradients
 from adaptax.problem import AbstractProblem
 from adaptax.stepsize.auto import Auto
-from adaptax.stepsize.guard import hold
+from adaptax.stepsize.guard import guard_of, hold
 from adaptax.stepsize.learned import Learned, Meta
-from adaptax.stepsize.measurement import first_estimate, measure, once, refresh, warn_if_not_finite, warn_of_no_curvature
+from adaptax.stepsize.measurement import (
+    first_estimate,
+    measure,
+    refresh,
+    turning_if_flat,
+    warn_if_not_finite,
+    warn_of_no_curvature,
+)
 from adaptax.stepsize.rules import AbstractRule, Estimate
 from adaptax.training.memory import Memory, Table, recall, rows_of, source
 
@@ -95,10 +100,9 @@ class Step(eqx.Module):
         key = jax.random.key(seed)
         estimate = None
         if isinstance(rule, Learned) and self.guard is not None:
-            shapes = self.shapes(tasks)
-            estimate = first_estimate(split(self.problem, inner, params.params, shapes, self.method.samples).adapting)
+            estimate = first_estimate(self._adapting(params.params, tasks))
         elif isinstance(rule, AbstractRule):
-            estimate, inner, flat = once(lambda turn: _first_estimate(self, params, key, tasks, turn))
+            estimate, inner, flat = turning_if_flat(lambda turn: _first_estimate(self, params, key, tasks, turn))
             if not is_traced(estimate.curvature):
                 few, keys = self.rule_tasks(key, jnp.zeros((), jnp.int32), tasks)
                 given = self.problem, params, few, keys, self.method.samples
@@ -108,8 +112,7 @@ class Step(eqx.Module):
                 # From here on, the curvature in the norm of the step sizes.
                 estimate = eqx.tree_at(lambda known: known.curvature, estimate, estimate.curvature * inner.stepsize)
                 if self.learns:
-                    adapting = split(self.problem, inner, params, self.shapes(tasks), self.method.samples).adapting
-                    inner = inner.with_stepsize(rule.start(inner.stepsize, adapting, inner.steps))
+                    inner = inner.with_stepsize(rule.start(inner.stepsize, self._adapting(params, tasks), inner.steps))
         outer = self._outer(params, inner)
         moved = trained(self.problem, self.method.inner, outer, self.shapes(tasks), self.method.samples)
         floating = eqx.filter(outer, moved)
@@ -145,15 +148,10 @@ class Step(eqx.Module):
     @property
     def guard(self) -> Auto | None:
         """How learned step sizes are held below the edge of stability; None where they are not."""
-        inner, rule = self.method.inner, self.method.inner.stepsize
-        if isinstance(rule, Auto):
-            return rule if inner.steps else None
-        # An inner optimiser's steps have no such edge, and smoothed losses no curvature.
-        plain = inner.optimizer is None and isinstance(inner.gradients, AutoDiff)
-        if not (isinstance(rule, Learned) and rule.growth is not None and inner.steps and plain):
-            return None
-        # Other curvatures than the exact one serve losses that cannot be differentiated twice.
-        return Auto(growth=rule.growth, differences=not isinstance(getattr(self.method, "curvature", None), Exact))
+        return guard_of(self.method)
+
+    def _adapting(self, params: PyTree, tasks: PyTree) -> PyTree:
+        return split(self.problem, self.method.inner, params, self.shapes(tasks), self.method.samples).adapting
 
     def _outer(self, params: PyTree, inner: Inner) -> PyTree:
         """What the outer optimiser moves: the parameters, and the step sizes where they are learned."""
