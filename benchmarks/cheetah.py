@@ -1,10 +1,10 @@
 """Meta-reinforcement learning of the half cheetah that must find out whether to run forwards or backwards.
 
-    python benchmarks/cheetah.py --runs FOLDER [--minutes 60] [--seeds 3] [-- more options of adaptax train]
+    python benchmarks/cheetah.py --runs FOLDER [--minutes 60] [--steps 2400] [--seeds 1] [-- more options of adaptax train]
 
-Runs `adaptax train cheetah-dir` with its defaults, all seeds at the same time for so many minutes, and stops them as Ctrl-C
-does. Runs in FOLDER go on; with --minutes 0 what is there is judged. Writes results/cheetah.json and the figure of
-docs/experiments/cheetah.
+Runs `adaptax train cheetah-dir` with its defaults for so many meta-steps, all seeds at the same time, and after so many
+minutes stops them as Ctrl-C does. Runs in FOLDER go on; with --minutes 0 what is there is judged. Writes
+results/cheetah.json and the figure of docs/experiments/cheetah.
 """
 
 import argparse
@@ -22,10 +22,10 @@ from tables import RESULTS, rows_of
 HERE = Path(__file__).parent
 FIGURE = HERE.parent / "docs" / "experiments" / "cheetah"
 ADAPTAX = str(Path(sys.executable).parent / "adaptax")
-EVERY, STEPS, TASKS = 50, 3, 200
+EVERY, STEPS, TASKS = 300, 3, 200
 
 
-def train(runs: Path, seeds: int, minutes: float, rest: list[str]) -> None:
+def train(runs: Path, seeds: int, minutes: float, steps: int, rest: list[str]) -> None:
     """Train all seeds at once, each in a process with one device, since MuJoCo has threads of its own."""
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     processes = []
@@ -34,17 +34,18 @@ def train(runs: Path, seeds: int, minutes: float, rest: list[str]) -> None:
         if (out / "config.json").exists():
             command = [ADAPTAX, "train", "cheetah-dir", "--out", str(out), "--resume"]
         else:
-            options = ["--steps", "100000", "--evaluate-every", str(EVERY), "--seed", str(seed), "--out", str(out), *rest]
+            options = ["--steps", str(steps), "--evaluate-every", str(EVERY), "--seed", str(seed), "--out", str(out), *rest]
             command = [ADAPTAX, "train", "cheetah-dir", *options]
         processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
-    until = time.monotonic() + 60 * minutes
-    while time.monotonic() < until and all(process.poll() is None for process in processes):
+    start = time.monotonic()
+    while time.monotonic() < start + 60 * minutes and any(process.poll() is None for process in processes):
         time.sleep(1)
     for process in processes:
-        process.send_signal(signal.SIGINT)
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
     for process in processes:
         process.wait()
-    path = runs / "minutes.json"
+    path, minutes = runs / "minutes.json", (time.monotonic() - start) / 60
     path.write_text(json.dumps(minutes + (json.loads(path.read_text()) if path.exists() else 0)))
 
 
@@ -89,10 +90,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, required=True, metavar="FOLDER", help="folder of the run folders")
     parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=2400, help="meta-steps over which the outer step size falls to zero")
+    parser.add_argument("--seeds", type=int, default=1)
     arguments, rest = parser.parse_known_args()
     if arguments.minutes > 0:
-        train(arguments.runs, arguments.seeds, arguments.minutes, [word for word in rest if word != "--"])
+        train(arguments.runs, arguments.seeds, arguments.minutes, arguments.steps, [word for word in rest if word != "--"])
     records = [judge(arguments.runs / f"seed{seed}") for seed in range(arguments.seeds)]
     draw(records)
     result = measurement(parser, arguments)

@@ -134,13 +134,21 @@ def cheetah(result: dict) -> str:
     config, counts = result["seeds"][0]["config"], {record["final"]["step"] for record in result["seeds"]}
     taken = f"{min(counts):,}" + (f" to {max(counts):,}" if len(counts) > 1 else "")
     text = (
-        f"The half cheetah must find out whether to run forwards or backwards: {len(result['seeds'])} seeds side by side "
-        f"for {result['minutes']:.0f} minutes on {result['machine']['cores']} cores, {taken} meta-steps of "
+        f"The half cheetah must find out whether to run forwards or backwards: {_seeds(len(result['seeds']))} "
+        f"for {result['minutes']:.0f} minutes on {_cores(result['machine']['cores'])}, {taken} meta-steps of "
         f"{config['tasks_per_step']} tasks with {config['trajectories']} episodes of {config['horizon']} steps. Return on "
         f"held-out tasks, 95 % over tasks, before and after 1, 2, 3 gradient steps of {config['trajectories']} episodes; "
         "[along training](experiments/cheetah/returns.png)."
     )
     return f"{text}\n\n{rows_of(*halfcheetah.table(result))}"
+
+
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"{count} seeds side by side"
+
+
+def _cores(count: int) -> str:
+    return "one core" if count == 1 else f"{count} cores"
 
 
 def gpu_rl(result: dict) -> str:

@@ -6,7 +6,7 @@ the same key and take the same steps.
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -21,10 +21,27 @@ from adaptax._recursion import Descent, ForwardPass, Gradient, Product, StepLoss
 from adaptax._tree import describe, first_line
 from adaptax.curvature import AbstractCurvature, Exact, LocalLoss
 from adaptax.errors import DrawnOnce, InputError
+from adaptax.gradients.autodiff import AutoDiff
 from adaptax.inner import Info, Inner
 from adaptax.problem import AbstractProblem, Samples, check_not_empty, check_scalar
 from adaptax.stepsize.learned import LearnedRates, Meta
 from adaptax.stepsize.rates import Rates
+
+
+class Drawn(NamedTuple):
+    """A task with the batches that its path drew: in its place, `TaskPath` takes them at all parameters and draws no others.
+
+    Arguments:
+        task: the task.
+        batches: those of the inner steps, stacked.
+        target: the target batch, drawn at w_N.
+        final: the floating-point part of w_N, where it was drawn.
+    """
+
+    task: PyTree
+    batches: PyTree
+    target: PyTree
+    final: PyTree
 
 
 class TaskPath:
@@ -37,7 +54,7 @@ class TaskPath:
         problem: the problem.
         inner: the inner loop.
         params: the outer problem's parameters (`ax.Meta` where step sizes are learned).
-        task: one task.
+        task: one task, or a `Drawn` one.
         key: the task's key; None where nothing is drawn.
         samples: sample sizes of a resampling problem.
         steps: how many steps the step sizes are for (default: N).
@@ -63,6 +80,8 @@ class TaskPath:
         samples: Samples, *, steps: int | None = None, all_arrays: bool = False,
     ):  # fmt: skip
         inner.check_meta(params)
+        self._drawn = task if isinstance(task, Drawn) else None
+        task = task.task if isinstance(task, Drawn) else task
         self.problem, self.inner, self.outer_params, self.task, self.key, self.samples = (
             problem,
             inner,
@@ -91,9 +110,12 @@ class TaskPath:
 
     def loss_on(self, purpose: int, size: int) -> StepLoss:
         """The inner loss at step j, on `size` samples that this purpose and step alone draw."""
+        drawn = self._drawn if purpose == STEP and self.steps else None
 
         def loss(w, rest, j):
             problem, task, params = self.rebuild(w, rest)
+            if drawn is not None:
+                return problem.loss(params, jax.tree.map(lambda leaf: leaf[j], drawn.batches))
             return problem.loss(params, problem.step_batch(task, params, fold(self.key, purpose, j), size))
 
         return loss
@@ -149,6 +171,20 @@ class TaskPath:
         """The path with its iterates: all of them, or with store="sqrt" about 2 sqrt(N)."""
         return forward(self.descent, self.split.adapting, self.rest, self.rates, self.steps, store)
 
+    def drawn(self) -> Drawn:
+        """The task with the batches of the inner steps and the target batch of this path."""
+
+        def step(carry, x):
+            params = self.params(carry[0])
+            batch = self.problem.step_batch(self.task, params, fold(self.key, STEP, x["j"]), self.samples.step)
+            stepped = self
+            if isinstance(self.inner.gradients, AutoDiff):  # Other strategies ask for samples at other parameters too.
+                stepped = self.with_loss(lambda w, rest, j: self.problem.loss(self.rebuild(w, rest)[2], batch))
+            return stepped.stepper()(carry, x)[0], batch
+
+        (final, _), batches = jax.lax.scan(step, self.start, self.inputs)
+        return Drawn(self.task, batches, self.target_batch(final), eqx.filter(self.params(final), _tree.is_floating))
+
     def target_batch(self, w: PyTree, *numbers: Any) -> PyTree:
         """The batch that w is judged on; other numbers draw other samples."""
         return self.problem.target_batch(self.task, self.params(w), fold(self.key, TARGET, *numbers), self.samples.target)
@@ -156,6 +192,8 @@ class TaskPath:
     def target(self, w: PyTree, rest: PyTree, j: Any = None) -> Array:
         """The target loss at w: on the last step's samples, or on those of an earlier step j."""
         problem, task, params = self.rebuild(w, rest)
+        if self._drawn is not None and j is None:
+            return problem.target_loss(params, self._drawn.target)
         fresh = fold(self.key, TARGET) if j is None else fold(self.key, TARGET, j)
         return problem.target_loss(params, problem.target_batch(task, params, fresh, self.samples.target))
 
@@ -211,6 +249,8 @@ def exact_factors(loss: StepLoss) -> tuple[Product, Gradient]:
 
 def check_problem(problem: AbstractProblem, params: PyTree, task: PyTree, samples: Samples, *, target: bool) -> PyTree:
     """Refuse tasks and losses that cannot be trained on, before anything is computed. Returns the shapes of a target batch."""
+
+    task = task.task if isinstance(task, Drawn) else task
 
     def batch(draw, size):
         try:

@@ -56,12 +56,14 @@ def test_how_a_run_is_started_is_not_saved():
 
 
 def test_runs_of_the_first_format_are_read_as_they_were():
-    cheetah = saved.from_saved(read(FORMER["cheetah-dir"]), "run")
-    # The option was called trace.
-    assert cheetah == CheetahDir(seed=3, steps=50, gae_lambda=0.8)
-    images = saved.from_saved(read(FORMER["images"]), "run")
-    # Before there was a choice, the whole network adapted, at a constant outer step size without clipping.
+    # At first the outer step size was constant, without clipping.
     outer: Any = {"schedule": "constant", "clip": 0.0, "warm_up": 0}
+    cheetah = saved.from_saved(read(FORMER["cheetah-dir"]), "run")
+    # The option was called trace; the defaults were others.
+    then: Any = outer | {"stepsize": "0.5", "optimizer": "trust-region", "learning_rate": 1e-3, "independent_curvature": True}
+    assert cheetah == CheetahDir(seed=3, steps=50, tasks_per_step=20, gae_lambda=0.8, **then)
+    images = saved.from_saved(read(FORMER["images"]), "run")
+    # Before there was a choice, the whole network adapted.
     expected = Images(
         adapt="everything", stepsize="edge", seed=3, evaluate_every=100, validation="Latin", data=images.data, **outer
     )

@@ -92,6 +92,11 @@ class AbstractMethod(eqx.Module):
         """Whether the method gives derivatives by the step sizes, and the inner loop's are to be learned."""
         return False
 
+    @property
+    def keeps_draws(self) -> bool:
+        """Whether its path asks for no samples but those drawn along it, so that it can go on batches drawn before."""
+        return False
+
     def at(self, step: Any) -> "AbstractMethod":
         """The method at a meta-step; the same one unless it changes in training."""
         return self

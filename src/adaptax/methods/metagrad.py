@@ -140,6 +140,10 @@ class MetaGradient(AbstractMethod):
     def learns(self):
         return self.inner.learns
 
+    @property
+    def keeps_draws(self):
+        return isinstance(self.inner.gradients, AutoDiff) and isinstance(self.curvature, Exact | FirstOrder)
+
     def at(self, step):
         multi_step = None if self.multi_step is None else self.multi_step.at(step)
         return MetaGradient(

@@ -1,5 +1,6 @@
 """The adapted parameters of a meta-step's tasks as functions of w, on batches that stay as they were drawn."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,10 +13,8 @@ from jaxtyping import Array, Key, PyTree
 from adaptax import _devices as dev
 from adaptax import _tree
 from adaptax._batching import map_tasks
-from adaptax._keys import STEP, fold
 from adaptax._second_order import differentiated_twice, hessian_product, push_forward
-from adaptax.gradients import AutoDiff
-from adaptax.inner_path import TaskPath
+from adaptax.inner_path import Drawn, TaskPath
 from adaptax.methods.base import AbstractMethod
 from adaptax.outer.trust_region import Divergence, Region
 from adaptax.problem import AbstractProblem
@@ -28,7 +27,8 @@ class AdaptedPath(eqx.Module):
         problem, params: those of the meta-step.
         trained: which leaves of the parameters are moved, as a tree of booleans.
         method: the method, with the inner loop in use.
-        tasks, keys, weights: this device's share of the tasks, their keys, and 0 for copies that only fill up the share.
+        tasks, keys, weights: this device's share of the tasks (`Drawn` ones, if the method has their batches too), their keys,
+            and 0 for copies that only fill up the share.
         count: the number of tasks on all devices.
         mesh: the mesh of the devices.
     """
@@ -52,49 +52,38 @@ class AdaptedPath(eqx.Module):
         """
         inner, problem = self.method.inner, self.problem
         floats_now, static = eqx.partition(self.params, self.trained)
+        fixed = self if isinstance(self.tasks, Drawn) else self.draw()
 
-        def path_from(floats: PyTree, task: PyTree, key: Any) -> TaskPath:
-            return TaskPath(problem, inner, eqx.combine(floats, static), task, key, self.method.samples)
-
-        fixed = map_tasks(lambda x: _draw(path_from(floats_now, *x)), (self.tasks, self.keys))
-
-        def adapted(floats: PyTree, batches: PyTree, key: Any) -> PyTree:
+        def adapted(floats: PyTree, drawn: Drawn, key: Any) -> PyTree:
             """w_N from the outer problem's floating-point parameters, on batches already drawn."""
-            path = path_from(floats, None, key)
-            if not inner.steps:
-                return path.params(path.split.adapting)
-
-            def loss(w, frozen, j):
-                return problem.loss(path.rebuild(w, frozen)[2], jax.tree.map(lambda leaf: leaf[j], batches))
-
-            return path.params(path.with_loss(loss).forward().final)
+            path = TaskPath(problem, inner, eqx.combine(floats, static), drawn, key, self.method.samples)
+            return path.params(path.forward().final if inner.steps else path.split.adapting)
 
         def mean(function: Callable[..., Any], few: int | None = None) -> Any:
-            inputs, weights = jax.tree.map(lambda leaf: leaf[:few], ((fixed, self.keys), self.weights))
-            each = map_tasks(lambda x: function(*x[0], x[1]), inputs)
+            inputs, weights = jax.tree.map(lambda leaf: leaf[:few], ((fixed.tasks, self.keys), self.weights))
+            each = map_tasks(lambda x: function(*x), inputs)
             shares = jax.tree.map(lambda leaf: jnp.tensordot(weights.astype(leaf.dtype), leaf, 1), each)
             count = self.count if few is None else dev.total(self.mesh, jnp.sum(weights))
             return jax.tree.map(lambda leaf: leaf / jnp.asarray(count, leaf.dtype), dev.total(self.mesh, shares))
 
         def evaluate(floats):
-            def one(batches, last, old, key):
-                new = adapted(floats, batches, key)
-                others = _floating(new)[1]
-                return problem.target_loss(new, last), divergence(eqx.combine(old, others), new, last)
+            def one(drawn, key):
+                new = adapted(floats, drawn, key)
+                old = eqx.combine(drawn.final, _floating(new)[1])
+                return problem.target_loss(new, drawn.target), divergence(old, new, drawn.target)
 
             return mean(one)
 
         def product(v):
-            def one(batches, last, old, key):
+            def one(drawn, key):
                 def to_end(floats):
-                    return _floating(adapted(floats, batches, key))[0]
+                    return _floating(adapted(floats, drawn, key))[0]
 
-                path = path_from(floats_now, None, key)
-                others = _floating(path.params(path.split.adapting))[1]
+                others = _floating(inner.initial(self.params))[1]
                 here, pushed = push_forward(to_end, floats_now, v)
 
                 def apart(new, _):
-                    return divergence(eqx.combine(old, others), eqx.combine(new, others), last)
+                    return divergence(eqx.combine(drawn.final, others), eqx.combine(new, others), drawn.target)
 
                 bent = hessian_product(apart, here, None, pushed)[1][0]
                 return jax.vjp(to_end, floats_now)[1](bent)[0]
@@ -102,13 +91,13 @@ class AdaptedPath(eqx.Module):
             return mean(one, None if tasks is None else dev.share(self.mesh, tasks))
 
         def gradient(floats, loss, weight):
-            def one(batches, last, old, key):
+            def one(drawn, key):
                 # Without inner steps the target batch is that of the parameters before adaptation.
-                initial = jax.tree.map(lambda leaf: leaf[0], batches) if inner.steps else last
+                initial = jax.tree.map(lambda leaf: leaf[0], drawn.batches) if inner.steps else drawn.target
 
                 def objective(floats):
                     before, now = (inner.initial(eqx.combine(w, static)) for w in (floats_now, floats))
-                    return loss(adapted(floats, batches, key), last) + weight * divergence(before, now, initial)
+                    return loss(adapted(floats, drawn, key), drawn.target) + weight * divergence(before, now, initial)
 
                 with differentiated_twice():
                     return jax.grad(objective)(floats)
@@ -117,20 +106,14 @@ class AdaptedPath(eqx.Module):
 
         return Region(evaluate, product, gradient)
 
+    def draw(self) -> "AdaptedPath":
+        """The same path on batches that are drawn now, and then stay."""
 
-def _draw(path: TaskPath) -> tuple[PyTree, PyTree, PyTree]:
-    """The batches of the inner steps, the target batch, and the floating-point part of w_N."""
+        def one(inputs):
+            task, key = inputs
+            return TaskPath(self.problem, self.method.inner, self.params, task, key, self.method.samples).drawn()
 
-    def step(carry, x):
-        params = path.params(carry[0])
-        drawn = path.problem.step_batch(path.task, params, fold(path.key, STEP, x["j"]), path.samples.step)
-        stepped = path
-        if isinstance(path.inner.gradients, AutoDiff):  # Other strategies ask for samples at other parameters too.
-            stepped = path.with_loss(lambda w, frozen, j: path.problem.loss(path.rebuild(w, frozen)[2], drawn))
-        return stepped.stepper()(carry, x)[0], drawn
-
-    (final, _), batches = jax.lax.scan(step, path.start, path.inputs)
-    return batches, path.target_batch(final), _floating(path.params(final))[0]
+        return dataclasses.replace(self, tasks=map_tasks(one, (self.tasks, self.keys)))
 
 
 def _floating(params: PyTree) -> tuple[PyTree, PyTree]:

@@ -1,7 +1,7 @@
 """Several gradient steps on one meta-step's samples: the outer step of proximal meta-policy search, for optax."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,8 @@ class Proximal(optax.GradientTransformationExtraArgs):
 
     Source: Rothfuss et al. (2019), ProMP, ICLR, algorithm 1; Schulman et al. (2017), PPO, arXiv 1707.06347.
     """
+
+    on_adapted_path: ClassVar[bool] = True
 
     def __new__(
         cls, loss: Callable[[PyTree, PyTree], Array], optimizer: optax.GradientTransformation | None = None, epochs: int = 5, *,

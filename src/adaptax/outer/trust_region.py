@@ -1,7 +1,7 @@
 """The outer step of trust-region policy optimisation, as an optax transformation."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import equinox as eqx
 import jax
@@ -84,6 +84,8 @@ class TrustRegion(optax.GradientTransformationExtraArgs):
 
     Source: Schulman et al. (2015), TRPO, ICML; docs/theory.md, section 10.3.
     """
+
+    on_adapted_path: ClassVar[bool] = True
 
     def __new__(
         cls, divergence: Divergence, radius: float = 1e-2, damping: float = 1e-5, *, iterations: int = 10,

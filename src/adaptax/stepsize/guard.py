@@ -74,7 +74,7 @@ def steepest(path: TaskPath, rule: Auto, direction: PyTree) -> Steepest:
         usable &= (x["j"] > 0) | _tree.all_finite(gradient)
         good = jnp.isfinite(value) & _tree.all_finite(found)
         v = _tree.select(good, found, v)
-        here = Steepest(jnp.where(good, value, jnp.inf).astype(best.curvature.dtype), v, x["j"])
+        here = Steepest(jnp.where(good, value, jnp.inf).astype(best.curvature.dtype), v, x["j"].astype(best.step.dtype))
         best = _tree.select(here.curvature > best.curvature, here, best)
         return (path.inner.update(w, opt_state, gradient, path.split.adapting, rate), v, best, usable), None
 

@@ -226,7 +226,7 @@ class Step(eqx.Module):
         keys = jax.vmap(own_key)(keys)
         weights = jnp.where(indices < self.tasks_per_step, 1.0, 0.0)
 
-        def value_and_gradient(params):
+        def value_and_gradient(params, tasks=tasks):
             each = drawn is not None
             value, grad, infos = weighted_sum(method, problem, params, tasks, keys, weights, self.in_flight, each)
             infos, grads = infos if each else (infos, None)
@@ -238,7 +238,11 @@ class Step(eqx.Module):
             lost = {"not_finite": number, "first_not_finite": dev.least(self.mesh, jnp.min(jnp.where(bad, indices, count)))}
             return value / count, mean_like(grad, params, count), rate / count, grads, lost
 
-        value, grad, rate, grads, lost = value_and_gradient(outer)
+        adapted_path = AdaptedPath(problem, outer, moved, method, tasks, keys, weights, self.tasks_per_step, self.mesh)
+        if problem.stochastic and method.keeps_draws and getattr(self.optimizer, "on_adapted_path", False):
+            # The method and the optimiser share the batches, which may be dear to draw.
+            adapted_path = adapted_path.draw()
+        value, grad, rate, grads, lost = value_and_gradient(outer, adapted_path.tasks)
         info = {"loss": value, "grad_norm": _tree.norm(grad), "stepsize": rate, **lost}
         if estimate is not None:
             info["curvature"] = estimate.curvature
@@ -261,7 +265,6 @@ class Step(eqx.Module):
 
         at_step = jax.random.fold_in(state.key, state.step)
         initial_gradients = InitialGradients(problem, current, method, at_step, local is not None)
-        adapted_path = AdaptedPath(problem, outer, moved, method, tasks, keys, weights, self.tasks_per_step, self.mesh)
         direction, note = recall(self.memory, state.memory, self.mesh, grad, drawn, weights, grads)
         updates, opt_state = optax.with_extra_args_support(self.optimizer).update(
             direction, state.opt_state, floating, value=value, grad=direction, value_fn=value_fn, info=info,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from adaptax.cli.families.reinforcement import Reinforcement
-from adaptax.cli.options import Fraction, StepSize
+from adaptax.cli.options import Count, Fraction
 from adaptax.errors import InputError
 
 
@@ -16,7 +16,6 @@ class Locomotion(Reinforcement):
     body: ClassVar[Literal["cheetah", "ant"]]
     goals: ClassVar[Literal["direction", "velocity", "position"]]
 
-    stepsize: StepSize = "0.5"
     gae_lambda: Fraction = 0.9
     """Lambda of generalised advantage estimation."""
 
@@ -45,6 +44,8 @@ class CheetahDir(Locomotion):
 
     task: ClassVar[str] = "cheetah-dir"
     body, goals = "cheetah", "direction"
+
+    tasks_per_step: Count = 4
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The options and parts that all families of reinforcement learning share: policy, surrogate loss, trust region."""
+"""The options and parts that all families of reinforcement learning share: policy, surrogate loss, outer steps."""
 
 import functools
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from adaptax.cli import options
 from adaptax.cli.training import Training
+from adaptax.errors import InputError
 
 # Products with the divergence's Hessian are most of a meta-step's work, and few tasks show it as well as all.
 _REGION_TASKS = 4
@@ -25,15 +26,16 @@ class Reinforcement(Training):
     """The policy's activation function, by its name in `jax.nn`."""
 
     inner_steps: options.CountOrZero = 1
-    stepsize: options.StepSize = "0.1"
     steps: options.Count = 200
     tasks_per_step: options.Count = 20
-    optimizer: Literal["trust-region", "adam", "sgd"] = "trust-region"
-    """Outer optimiser; trust-region makes no use of --learning-rate, --schedule, --warm-up and --clip."""
-    learning_rate: options.Positive = 1e-3
-    schedule: Literal["cosine", "constant"] = "constant"
-    warm_up: options.CountOrZero = 0
-    clip: options.NotNegative = 0.0
+    optimizer: Literal["proximal", "trust-region", "adam", "sgd"] = "proximal"
+    """Outer optimiser: proximal takes --epochs steps of Adam on a meta-step's episodes, each through the adaptation;
+    trust-region makes no use of --learning-rate, --schedule, --warm-up and --clip."""
+    learning_rate: options.Positive = 3e-3
+    epochs: options.Count = 10
+    """Steps of proximal on the episodes of one meta-step."""
+    clip_ratio: options.Positive = 0.3
+    """How far the adapted policy's probability ratios are followed away from 1 by proximal."""
     radius: options.Positive = 0.01
     """Radius of the trust region: the largest mean divergence between adapted policies of one meta-step and the next."""
     checkpoint_every: options.Count = 10
@@ -54,8 +56,8 @@ class Reinforcement(Training):
     """The baseline that is fitted to each batch and subtracted from returns to go."""
     normalise: bool = True
     """Standardise the advantages of each batch, as published step sizes suppose."""
-    independent_curvature: bool = True
-    """Draw episodes of their own for Hessians, instead of using those of the inner steps again."""
+    independent_curvature: bool = False
+    """Draw episodes of their own for Hessians, instead of using those of the inner steps again (proximal always does)."""
     hidden: options.Widths = (64, 64)
     """Widths of the policy's hidden layers."""
 
@@ -65,6 +67,13 @@ class Reinforcement(Training):
 
     def kinks(self) -> str | None:
         return "relu units" if self.activation == "relu" and self.hidden else None
+
+    def check_together(self) -> None:
+        if self.optimizer == "proximal" and self.curvature != "exact":
+            raise InputError(
+                f"--curvature {self.curvature} has no effect on --optimizer proximal, which differentiates through the inner "
+                "steps: use --optimizer trust-region or adam with it."
+            )
 
     def build(self):
         import jax
@@ -89,19 +98,47 @@ class Reinforcement(Training):
 def _loss(config: Reinforcement) -> Any:
     from adaptax.tasks import rl
 
+    names = {"dice": rl.DiCE, "loaded-dice": rl.LoadedDiCE, "lvc": rl.LVC, "likelihood-ratio": rl.LikelihoodRatio}
+    return names[config.surrogate](config.discount, **_advantages(config))
+
+
+def _advantages(config: Reinforcement) -> dict[str, Any]:
+    """How losses make advantages; dice has none."""
+    from adaptax.tasks import rl
+
     if config.surrogate == "dice":
-        return rl.DiCE(config.discount, per_step=True)
-    make = {"loaded-dice": rl.LoadedDiCE, "lvc": rl.LVC, "likelihood-ratio": rl.LikelihoodRatio}[config.surrogate]
-    return make(
-        config.discount, baseline=rl.LinearBaseline() if config.baseline == "linear" else None, gae_lambda=config.gae_lambda,
-        normalise=config.normalise, discount_weighting=not config.normalise, per_step=True,
-    )  # fmt: skip
+        return {"per_step": True}
+    return {
+        "baseline": rl.LinearBaseline() if config.baseline == "linear" else None,
+        "gae_lambda": config.gae_lambda,
+        "normalise": config.normalise,
+        "discount_weighting": not config.normalise,
+        "per_step": True,
+    }
 
 
 def _outer(config: Reinforcement) -> Any:
     from adaptax.cli.building import optimizer_of
+    from adaptax.tasks import rl
 
-    return _trust_region(config.radius) if config.optimizer == "trust-region" else optimizer_of(config)
+    if config.optimizer == "trust-region":
+        return _trust_region(config.radius)
+    if config.optimizer != "proximal":
+        return optimizer_of(config)
+    loss = rl.Clipped(config.discount, clip=config.clip_ratio, **_advantages(config))
+    steps = config.epochs * config.steps if config.schedule == "cosine" else None
+    return _proximal(loss, config.epochs, config.learning_rate, steps, config.clip or None, config.epochs * config.warm_up)
+
+
+@functools.cache
+def _proximal(loss: Any, epochs: int, learning_rate: float, steps: int | None, clip: float | None, warm_up: int) -> Any:
+    """One object for the same options, so that runs in one process share their programs."""
+    import optax
+
+    from adaptax.outer import Proximal
+    from adaptax.training.outer_defaults import outer_optimizer
+
+    return Proximal(loss, outer_optimizer(optax.adam, learning_rate, steps, clip, warm_up), epochs)
 
 
 @functools.cache
@@ -118,7 +155,7 @@ def _environment_steps(config: Reinforcement, method: Any, problem: Any) -> int:
     from adaptax.tasks import rl
 
     steps = rl.environment_steps(method, problem, config.tasks_per_step)
-    if config.optimizer == "trust-region":
-        # It draws the inner paths and their ends once more, and holds them fixed.
+    if config.optimizer in ("proximal", "trust-region") and not method.keeps_draws:
+        # The inner paths and their ends are drawn once more, and held fixed.
         steps += config.tasks_per_step * config.horizon * config.trajectories * (config.inner_steps + 1)
     return steps
