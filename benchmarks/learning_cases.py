@@ -71,8 +71,9 @@ def _characters(ways: int, shots: int, steps: int, minutes: float) -> Case:
 
 
 def _navigation(steps: int) -> Case:
-    options = {"inner_steps": steps}
-    return Case("navigation", f"navigation, N = {steps}", "return", options, (0.03, 0.1, 0.3), 0.1, 1.0 * steps, alone=True)
+    # The smaller setting of docs/experiments/navigation: shorter episodes and a smaller policy.
+    options = {"inner_steps": steps, "horizon": 25, "hidden": (32, 32)}
+    return Case("navigation", f"navigation, N = {steps}", "return", options, (0.03, 0.1, 0.3, 1.0), 0.1, 1.0 * steps)
 
 
 CASES = {f"sinusoid-{points}-{n}": _sinusoid(points, n) for points in (10, 5) for n in INNER_STEPS} | {

@@ -80,11 +80,25 @@ def test_the_method_is_made_once(monkeypatch, config, zips):
 
 
 def test_options_of_the_method():
-    method = (
-        dataclasses.replace(Navigation(), curvature="first-order", trajectories=7, independent_curvature=False).build().method
-    )
+    options = {"curvature": "first-order", "optimizer": "adam", "trajectories": 7, "independent_curvature": True}
+    method = dataclasses.replace(Navigation(), **options).build().method
     assert isinstance(method.curvature, ax.curvature.FirstOrder) and method.samples == ax.Samples(7, 7, 7)
-    assert not method.independent_curvature and method.inner.steps == 1 and method.inner.stepsize == 0.1
+    assert method.independent_curvature and method.inner.steps == 1 and isinstance(method.inner.stepsize, ax.stepsize.Auto)
+    assert not Navigation().build().method.independent_curvature
+
+
+def test_the_proximal_step_takes_all_its_epochs_at_the_scheduled_step_size():
+    config = Navigation(trajectories=2, tasks_per_step=1, horizon=3, hidden=(2,), steps=40, epochs=3, stepsize="0.1")
+    built = config.build()
+    assert built.optimizer is dataclasses.replace(config, seed=1).build().optimizer
+    assert built.optimizer is not dataclasses.replace(config, clip_ratio=0.2).build().optimizer
+    step = built.step(config.tasks_per_step)
+    state, info = step(step.init(built.params))
+    counts = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.dtype == jax.numpy.int32]
+    assert counts and all(int(count) == 3 for count in counts) and not info["skipped"]
+    # The step size rises over a twentieth of 3 x 40 steps, from a seventh of the largest one.
+    moved = jax.tree.map(lambda a, b: jax.numpy.max(jax.numpy.abs(a - b)), state.params, built.params)
+    assert max(map(float, jax.tree.leaves(moved))) == pytest.approx(config.learning_rate * 6 / 7, rel=0.1)
 
 
 def jumps(network, x):

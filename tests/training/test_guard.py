@@ -185,3 +185,9 @@ def test_training_looks_again_every_few_meta_steps(tiny, alike):
         state, info = step(state)
         seen.append(float(info["stepsize"]))
     np.testing.assert_allclose(np.array(seen) * LARGEST, [1.8, 1.8, 1.2, 1.2, 1.2], rtol=0.03)
+
+
+def test_in_double_precision(x64):
+    problem = ax.FiniteSum(lambda w, c: 2 * jnp.sum((w - c) ** 2), lambda key: ax.Task(*jax.random.normal(key, (2, 3))))
+    state, history = ax.train(problem, jnp.ones(3), ax.MetaGradient(ax.Inner(2)), steps=12, tasks_per_step=2)
+    assert state.inner.stepsize.tree.dtype == jnp.float64 and not history["skipped"].any()
