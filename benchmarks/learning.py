@@ -5,8 +5,9 @@
 Each run is that of the command (`adaptax train sinusoid`, `images`, `navigation`) with its own network, outer optimiser,
 schedule and clipping; only the inner step sizes differ: the rules `auto`, `edge` and `guaranteed`, learned ones from a first
 value chosen by hand, and a grid of fixed ones. FOLDER holds images_background_small1.zip and images_background_small2.zip;
-without it the characters are left out. --only takes beginnings of names too (`sinusoid-10` for all N). Sinusoids run on one
-core each, the others one after another. Writes results/learning.json run by run; other runs in it are kept.
+without it the characters are left out. --only takes beginnings of names too (`sinusoid-10` for all N), and a name with a full
+stop for that case alone (`characters-5-1.`). Every run has a core of its own. Writes results/learning.json run by run; other
+runs in it are kept.
 """
 
 import argparse
@@ -27,7 +28,7 @@ _DIVERGED = 1e3
 
 def chosen(only: list[str] | None, data: Path | None) -> list[str]:
     """The cases asked for, of those that can run."""
-    names = [name for name in CASES if only is None or any(name.startswith(word) for word in only)]
+    names = [name for name in CASES if only is None or any(f"{name}.".startswith(word) for word in only)]
     return [name for name in names if data is not None or CASES[name].family != "images"]
 
 
@@ -95,7 +96,7 @@ def table(rows: list[dict]) -> str:
     body = []
     for name, case in CASES.items():
         mine = [row for row in rows if row["case"] == name]
-        if not mine or case.rules != RULES:
+        if not mine or case.rules == tuple(WAYS):
             continue
         by_rule = {rule: cell(case, [row for row in mine if row["stepsize"] == rule]) for rule in RULES}
         best = best_fixed(case, mine)
@@ -120,7 +121,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", metavar="NAME", help=f"cases: {', '.join(CASES)}")
     parser.add_argument("--step-sizes", nargs="*", metavar="KIND", help="rules or numbers (default: all of each case)")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--workers", type=int, default=2, help="runs on sinusoids at a time, one core each")
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time, one core each")
     parser.add_argument("--table", action="store_true", help="print the table of the saved runs, and run nothing")
     options = parser.parse_args()
     if options.table:
@@ -133,6 +134,7 @@ def main() -> None:
         known = CASES[name].kinds
         kinds = known if options.step_sizes is None else [kind for kind in options.step_sizes if kind in known]
         jobs += [(name, kind, options.seeds, options.data) for kind in kinds]
+    able = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
     path, runs = RESULTS / "learning.json", kept("learning", "runs")
     described = measurement(parser, options)
     context = multiprocessing.get_context("spawn")
@@ -144,16 +146,13 @@ def main() -> None:
         runs = sorted(runs + [row | {"measured": described} for row in new], key=_order)
         path.write_text(json.dumps(described | {"runs": runs}, indent=1) + "\n")
 
-    for alone in (False, True):
-        share = [job for job in jobs if CASES[job[0]].alone == alone]
-        workers, cores = (1 if alone else options.workers), context.Queue()
-        for worker in range(len(share) + workers):
-            cores.put(worker % (os.cpu_count() or 1))
-        pinned = {} if alone else {"initializer": _on_one_core, "initargs": (cores,)}
-        if share:
-            with context.Pool(workers, maxtasksperchild=1 if alone else None, **pinned) as pool:
-                for new in pool.imap_unordered(_job, share):
-                    save(new)
+    cores = context.Queue()
+    # Some to spare, for workers that take the place of others.
+    for worker in range(options.workers + len(jobs)):
+        cores.put(able[worker % len(able)])
+    with context.Pool(options.workers, _on_one_core, (cores,)) as pool:
+        for new in pool.imap_unordered(_job, jobs):
+            save(new)
     print(f"{table(runs)}\n\n{ways_table(runs)}")
 
 

@@ -32,9 +32,8 @@ class Case:
         options: the options that differ from the command's defaults.
         fixed: the fixed step sizes tried.
         first: where learned step sizes begin.
-        minutes: one run with one step size, on two cores.
+        minutes: one run with one step size, on one core.
         rules: the step sizes that are not fixed.
-        alone: whether a run needs both cores.
     """
 
     family: str
@@ -45,7 +44,6 @@ class Case:
     first: float
     minutes: float = 1.0
     rules: tuple[str, ...] = field(default=RULES, kw_only=True)
-    alone: bool = field(default=False, kw_only=True)
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -64,10 +62,11 @@ def _sinusoid(points: int, steps: int) -> Case:
     return Case("sinusoid", f"sinusoids, {points} points, N = {steps}", "loss", options, fixed, 0.001, 0.2 + steps / 70)
 
 
-def _characters(ways: int, shots: int, steps: int, minutes: float) -> Case:
+def _characters(ways: int, shots: int, steps: int, minutes: float, rules: tuple[str, ...] = RULES) -> Case:
     options = {"ways": ways, "shots": shots, "steps": steps}
-    title = f"characters, {ways}-way {shots}-shot"
-    return Case("images", title, "accuracy", options, (0.1, 0.4, 1.6), 0.1, minutes, alone=True)
+    title = f"characters, {ways}-way {shots}-shot, {steps:,} meta-steps"
+    fixed = (0.1, 0.4, 1.6) if rules == RULES else ()
+    return Case("images", title, "accuracy", options, fixed, 0.1, minutes, rules=rules)
 
 
 def _navigation(steps: int) -> Case:
@@ -84,9 +83,13 @@ CASES = {f"sinusoid-{points}-{n}": _sinusoid(points, n) for points in (10, 5) fo
     "demo": Case(
         "sinusoid", "the demo", "loss", {"inner_steps": 10, "steps": 7000}, (), 0.001, 0.6, rules=tuple(WAYS)
     ),
-    "characters-5-1": _characters(5, 1, 5000, 5),
-    "characters-5-5": _characters(5, 5, 5000, 8),
-    "characters-20-1": _characters(20, 1, 2500, 17),
+    # The other step sizes at fewer meta-steps than the command's default, which is for the figures of the default alone.
+    "characters-5-1-short": _characters(5, 1, 1000, 3),
+    "characters-5-5-short": _characters(5, 5, 1000, 4),
+    "characters-20-1-short": _characters(20, 1, 500, 8),
+    "characters-5-1": _characters(5, 1, 5000, 13, rules=("auto",)),
+    "characters-5-5": _characters(5, 5, 5000, 16, rules=("auto",)),
+    "characters-20-1": _characters(20, 1, 2500, 40, rules=("auto",)),
     "navigation-1": _navigation(1),
     "navigation-3": _navigation(3),
     "navigation-5": _navigation(5),

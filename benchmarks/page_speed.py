@@ -103,7 +103,7 @@ def learning(result: dict) -> str:
         "sinusoid": "Sinusoids: mean squared error on 1,000 tasks after 2,000 meta-steps of 25 tasks. ",
         "characters": "Characters: trained on Omniglot's small background set 1, judged on 1,000 tasks of the unseen alphabets "
         "of set 2. ",
-        "navigation": "Navigation: return on 1,000 tasks after 200 meta-steps. ",
+        "navigation": "Navigation: return on 40 tasks after 200 meta-steps of 20 tasks with 20 episodes of 25 steps. ",
     }
     measured = {run["case"].split("-")[0] for run in result["runs"]}
     text = (
