@@ -11,8 +11,9 @@ import pytest
 from helpers import no_tasks, relative
 
 import adaptax as ax
-from adaptax.stepsize import Edge, Estimate, Guaranteed, Schedule, measurement, resolve
-from adaptax.stepsize.measurement import along_path, first_estimate, power_iteration
+from adaptax.stepsize import Edge, Estimate, Guaranteed, Schedule, measurement, resolve, walk
+from adaptax.stepsize.measurement import first_estimate
+from adaptax.stepsize.walk import along_path, power_iteration
 
 SPECTRUM = np.array([5.0, 2.0, 1.0, 0.3, -1.0])
 W = jnp.array([0.3, -0.8, 1.1, 0.5, -0.2], jnp.float32)
@@ -144,14 +145,14 @@ def test_rounding_of_a_convex_loss_does_not_bring_the_number_of_steps_back(kind,
 
 def test_what_counts_as_rounding():
     w, high = {"a": jnp.zeros(2), "b": jnp.zeros(1, jnp.bfloat16)}, jnp.array(10.0)
-    part = lambda low, w: float(measurement._negative_part(jnp.array(low), high, w))  # noqa: E731
+    part = lambda low, w: float(walk._negative_part(jnp.array(low), high, w))  # noqa: E731
     eps = float(jnp.finfo(jnp.float32).eps) ** 0.5
     assert part(-10.1 * eps, w["a"]) == pytest.approx(10.1 * eps) and part(-9.9 * eps, w["a"]) == part(2.0, w["a"]) == 0
     # The least precise leaf decides: 0.0078 ** 0.5 = 0.088.
     assert part(-0.87, w) == 0 and part(-0.89, w) == pytest.approx(0.89)
     assert np.isnan(part(jnp.nan, w))
     # All curvature is negative: the largest in size is what rounding is compared with.
-    assert float(measurement._negative_part(jnp.array(-3.0), jnp.array(-1.0), w)) == 3
+    assert float(walk._negative_part(jnp.array(-3.0), jnp.array(-1.0), w)) == 3
 
 
 def test_the_smallest_eigenvalue_is_found_from_the_direction_of_other_tasks(x64):

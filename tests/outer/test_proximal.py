@@ -103,6 +103,18 @@ def test_steps_that_are_not_finite_are_not_taken():
     np.testing.assert_array_equal(state.params.logits, start.params.logits)
 
 
+@pytest.mark.parametrize("radius, epochs", [(None, 9), (0.05, 2), (0.041, 2), (0.039, 1), (0.005, 1)])
+def test_epochs_end_before_the_radius_and_the_first_is_taken(radius, epochs):
+    # Each epoch moves both parameters by 0.1, and the inner loss is flat: D = 0.01 k^2 after k of them.
+    problem = ax.FiniteSum(lambda w, x: 0.0 * jnp.sum(w), lambda key: ax.Task(jnp.ones(1), jnp.ones(1)))
+    options = {"divergence": lambda old, new, x: 0.5 * jnp.sum((new - old) ** 2), "weight": 1e-9, "radius": radius}
+    outer = Proximal(lambda w, x: jnp.sum(w), optax.adam(0.1), epochs=9, **options)
+    step = ax.make_step(problem, ax.MetaGradient(ax.Inner(1, 0.1)), outer, tasks_per_step=B)
+    state, info = step(step.init(jnp.zeros(2)))
+    np.testing.assert_allclose(state.params, -0.1 * epochs, rtol=1e-4)
+    assert int(state.opt_state[0].count) == epochs and not info["skipped"]
+
+
 @pytest.mark.parametrize(
     "make, match",
     [
@@ -110,6 +122,8 @@ def test_steps_that_are_not_finite_are_not_taken():
         (lambda: Proximal(rl.Clipped(), "adam"), r"optimizer=.*must be an optax transformation"),
         (lambda: Proximal(rl.Clipped(), epochs=0), "Proximal.*epochs"),
         (lambda: Proximal(rl.Clipped(), weight=-1.0), "Proximal.*weight"),
+        (lambda: Proximal(rl.Clipped(), radius=0.1), r"radius=.*needs a divergence"),
+        (lambda: Proximal(rl.Clipped(), divergence=rl.mean_kl, radius=0.0), "Proximal.*radius"),
         (lambda: Proximal(rl.Clipped(), divergence=1.0), r"divergence=.*must be a function"),
         (lambda: Proximal(rl.Clipped()).update(jnp.ones(2), None, jnp.ones(2)), r"needs the adapted path, which ax\.train"),
         (lambda: rl.Clipped(clip=0.0), "clip=0.0.*must be a positive number"),

@@ -19,7 +19,7 @@ from adaptax.inner_path import TaskPath
 from adaptax.methods.base import AbstractMethod
 from adaptax.outer.adaptive import SmoothnessConstants, TwoSidedConstants
 from adaptax.problem import AbstractProblem, Samples
-from adaptax.stepsize.measurement import power_iteration
+from adaptax.stepsize.walk import power_iteration
 
 # Hessian-vector products of each power iteration, and for both ends of a spectrum, of which the lower takes more.
 _PRODUCTS, _LANCZOS = 6, 12

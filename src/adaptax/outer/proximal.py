@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
+from adaptax import _tree
 from adaptax._checks import check_real, check_whole
 from adaptax.errors import InputError
 from adaptax.outer.trust_region import Divergence, HasAdaptedPath, region_of
@@ -31,8 +32,10 @@ class Proximal(optax.GradientTransformationExtraArgs):
         divergence: D, `divergence(old, new, batch) -> scalar` at parameters before adaptation, on the first inner step's
             batch, such as `ax.tasks.rl.mean_kl` (default None: no such term).
         weight: $\eta$ (default 5e-4).
+        radius: epochs end before one at which D between the adapted parameters, on the target batches, is beyond this (default
+            None: all are taken; the first always is). Adam's steps else leave the region in which the batches tell anything.
 
-    Errors: `InputError` for wrong arguments, and in a loop that does not feed it.
+    Errors: `InputError` for wrong arguments, such as a radius without a divergence, and in a loop that does not feed it.
 
     Example:
         >>> import adaptax as ax, optax
@@ -51,7 +54,7 @@ class Proximal(optax.GradientTransformationExtraArgs):
 
     def __new__(
         cls, loss: Callable[[PyTree, PyTree], Array], optimizer: optax.GradientTransformation | None = None, epochs: int = 5, *,
-        divergence: Divergence | None = None, weight: float = 5e-4,
+        divergence: Divergence | None = None, weight: float = 5e-4, radius: float | None = None,
     ):  # fmt: skip
         if not callable(loss):
             raise InputError("Proximal(loss=...) must be a function such as ax.tasks.rl.Clipped().")
@@ -62,6 +65,10 @@ class Proximal(optax.GradientTransformationExtraArgs):
             raise InputError("Proximal(optimizer=...) must be an optax transformation such as optax.adam(1e-3).")
         epochs = check_whole("Proximal", "epochs", epochs)
         weight = check_real("Proximal", "weight", weight, above=0)
+        if radius is not None:
+            radius = check_real("Proximal", "radius", radius, above=0)
+            if divergence is None:
+                raise InputError("Proximal(radius=...) needs a divergence, such as divergence=ax.tasks.rl.mean_kl.")
         inner = optax.with_extra_args_support(optimizer)
 
         def update(
@@ -69,13 +76,19 @@ class Proximal(optax.GradientTransformationExtraArgs):
         ) -> Any:
             region = region_of(adapted_path, params, "Proximal", divergence or _no_divergence)
 
-            def epoch(carry, _):
-                floats, state = carry
+            def epoch(carry):
+                number, floats, state, _ = carry
                 step, new = inner.update(region.gradient(floats, loss, weight), state, floats)
                 # Some optimisers compute in a wider type than that of the parameters.
-                return (optax.apply_updates(floats, step), optax.tree.cast_like(new, state)), None
+                moved = optax.apply_updates(floats, step), optax.tree.cast_like(new, state)
+                if radius is None:
+                    return number + 1, *moved, jnp.array(True)
+                within = region.evaluate(moved[0])[1] <= radius
+                # The first is taken all the same, so that training cannot stand still without a word.
+                return number + 1, *_tree.select(within | (number == 0), moved, (floats, state)), within
 
-            (final, state), _ = jax.lax.scan(epoch, (params, state), length=epochs)
+            start = jnp.zeros((), jnp.int32), params, state, jnp.array(True)
+            final, state = jax.lax.while_loop(lambda carry: (carry[0] < epochs) & carry[3], epoch, start)[1:3]
             return optax.tree.sub(final, params), state
 
         return super().__new__(cls, optimizer.init, update)

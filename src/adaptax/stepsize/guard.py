@@ -20,9 +20,9 @@ from adaptax.inner_path import TaskPath
 from adaptax.problem import AbstractProblem, Samples
 from adaptax.stepsize.auto import Auto
 from adaptax.stepsize.learned import Learned, LearnedRates
-from adaptax.stepsize.measurement import curvature_at, power_iteration
 from adaptax.stepsize.rates import multiply
 from adaptax.stepsize.rules import Estimate
+from adaptax.stepsize.walk import curvature_at, power_iteration
 
 # No step size is lowered by more than this factor at one look, also where a path is not finite.
 _LEAST = 0.5

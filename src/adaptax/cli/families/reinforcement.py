@@ -33,11 +33,12 @@ class Reinforcement(Training):
     trust-region makes no use of --learning-rate, --schedule, --warm-up and --clip."""
     learning_rate: options.Positive = 3e-3
     epochs: options.Count = 10
-    """Steps of proximal on the episodes of one meta-step."""
+    """Steps of proximal on the episodes of one meta-step, at most."""
     clip_ratio: options.Positive = 0.3
     """How far the adapted policy's probability ratios are followed away from 1 by proximal."""
-    radius: options.Positive = 0.01
-    """Radius of the trust region: the largest mean divergence between adapted policies of one meta-step and the next."""
+    radius: options.Positive = 0.02
+    """The largest mean divergence between adapted policies of one meta-step and the next: proximal ends its steps before it,
+    trust-region goes as far as it."""
     checkpoint_every: options.Count = 10
     evaluation_tasks: Annotated[int, options.Whole(2)] = 40
     evaluation_steps: options.OptionalCountOrZero = 3
@@ -127,18 +128,23 @@ def _outer(config: Reinforcement) -> Any:
         return optimizer_of(config)
     loss = rl.Clipped(config.discount, clip=config.clip_ratio, **_advantages(config))
     steps = config.epochs * config.steps if config.schedule == "cosine" else None
-    return _proximal(loss, config.epochs, config.learning_rate, steps, config.clip or None, config.epochs * config.warm_up)
+    rates = config.learning_rate, steps, config.clip or None, config.epochs * config.warm_up
+    return _proximal(loss, config.epochs, config.radius, *rates)
 
 
 @functools.cache
-def _proximal(loss: Any, epochs: int, learning_rate: float, steps: int | None, clip: float | None, warm_up: int) -> Any:
+def _proximal(
+    loss: Any, epochs: int, radius: float, learning_rate: float, steps: int | None, clip: float | None, warm_up: int
+) -> Any:
     """One object for the same options, so that runs in one process share their programs."""
     import optax
 
     from adaptax.outer import Proximal
+    from adaptax.tasks import rl
     from adaptax.training.outer_defaults import outer_optimizer
 
-    return Proximal(loss, outer_optimizer(optax.adam, learning_rate, steps, clip, warm_up), epochs)
+    adam = outer_optimizer(optax.adam, learning_rate, steps, clip, warm_up)
+    return Proximal(loss, adam, epochs, divergence=rl.mean_kl, radius=radius)
 
 
 @functools.cache
