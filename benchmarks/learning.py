@@ -86,7 +86,7 @@ def cell(case: Case, rows: list[dict], kind: str = "") -> str:
     if case.score == "accuracy":
         text = f"{100 * mean:.1f}" + ("" if math.isnan(error) else f" ± {100 * error:.1f}") + " %"
     else:
-        form = "{:.1f}" if case.score == "return" else "{:.3f}" if mean < 1 else "{:.2f}"
+        form = "{:.3f}" if abs(mean) < 1 else "{:.2f}" if abs(mean) < 10 else "{:.1f}"
         text = form.format(mean) + ("" if math.isnan(error) else " ± " + form.format(error))
     return text + (f" ({', '.join(notes)})" if notes else "")
 

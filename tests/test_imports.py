@@ -15,8 +15,8 @@ FLOORS = [
     "errors", "_checks", "theory", "_tree", "_intake", "_drawn_once", "problem", "_keys", "_devices", "_cost", "_smoothing",
     "_lanczos", "_second_order", "gradients", "curvature", "stepsize.rates", "stepsize.learned", "stepsize.rules",
     "stepsize.auto", "_update", "_optimizers", "_recursion", "_hoist", "_batching", "inner", "_parameters",
-    "inner_path", "_finite", "stepsize.measurement", "stepsize.guard", "adaptation", "methods", "diagnosis", "outer", "measure",
-    "models", "tasks", "training", "report",
+    "stepsize.walk", "inner_path", "_finite", "stepsize.measurement", "stepsize.guard", "adaptation", "methods", "diagnosis",
+    "outer", "measure", "models", "tasks", "training", "learner", "report",
     # Tables of names for users: their names are imported when first used.
     "stepsize", "",
     "reproduce", "cli",

@@ -1,6 +1,7 @@
 from . import curvature as curvature
 from . import errors as errors
 from . import gradients as gradients
+from . import learner as learner
 from . import measure as measure
 from . import methods as methods
 from . import models as models
@@ -16,6 +17,9 @@ from .errors import InputError as InputError
 from .errors import NotFiniteWarning as NotFiniteWarning
 from .inner import Info as Info
 from .inner import Inner as Inner
+from .learner import Learner as Learner
+from .learner import Predictor as Predictor
+from .learner import load as load
 from .methods import Cost as Cost
 from .methods import Implicit as Implicit
 from .methods import MetaGradient as MetaGradient

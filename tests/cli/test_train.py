@@ -3,10 +3,14 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
+import adaptax as ax
+
 FILES = {
-    "checkpoints", "config.json", "environment.json", "evaluation.json", "evaluation.txt", "history.jsonl", "manifest.json",
+    "checkpoints", "config.json", "environment.json", "evaluation.json", "evaluation.txt", "history.jsonl", "learner.npz",
+    "manifest.json",
 }  # fmt: skip
 
 
@@ -56,6 +60,14 @@ def test_the_step_size_in_use(finished):
     assert result["stepsize_rule"] == "auto"
     assert result["stepsize"] == pytest.approx(history(finished["sinusoid"])[-1]["stepsize"], rel=0.2)
     assert json.loads((finished["matrix"] / "evaluation.json").read_text())["stepsize_rule"] == "number"
+
+
+def test_a_finished_run_is_a_learner(finished):
+    loaded = ax.load(finished["sinusoid"])
+    saved = json.loads((finished["sinusoid"] / "evaluation.json").read_text())
+    assert loaded.about["task"] == "sinusoid" and loaded.about["evaluation"] == saved
+    curve = loaded.evaluate(ax.tasks.sinusoid(), saved["steps"], saved["tasks"], saved["seed"])
+    np.testing.assert_allclose(curve.mean["loss"], saved["scores"]["loss"]["mean"], rtol=1e-5)
 
 
 @pytest.mark.slow

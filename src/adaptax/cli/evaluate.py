@@ -7,10 +7,6 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
-
 import adaptax as ax
 from adaptax.cli.building import Built, mean_stepsize
 from adaptax.cli.naming import as_typed, origins
@@ -18,11 +14,11 @@ from adaptax.cli.options import Mark, canonical_stepsize, flag, hints, is_rule, 
 from adaptax.cli.saved import check_data, from_saved
 from adaptax.cli.training import Training
 from adaptax.errors import InputError
+from adaptax.learner.load import read_state
 from adaptax.models.protocol import HasMoments, offers
 from adaptax.report import tables
-from adaptax.training.older import older
 from adaptax.training.run import Run
-from adaptax.training.step import State, Step
+from adaptax.training.step import State
 
 if TYPE_CHECKING:
     from adaptax.cli.commands import Evaluate
@@ -62,10 +58,7 @@ def load(run: Run, saved: dict[str, Any], config: Training) -> tuple[Built, Stat
     built = config.build()
     check_data(saved, config)
     step = built.step(config.tasks_per_step)
-    like = _blank(step, built.params)
-    templates = (like, lambda: older(step, like))
-    best = None if built.validation is None else run.checkpoints.load_best(*templates)
-    return built, run.checkpoints.load(*templates) if best is None else best
+    return built, read_state(run, step, built.params, best=built.validation is not None)
 
 
 def judge(
@@ -74,7 +67,7 @@ def judge(
     """Held-out scores after 0..M inner steps; two calls return the same, since no times and no paths are in them."""
     chosen = {} if built.validation is None else {"trained": trained}
     # The step size in use at the end of training, never one measured on the held-out tasks.
-    params, inner = (state.params, state.inner) if built.tuned is None else built.tuned(state)
+    params, inner = judged_with(built, state)
     steps, held_out = range(config.last_step() + 1), built.held_out
     if isinstance(held_out, ax.FiniteSum) and built.calibration is not None and offers(params, HasMoments):
         held_out = ax.tasks.with_statistics(held_out, ax.training.step_statistics(built.calibration, params, inner, steps))
@@ -98,6 +91,11 @@ def judge(
     }
 
 
+def judged_with(built: Built, state: State) -> tuple[Any, ax.Inner]:
+    """The parameters and the inner loop that a state is judged with."""
+    return (state.params, state.inner) if built.tuned is None else built.tuned(state)
+
+
 def scores(curve: ax.Curve) -> dict[str, dict[str, list[float | None]]]:
     """A curve as a dict for JSON: by metric, then mean, low and high; None where a number is not finite."""
     parts = {"mean": curve.mean, "low": curve.low, "high": curve.high}
@@ -118,17 +116,3 @@ def _changed(config: Training, options: "Evaluate") -> Training:
             raise InputError(f"{flag(name)} is for runs that read data from files: leave it out for {config.task}.")
     numbers = {"evaluation_tasks": options.tasks, "evaluation_steps": options.inner_steps}
     return dataclasses.replace(config, **{name: value for name, value in numbers.items() if value is not None}, **data)
-
-
-def _blank(step: Step, params: Any) -> State:
-    """A state with the shapes of the run's, to read a checkpoint into; no step size is measured for it."""
-    shapes = eqx.filter_eval_shape(step.init, params, 0)
-
-    def fill(leaf):
-        if not isinstance(leaf, jax.ShapeDtypeStruct):
-            return leaf
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.key(0)
-        return jnp.zeros(leaf.shape, leaf.dtype)
-
-    return jax.tree.map(fill, shapes)

@@ -4,9 +4,10 @@ import sys
 
 import adaptax as ax
 from adaptax.cli import saved
-from adaptax.cli.evaluate import judge
+from adaptax.cli.evaluate import judge, judged_with
 from adaptax.cli.progress import Progress
 from adaptax.cli.training import Training
+from adaptax.learner.load import FILE
 from adaptax.report import tables
 from adaptax.training.loop import Diverged
 from adaptax.training.run import Run
@@ -42,6 +43,9 @@ def train(config: Training) -> int:
     result = judge(config, built, state, history["skipped"].sum(), trained=config.steps)
     text = tables.evaluation(result)
     if run is not None:
+        params, inner = judged_with(built, state)
+        about = {"task": config.task, "step": result["step"], "seed": config.seed, "evaluation": result}
+        ax.Learner(built.held_out, params, inner, samples=built.method.samples, about=about).save(run.folder / FILE)
         run.write_evaluation(result, text)
     print(text)
     return 0
