@@ -61,7 +61,7 @@ def test_runs_of_the_first_format_are_read_as_they_were():
     cheetah = saved.from_saved(read(FORMER["cheetah-dir"]), "run")
     # The option was called trace; the defaults were others.
     then: Any = outer | {"stepsize": "0.5", "optimizer": "trust-region", "learning_rate": 1e-3, "independent_curvature": True}
-    assert cheetah == CheetahDir(seed=3, steps=50, tasks_per_step=20, gae_lambda=0.8, **then)
+    assert cheetah == CheetahDir(seed=3, steps=50, tasks_per_step=20, gae_lambda=0.8, radius=0.01, **then)
     images = saved.from_saved(read(FORMER["images"]), "run")
     # Before there was a choice, the whole network adapted.
     expected = Images(
