@@ -28,6 +28,7 @@ BAD_COMMANDS = [
     ("video RUN --goal left", "--goal must be followed by numbers"),
     ("video RUN", "There is no run in RUN: give the folder that adaptax train --out was given"),
     ("train navigation --curvature ggs", "--curvature ggs has no effect on --optimizer proximal"),
+    ("train navigation --independent-curvature", "--independent-curvature has no effect on --optimizer proximal"),
     ("demo --steps 0", "--steps 0 must be a whole number of at least 1"),
     ("demo --seed -1", "--seed -1 must be a whole number from 0"),
     ("demo --out file", "--out file cannot be a folder, for file is a file: choose another one"),

@@ -1,5 +1,6 @@
 """Runs from the command line: what they print, what their folder holds, and files of options."""
 
+import io
 import json
 import re
 
@@ -68,6 +69,17 @@ def test_a_finished_run_is_a_learner(finished):
     assert loaded.about["task"] == "sinusoid" and loaded.about["evaluation"] == saved
     curve = loaded.evaluate(ax.tasks.sinusoid(), saved["steps"], saved["tasks"], saved["seed"])
     np.testing.assert_allclose(curve.mean["loss"], saved["scores"]["loss"]["mean"], rtol=1e-5)
+
+
+def test_a_run_that_was_finished_without_a_learner_gets_one(train, copied):
+    folder = copied("matrix")
+    written = (folder / "learner.npz").read_bytes()
+    (folder / "learner.npz").unlink()
+    with pytest.raises(ax.InputError, match=r"has no learner\.npz yet: give its adaptax train command again"):
+        ax.load(folder)
+    assert train("matrix", "--out", folder).code == 0
+    with np.load(io.BytesIO(written)) as one, np.load(folder / "learner.npz") as two:
+        assert one.files == two.files and all(np.array_equal(one[name], two[name]) for name in one.files)
 
 
 @pytest.mark.slow

@@ -1,16 +1,19 @@
 """`adaptax train`."""
 
 import sys
+from typing import Any
 
 import adaptax as ax
 from adaptax.cli import saved
-from adaptax.cli.evaluate import judge, judged_with
+from adaptax.cli.building import Built
+from adaptax.cli.evaluate import judge, judged_with, load
 from adaptax.cli.progress import Progress
 from adaptax.cli.training import Training
 from adaptax.learner.load import FILE
 from adaptax.report import tables
 from adaptax.training.loop import Diverged
 from adaptax.training.run import Run
+from adaptax.training.step import State
 
 
 def train(config: Training) -> int:
@@ -21,6 +24,8 @@ def train(config: Training) -> int:
     if run is not None and run.is_run(run.folder):
         _agree(run, config)
         if (result := run.evaluation()) is not None and result.get("trained", result["step"]) == config.steps == run.newest():
+            if not (run.folder / FILE).is_file():  # finished before there were learners
+                _save_learner(run, config, *load(run, run.config(), config), result)
             print(tables.evaluation(result))
             print(f"{config.out} is finished: nothing was changed (--resume with more --steps goes on).")
             return 0
@@ -43,12 +48,16 @@ def train(config: Training) -> int:
     result = judge(config, built, state, history["skipped"].sum(), trained=config.steps)
     text = tables.evaluation(result)
     if run is not None:
-        params, inner = judged_with(built, state)
-        about = {"task": config.task, "step": result["step"], "seed": config.seed, "evaluation": result}
-        ax.Learner(built.held_out, params, inner, samples=built.method.samples, about=about).save(run.folder / FILE)
+        _save_learner(run, config, built, state, result)
         run.write_evaluation(result, text)
     print(text)
     return 0
+
+
+def _save_learner(run: Run, config: Training, built: Built, state: State, result: dict[str, Any]) -> None:
+    params, inner = judged_with(built, state)
+    about = {"task": config.task, "step": result["step"], "seed": config.seed, "evaluation": result}
+    ax.Learner(built.held_out, params, inner, samples=built.method.samples, about=about).save(run.folder / FILE)
 
 
 def _agree(run: Run, config: Training) -> None:

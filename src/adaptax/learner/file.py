@@ -96,7 +96,7 @@ def write(path: str | os.PathLike, contents: Contents) -> None:
         "about": contents.about,
     }
     written = io.BytesIO()
-    np.savez_compressed(written, **{_HEADER: np.frombuffer(json.dumps(header).encode(), np.uint8)}, **plain)
+    np.savez_compressed(written, **{_HEADER: np.frombuffer(json.dumps(header, sort_keys=True).encode(), np.uint8)}, **plain)
     draft = path.with_name(path.name + ".part")
     try:
         draft.write_bytes(written.getvalue())

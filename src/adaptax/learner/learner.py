@@ -148,7 +148,7 @@ class Learner:
         support = support.support if isinstance(support, Task) else support
         problem, inner, classes = self.problem, self.inner, None
         if self.classifies:
-            (inputs, labels), (problem, inner) = _pair(support), (self.problem, self.inner)
+            inputs, labels = _pair(support)
             names, index = np.unique(np.asarray(labels), return_inverse=True)
             classes, support = tuple(names.tolist()), (inputs, index.reshape(np.shape(labels)))
             problem, inner = self._of_classes(len(classes))

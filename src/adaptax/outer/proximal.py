@@ -50,6 +50,7 @@ class Proximal(optax.GradientTransformationExtraArgs):
     Source: Rothfuss et al. (2019), ProMP, ICLR, algorithm 1; Schulman et al. (2017), PPO, arXiv 1707.06347.
     """
 
+    # The training step then draws the batches once, for the meta-gradient too.
     on_adapted_path: ClassVar[bool] = True
 
     def __new__(

@@ -85,6 +85,7 @@ class TrustRegion(optax.GradientTransformationExtraArgs):
     Source: Schulman et al. (2015), TRPO, ICML; docs/theory.md, section 10.3.
     """
 
+    # The training step then draws the batches once, for the meta-gradient too.
     on_adapted_path: ClassVar[bool] = True
 
     def __new__(

@@ -58,7 +58,7 @@ class Reinforcement(Training):
     normalise: bool = True
     """Standardise the advantages of each batch, as published step sizes suppose."""
     independent_curvature: bool = False
-    """Draw episodes of their own for Hessians, instead of using those of the inner steps again (proximal always does)."""
+    """Draw episodes of their own for Hessians, instead of using those of the inner steps again, as proximal does."""
     hidden: options.Widths = (64, 64)
     """Widths of the policy's hidden layers."""
 
@@ -74,6 +74,12 @@ class Reinforcement(Training):
             raise InputError(
                 f"--curvature {self.curvature} has no effect on --optimizer proximal, which differentiates through the inner "
                 "steps: use --optimizer trust-region or adam with it."
+            )
+
+        if self.optimizer == "proximal" and self.independent_curvature:
+            raise InputError(
+                "--independent-curvature has no effect on --optimizer proximal, which goes through the episodes of the steps: "
+                "leave it out, or use another --optimizer."
             )
 
     def build(self):
