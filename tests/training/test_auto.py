@@ -43,6 +43,17 @@ def test_the_parts_that_share_a_step_size(tiny, per, shape, per_step):
     assert state.inner.stepsize.tree.shape == ((3, *shape) if per_step else shape)
 
 
+def test_in_the_resampling_case_an_array_shares_a_step_size_unless_said(tiny):
+    rl = ax.tasks.rl
+    problem = rl.tabular(states=2, actions=2, horizon=2)
+    policy = problem.policy()
+    for given, parameters in ((Auto(tasks=2), False), (Auto(tasks=2, per="parameter"), True)):
+        method = ax.MetaGradient(ax.Inner(1, given))
+        state = ax.make_step(problem.resampling(rl.LVC(0.9)), method, optax.sgd(0.01), 5).init(policy)
+        shapes = [leaf.shape for leaf in jax.tree.leaves(state.inner.stepsize.tree)]
+        assert shapes == [leaf.shape if parameters else () for leaf in jax.tree.leaves(policy)]
+
+
 def test_a_step_moves_logarithms_by_the_exact_derivative(tiny):
     """Gradient descent on (w, theta) of the mean loss after adaptation, written out for the quadratic."""
     step = step_of(tiny, ax.MetaGradient(ax.Inner(3, Auto(0.5, tasks=2))))

@@ -13,8 +13,9 @@ class Auto(AbstractRule):
     r"""The default step sizes: measured once, learned from there, and held below the edge of stability.
 
     - **Measured**: at first $\alpha = \gamma/\hat\lambda$, with the largest curvature along the inner paths of a few tasks.
-    - **Learned**: training moves the logarithm of every parameter's own step size together with the parameters, by the exact
-      derivative that `Learned` has, with the same outer optimiser.
+    - **Learned**: training moves the logarithms of the step sizes together with the parameters, by the exact derivative that
+      `Learned` has, with the same outer optimiser. Every parameter has its own; in the resampling case every array, since the
+      derivative by one parameter's own is mostly noise there.
     - **Held below the edge**: every few meta-steps the curvature in the norm of the step sizes,
       $\lambda_A = \|A^{1/2}\nabla^2l(w_j)A^{1/2}\|$, is measured along the paths that they walk. Where it is beyond the edge,
       the step sizes that make it up are lowered, by the smallest change of their logarithms that brings it back. A step
@@ -32,8 +33,8 @@ class Auto(AbstractRule):
     Arguments:
         gamma: the safety factor of the first value (default 1.0).
         learn: whether training learns from there (default True).
-        per: the parameters that share a step size: "parameter" (default: each has its own, as many numbers as adapt), "leaf",
-            "scalar".
+        per: the parameters that share a step size: "parameter" (each has its own, as many numbers as adapt), "leaf" (each
+            array), "scalar" (default None: "parameter" for `ax.FiniteSum`, "leaf" for `ax.Resampling`).
         per_step: whether each inner step has its own (default False).
         most: the largest multiple of the first value that training may reach, at least 1 (default 100): parameters that hardly
             matter on most tasks would else get step sizes that break down on the others.
@@ -54,7 +55,7 @@ class Auto(AbstractRule):
 
     gamma: float = 1.0
     learn: bool = eqx.field(static=True, default=True, kw_only=True)
-    per: str = eqx.field(static=True, default="parameter", kw_only=True)
+    per: str | None = eqx.field(static=True, default=None, kw_only=True)
     per_step: bool = eqx.field(static=True, default=False, kw_only=True)
     most: float = eqx.field(static=True, default=100.0, kw_only=True)
     tasks: int = eqx.field(static=True, default=8, kw_only=True)
@@ -67,7 +68,8 @@ class Auto(AbstractRule):
         super().__post_init__()
         self.learn = check_true_or_false("Auto", "learn", self.learn)
         self.per_step = check_true_or_false("Auto", "per_step", self.per_step)
-        check_per("Auto", self.per)
+        if self.per is not None:
+            check_per("Auto", self.per)
         self.growth = check_real("Auto", "growth", self.growth, above=0)
         self.most = check_real("Auto", "most", self.most, least=1)
 
@@ -78,7 +80,7 @@ class Auto(AbstractRule):
         """The largest curvature in the norm of the step sizes for N = `steps`."""
         return 1 + self.growth ** (1 / max(steps, 1))
 
-    def start(self, alpha: Array, adapting: PyTree, steps: int) -> LearnedRates:
-        """The step sizes that training learns, all equal to the measured one at first."""
-        free = zeros(adapting, self.per, max(steps, 1) if self.per_step else None)
+    def start(self, alpha: Array, adapting: PyTree, steps: int, stochastic: bool = False) -> LearnedRates:
+        """The step sizes that training learns, all equal to the measured one at first; `stochastic` in the resampling case."""
+        free = zeros(adapting, self.per or ("leaf" if stochastic else "parameter"), max(steps, 1) if self.per_step else None)
         return LearnedRates(alpha, free, self.per_step, most=self.most)

@@ -112,7 +112,8 @@ class Step(eqx.Module):
                 # From here on, the curvature in the norm of the step sizes.
                 estimate = eqx.tree_at(lambda known: known.curvature, estimate, estimate.curvature * inner.stepsize)
                 if self.learns:
-                    inner = inner.with_stepsize(rule.start(inner.stepsize, self._adapting(params, tasks), inner.steps))
+                    adapting, stochastic = self._adapting(params, tasks), self.problem.stochastic
+                    inner = inner.with_stepsize(rule.start(inner.stepsize, adapting, inner.steps, stochastic))
         outer = self._outer(params, inner)
         moved = trained(self.problem, self.method.inner, outer, self.shapes(tasks), self.method.samples)
         floating = eqx.filter(outer, moved)
