@@ -31,6 +31,8 @@ from .problem import Resampling as Resampling
 from .problem import Samples as Samples
 from .problem import Task as Task
 from .stepsize.learned import Meta as Meta
+from .tables.estimators import MetaClassifier as MetaClassifier
+from .tables.estimators import MetaRegressor as MetaRegressor
 from .training.evaluate import Curve as Curve
 from .training.evaluate import evaluate as evaluate
 from .training.loop import train as train

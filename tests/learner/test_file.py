@@ -147,7 +147,7 @@ def changed(path, **entries):
 
 def test_files_that_are_something_else_are_refused(tmp_path):
     path = tmp_path / "a.npz"
-    other = r"a\.npz is no learner of adaptax: give a file that Learner\.save wrote"
+    other = r"a\.npz is no learner of adaptax: give a file that save\(\) wrote"
     for write in (
         lambda: path.write_bytes(b"no file of NumPy"),
         lambda: path.write_bytes(pickle.dumps({"a": 1})),

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -41,6 +41,7 @@ class Built:
         calibration: training tasks, whose statistics of batches for each inner step are judged with too.
         tuned: a function from a state to the parameters and the inner loop that it is judged with (default: its own).
         validation: the problem whose tasks choose the best state, if there is one.
+        reading: what a learner's file says of how inputs are read, by kind.
     """
 
     problem: ax.FiniteSum | ax.Resampling
@@ -54,6 +55,7 @@ class Built:
     validation: ax.FiniteSum | None = None
     calibration: ax.FiniteSum | None = None
     tuned: Callable[[Any], tuple[Any, ax.Inner]] | None = None
+    reading: dict[str, Any] = field(default_factory=dict)
 
     def step(self, tasks_per_step: int) -> Step:
         """The meta-step, whose `init` says what the state looks like."""

@@ -11,6 +11,7 @@ from adaptax.cli import options
 from adaptax.cli.families import FAMILIES
 from adaptax.cli.parse import Group
 from adaptax.cli.reproduce import EXPERIMENTS
+from adaptax.cli.table_options import Table
 
 RunFolder = tyro.conf.Positional[Path]
 Format = Literal["table", "json"]
@@ -39,6 +40,27 @@ class Evaluate:
         from adaptax.cli.evaluate import evaluate
 
         return evaluate(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapt:
+    """Adapt what was trained to a new case, from a few examples, and predict others."""
+
+    run: RunFolder
+    """The run folder of adaptax train, or a file that save() wrote."""
+    support: Path
+    """Examples to adapt to: a folder for each class of pictures (or a zip of them), or rows of a table with their targets."""
+    predict: Path
+    """What to predict: a folder of pictures or one picture; or rows of a table."""
+    out: Path = Path("predictions.csv")
+    """The CSV file to write."""
+    explain: bool = False
+    """Say how the loss fell along the steps, and which error is to be expected."""
+
+    def execute(self) -> int:
+        from adaptax.cli.adapt import adapt
+
+        return adapt(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +168,8 @@ COMMANDS = Group(
     "command",
     f"adaptax {__version__}: meta-learning by gradient descent with many inner steps. (--version prints the version.)",
     {
-        "train": Group("task", "Meta-train on a family of tasks", FAMILIES),
+        "train": Group("task", "Meta-train on a family of tasks", {**FAMILIES, "table": Table}),
+        "adapt": Adapt,
         "evaluate": Evaluate,
         "measure": Measure,
         "video": Video,

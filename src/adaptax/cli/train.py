@@ -56,7 +56,7 @@ def train(config: Training) -> int:
 
 def _save_learner(run: Run, config: Training, built: Built, state: State, result: dict[str, Any]) -> None:
     params, inner = judged_with(built, state)
-    about = {"task": config.task, "step": result["step"], "seed": config.seed, "evaluation": result}
+    about = {"task": config.task, "step": result["step"], "seed": config.seed, "evaluation": result, **built.reading}
     ax.Learner(built.held_out, params, inner, samples=built.method.samples, about=about).save(run.folder / FILE)
 
 

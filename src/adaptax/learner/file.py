@@ -1,10 +1,6 @@
-"""The file of a learner: arrays by name and a header in JSON, in NumPy's npz format. Nothing in it is executed."""
+"""The file of a learner."""
 
-import io
-import json
 import os
-import zipfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from adaptax import _archive as archive
 from adaptax._tree import as_parameters, is_floating, mask_tree, path_name
 from adaptax.errors import InputError
 from adaptax.gradients import AutoDiff
@@ -26,7 +23,7 @@ from adaptax.tasks.images.scoring import CrossEntropy
 from adaptax.tasks.sinusoid import mean_squared_error
 
 FORMAT, VERSION = "adaptax learner", 1
-_HEADER, _PARAMS, _STEPSIZE = "header", "params/", "stepsize/"
+_PARAMS, _STEPSIZE = "params/", "stepsize/"
 
 
 class Paths:
@@ -61,7 +58,7 @@ def no_tasks(key: Any) -> Any:
 
 def write(path: str | os.PathLike, contents: Contents) -> None:
     """Write a file; see `Learner.save`."""
-    path, inner, rates = Path(path), contents.inner, _resolved(contents.inner)
+    inner, rates = contents.inner, _resolved(contents.inner)
     for what, given in (("an optimizer", inner.optimizer), ("a start", inner.start)):
         if given is not None and not isinstance(given, SharedHead):
             raise InputError(f"A file holds no functions, and this inner loop has {what} of its own: keep the run folder.")
@@ -73,16 +70,7 @@ def write(path: str | os.PathLike, contents: Contents) -> None:
     tree = rates.tree if isinstance(rates, LearnedRates) else rates
     per_step = rates.per_step if isinstance(rates, LearnedRates) else rates.ndim == 1
     named |= {_STEPSIZE + name: leaf for name, leaf in _leaves(tree).items()}
-    plain, dtypes = {}, {}
-    for name, leaf in named.items():
-        array = np.asarray(leaf)
-        dtypes[name] = array.dtype.name
-        # NumPy's format has no name for the types of JAX alone, such as bfloat16.
-        plain[name] = array.view(np.dtype(f"u{array.dtype.itemsize}")) if array.dtype.kind == "V" else array
     header = {
-        "format": FORMAT,
-        "version": VERSION,
-        "adaptax": version("adaptax"),
         "network": describe(params),
         "loss": _loss(contents.problem),
         "inner": {
@@ -92,22 +80,14 @@ def write(path: str | os.PathLike, contents: Contents) -> None:
             "proximal": None if inner.proximal is None else float(inner.proximal),
             "per_step": per_step,
         },
-        "dtypes": dtypes,
         "about": contents.about,
     }
-    written = io.BytesIO()
-    np.savez_compressed(written, **{_HEADER: np.frombuffer(json.dumps(header, sort_keys=True).encode(), np.uint8)}, **plain)
-    draft = path.with_name(path.name + ".part")
-    try:
-        draft.write_bytes(written.getvalue())
-        os.replace(draft, path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}): choose another path.") from error
+    archive.write(path, FORMAT, VERSION, header, named)
 
 
 def read(path: Path, *, problem: AbstractProblem | None, params: PyTree, inner: Inner | None) -> Contents:
     """Read a file, with these in place of its own; see `ax.load`."""
-    header, arrays = _contents(path)
+    header, arrays = archive.read(path, FORMAT, VERSION, {"network", "loss", "inner", "about"})
     said = header["network"]
     if params is None and said is None:
         raise InputError(
@@ -122,32 +102,6 @@ def read(path: Path, *, problem: AbstractProblem | None, params: PyTree, inner: 
     rates = {k.removeprefix(_STEPSIZE): v for k, v in arrays.items() if k.startswith(_STEPSIZE)}
     inner = inner.with_stepsize(_rates(rates, inner.initial(filled), header["inner"]["per_step"]))
     return Contents(problem, filled, inner, header["about"])
-
-
-def _contents(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The header and the arrays of a file; refused with a sentence if it is something else."""
-    header, arrays = None, {}
-    try:
-        # NumPy leaves a file open that it cannot read, unless it is given an open one.
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-            header = json.loads(arrays.pop(_HEADER).tobytes())
-    except FileNotFoundError:
-        raise InputError(f"There is no file {path}: give one that Learner.save wrote, or a run folder.") from None
-    except OSError as error:
-        raise InputError(
-            f"{path.name} cannot be read ({error.strerror or error}): give a file that Learner.save wrote."
-        ) from error
-    except (ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile):
-        header = None
-    if not isinstance(header, dict) or header.get("format") != FORMAT or not isinstance(header.get("version"), int):
-        raise InputError(f"{path.name} is no learner of adaptax: give a file that Learner.save wrote, or a run folder.")
-    if header["version"] > VERSION:
-        text = f"{path.name} was saved by adaptax {header.get('adaptax')}, a later version"
-        raise InputError(f"{text}: install it to read the file.")
-    if not {"network", "loss", "inner", "dtypes", "about"} <= header.keys() or header["dtypes"].keys() != arrays.keys():
-        raise InputError(f"{path.name} is not whole: save the learner again.")
-    return header, {name: array.view(jnp.dtype(header["dtypes"][name])) for name, array in arrays.items()}
 
 
 def _resolved(inner: Inner) -> LearnedRates | Array | None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
+from adaptax import _archive as archive
 from adaptax.errors import InputError
 from adaptax.inner import Inner
 from adaptax.learner.file import read
@@ -24,6 +25,8 @@ from adaptax.training.step import State, Step, make_step
 
 # The learner that `adaptax train` writes into its run folder when it ends.
 FILE = "learner.npz"
+# The model that `adaptax train table` writes.
+TABLE = "table.npz"
 
 
 def load(
@@ -36,11 +39,12 @@ def load(
     memory: Memory | None = None,
     inner: Inner | None = None,
     predict: Any = None,
-) -> Learner:
+) -> Any:
     """A learner from a file that `Learner.save` wrote, from a folder of `adaptax train`, or from one of `ax.train(out=)`.
 
     A file knows the networks of `ax.models`, the mean squared error and the cross entropy; networks and losses of your own are
-    given. Nothing in a file is executed.
+    given. Nothing in a file is executed. A file of `MetaRegressor.save` or `MetaClassifier.save`, or a folder of
+    `adaptax train table`, gives that estimator.
 
     Arguments:
         path: the file, or the run folder.
@@ -68,7 +72,14 @@ def load(
         (3, {'trained': 'not at all'})
     """
     path = Path(path)
+    if path.is_dir() and (path / TABLE).is_file():
+        path /= TABLE
     if not path.is_dir():
+        if archive.kind_of(path) == "adaptax table model":
+            from adaptax.tables import estimators
+            from adaptax.tables.file import read as read_table
+
+            return read_table(path, {"regressor": estimators.MetaRegressor, "classifier": estimators.MetaClassifier})
         return _from_file(path, problem, params, inner, predict)
     if not Run.is_run(path):
         raise InputError(f"There is no run in {path}: give the folder of a training, or a file that Learner.save wrote.")

@@ -21,6 +21,7 @@ from adaptax.tasks.images import (
     with_statistics,
 )
 from adaptax.tasks.sinusoid import sinusoid, sinusoid_resampling
+from adaptax.tasks.table import table
 
 __all__ = [
     "Affine",
@@ -44,5 +45,6 @@ __all__ = [
     "rl",
     "sinusoid",
     "sinusoid_resampling",
+    "table",
     "with_statistics",
 ]

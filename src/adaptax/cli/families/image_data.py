@@ -58,6 +58,13 @@ def judged_on(train: Data, test: Data) -> str:
     return f"{len(test)} classes with {sum(test.counts):,} images"
 
 
+def how_read(data: Data) -> dict[str, Any]:
+    """How pictures become inputs: the side, the channels, and whether ink is bright."""
+    characters = isinstance(data, Characters)
+    size, channels = (data.images.shape[-1], 1) if characters else (data.size, data.channels)
+    return {"size": size, "channels": channels, "inverted": characters}
+
+
 def _hold_out(config: "Images", wanted: str, train: Data, read: Any) -> tuple[Data, Data]:
     """The classes that are left to train on, and those that are kept for validation."""
     number, key = wanted.isdecimal(), jax.random.fold_in(jax.random.key(config.seed), _VALIDATION)

@@ -101,7 +101,7 @@ class Images(Training):
     def build(self):
         import adaptax as ax
         from adaptax.cli.building import Built, initial_key, inner_of, method_of, optimizer_of
-        from adaptax.cli.families.image_data import judged_on, load
+        from adaptax.cli.families.image_data import how_read, judged_on, load
 
         train, validation, test, left_out = load(self)
         sizes = (self.ways, self.shots, self.queries)
@@ -130,7 +130,7 @@ class Images(Training):
         params = self._network(outputs, held_out, initial_key(self.seed))
         return Built(
             problem, params, method_of(self, trained), optimizer_of(self), held_out, judged_on(train, test), left_out,
-            validation=chosen_by, calibration=calibration, tuned=tuned,
+            validation=chosen_by, calibration=calibration, tuned=tuned, reading={"images": how_read(train)},
         )  # fmt: skip
 
     def _network(self, outputs: int, problem: "ax.FiniteSum", key: Any) -> Any:

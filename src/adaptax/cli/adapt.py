@@ -1,0 +1,126 @@
+"""`adaptax adapt`: adapt what was trained to a new case, and predict."""
+
+import csv
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import adaptax as ax
+from adaptax.cli.table import adapt as adapt_table
+from adaptax.cli.table import features, read_frame
+from adaptax.errors import InputError
+from adaptax.report.table_model import worth
+from adaptax.tasks.images import read_images
+from adaptax.tasks.images.io.decoding import SUFFIXES, decode
+
+if TYPE_CHECKING:
+    from adaptax.cli.commands import Adapt
+
+_ONE_SIDED_95 = 1.6448536269514722
+_TWO_SIDED_95 = 1.959963984540054
+
+
+def adapt(options: "Adapt") -> int:
+    """Adapt, predict and write a CSV file. Returns the exit code."""
+    if not options.out.absolute().parent.is_dir():
+        raise InputError(f"--out {options.out} is in a folder that is not there: make it first.")
+    learner = ax.load(options.run)
+    if not isinstance(learner, ax.Learner):
+        if "table" not in learner.about_:
+            raise InputError(f"{options.run} does not say which columns it takes: use it from Python, by adapt and predict.")
+        print(adapt_table(learner, options.support, options.predict, options.out))
+        gain = learner.about_.get("gain", [math.nan, math.nan])
+        if options.explain or not gain[1] > 0:
+            print(worth(*gain))
+        return 0
+    if not isinstance(learner.problem, ax.FiniteSum):
+        raise InputError(f"{options.run} is of reinforcement learning, which adapts in its environment: see adaptax video.")
+    predictor = (_images if learner.classifies else _rows)(learner, options)
+    if not np.isfinite(predictor.losses).all():
+        raise InputError("The adaptation was not finite: look for wrong values in --support.")
+    _explain(learner, predictor, options.explain)
+    return 0
+
+
+def _images(learner: ax.Learner, options: "Adapt") -> ax.Predictor:
+    """Class folders to adapt to, and pictures to tell apart."""
+    said = learner.about.get("images")
+    if said is None:
+        raise InputError(f"{options.run} does not say how its images were read: train it again, or use it from Python.")
+    size, channels = said["size"], said["channels"]
+    known = read_images(options.support, size, channels)
+    paths = _pictures(options.predict)
+    names = [str(path) for path in paths]
+    pictures = np.stack([decode(path.read_bytes(), str(path), size, channels, False) for path in paths])
+    predictor = learner.adapt((_pixels(known.images, said), np.repeat(known.names, known.counts)))
+    parts = np.array_split(pictures, math.ceil(len(pictures) / 64))
+    found = [np.asarray(predictor.probabilities(_pixels(part, said))) for part in parts]
+    probabilities, classes = np.concatenate(found), predictor.classes
+    assert classes is not None
+    best = probabilities.argmax(1)
+    rows = [(n, classes[k], f"{p[k]:.4f}") for n, k, p in zip(names, best, probabilities, strict=True)]
+    _write(options.out, ("file", "class", "probability"), rows)
+    print(f"{len(rows):,} pictures predicted after adaptation to {len(known.names)} classes: {options.out}")
+    return predictor
+
+
+def _pixels(images: np.ndarray, said: dict[str, Any]) -> np.ndarray:
+    """Pictures as the network takes them."""
+    return (255 - images if said["inverted"] else images).astype(np.float32) / 255
+
+
+def _pictures(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    if not found:
+        raise InputError(f"There are no pictures in {path}: give a folder of {', '.join(SUFFIXES)} files, or one file.")
+    return found
+
+
+def _rows(learner: ax.Learner, options: "Adapt") -> ax.Predictor:
+    """A regression: the support table's last column is the target, and the others are the inputs."""
+    known, asked = read_frame(options.support), read_frame(options.predict)
+    *inputs, target = map(str, known.columns)
+    if not inputs:
+        raise InputError(f"{options.support.name} has one column alone: give columns of inputs, and the target last.")
+    x, y = (features(known, names, options.support).astype(np.float32) for names in (inputs, [target]))
+    rows = features(asked, inputs, options.predict).astype(np.float32)
+    predictor = learner.adapt((x, y))
+    found = np.asarray(predictor(rows)).reshape(len(rows), -1)
+    _write(options.out, (*inputs, target), np.concatenate([rows, found], 1).tolist())
+    print(f"{len(rows):,} rows predicted after adaptation to {len(x):,} rows: {options.out}")
+    return predictor
+
+
+def _write(path: Path, header: tuple[str, ...], rows: Any) -> None:
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def _explain(learner: ax.Learner, predictor: ax.Predictor, whole: bool) -> None:
+    """How the loss fell on the support set, and what to expect by the held-out tasks of the training."""
+    steps = learner.inner.steps
+    if whole:
+        losses = " ".join(f"{loss:.3g}" for loss in np.asarray(predictor.losses))
+        print(f"Loss on the support set before each of {steps} steps: {losses}")
+    evaluation = learner.about.get("evaluation")
+    if evaluation is None or steps not in evaluation["steps"]:
+        return
+    name = next((n for n in evaluation["scores"] if n.startswith("accuracy")), "loss")
+    score, at = evaluation["scores"][name], evaluation["steps"].index(steps)
+    ends = [(score["low"][i], score["mean"][i], score["high"][i]) for i in (0, at)]
+    if any(x is None for end in ends for x in end):
+        return
+    (low0, first, high0), (low, mean, high) = ends
+    sign = 1 if name != "loss" else -1
+    error = math.hypot(high0 - low0, high - low) / (2 * _TWO_SIDED_95)
+    gain = sign * (mean - first)
+    if whole:
+        print(f"{name} on held-out tasks of its training: {mean:.4g} [{low:.4g}, {high:.4g}], before adaptation {first:.4g}")
+    if whole or gain - _ONE_SIDED_95 * error <= 0:
+        print(worth(gain, gain - _ONE_SIDED_95 * error).replace("lowers the error", f"improves the {name}"))

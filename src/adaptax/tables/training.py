@@ -1,0 +1,155 @@
+"""Training of one model of a table on some groups, judged on others; the best state on those is kept."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from adaptax.tables.ways import Way, errors
+from adaptax.tasks.table import SampleRows
+from adaptax.training.outer_defaults import default_optimizer
+from adaptax.training.step import State, Step, make_step
+
+# Meta-steps between two looks at the groups held out, and looks without a better one before training ends.
+_EVERY, _PATIENCE = 50, 8
+# Tasks that a state is judged on, at least; more where there are more groups.
+_TASKS = 64
+
+
+class Settings(NamedTuple):
+    """What all trainings of one table share."""
+
+    outputs: int
+    max_steps: int
+    tasks_per_step: int
+
+
+class Trained(NamedTuple):
+    """A trained model, and the mean error of rows of the groups held out, after and before adaptation.
+
+    Arguments:
+        params, rates: the best state's parameters and step sizes.
+        error: by group held out, after adaptation, shape (groups,).
+        before: before adaptation.
+        step: when the best state was.
+    """
+
+    params: PyTree
+    rates: PyTree
+    error: np.ndarray
+    before: np.ndarray
+    step: int
+
+
+def train(way: Way, rows: SampleRows, groups: np.ndarray, held: np.ndarray, settings: Settings, seed: int) -> Trained:
+    """Train on the groups, and keep the state that does best on those held out.
+
+    Arguments:
+        way: how the model adapts.
+        rows: all rows.
+        groups, held: the groups to train on, and those to judge on (empty: the last state is kept).
+        settings: shared ones.
+        seed: decides the training.
+    """
+    step = make_step(
+        way.problem(choose(rows, groups), settings.outputs), way.method(), default_optimizer(settings.max_steps),
+        settings.tasks_per_step,
+    )  # fmt: skip
+    params = way.start(rows.x.shape[1], settings.outputs, jax.random.fold_in(jax.random.key(seed), 2**31))
+    state = step.init(params, seed)
+    tasks = draws(rows, held, seed) if len(held) else None
+    best, since, done = None, 0, 0
+    while done < settings.max_steps and since < _PATIENCE:
+        count = min(_EVERY, settings.max_steps - done)
+        state = _advance(step, state, count)
+        done += count
+        if tasks is None:
+            continue
+        rates = way.rates(state.inner)
+        error, before = mean_errors(way, state.params, rates, rows, tasks, settings.outputs)
+        since += 1
+        if best is None or not error.mean() >= best.error.mean():
+            best, since = Trained(state.params, rates, error, before, done), 0
+    nothing = np.zeros(0)
+    return best or Trained(state.params, way.rates(state.inner), nothing, nothing, done)
+
+
+class Draws(NamedTuple):
+    """Tasks to judge on: each a group (by its place among `held` too), a number of support rows, and a key."""
+
+    held: np.ndarray
+    place: np.ndarray
+    group: Array
+    shots: Array
+    keys: Array
+
+
+def draws(rows: SampleRows, held: np.ndarray, seed: int, shots: int | None = None, least: int = _TASKS) -> Draws:
+    """As many tasks of each of these groups, with numbers of support rows as in training, or `shots`."""
+    count = _round(max(least, len(held)))
+    place = np.arange(count) % len(held)
+    drawn = np.random.default_rng(seed).integers(int(rows.fewest), rows.most + 1, count)
+    number = jnp.asarray(drawn if shots is None else np.full(count, shots), jnp.int32)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 2**31 + 1), count)
+    return Draws(held, place, jnp.asarray(held[place], jnp.int32), number, keys)
+
+
+def mean_errors(
+    way: Way, params: PyTree, rates: PyTree, rows: SampleRows, tasks: Draws, outputs: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The mean error of rows of each group, after and before adaptation."""
+    found = _judge(way, params, rates, rows, tasks.group, tasks.shots, tasks.keys, outputs)
+    count = np.bincount(tasks.place, minlength=len(tasks.held))
+    after, before = (np.bincount(tasks.place, np.asarray(part), len(tasks.held)) / count for part in found[:2])
+    return after, before
+
+
+def residuals(
+    way: Way, params: PyTree, rates: PyTree, rows: SampleRows, tasks: Draws, outputs: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The absolute errors of target rows in units of their scales, shape (tasks, queries), and which rows there are."""
+    found = _judge(way, params, rates, rows, tasks.group, tasks.shots, tasks.keys, outputs)
+    return np.asarray(found[2]), np.asarray(found[3])
+
+
+def choose(rows: SampleRows, groups: np.ndarray) -> SampleRows:
+    """The same rows, of which these groups are drawn; shapes stay, so that programs are shared."""
+    chosen = jnp.zeros(len(rows.counts), jnp.int32).at[: len(groups)].set(jnp.asarray(groups, jnp.int32))
+    number = jnp.asarray(len(groups), jnp.int32)
+    return eqx.tree_at(lambda rows: (rows.chosen, rows.number), rows, (chosen, number))
+
+
+@eqx.filter_jit
+def _advance(step: Step, state: State, count: int) -> State:
+    return jax.lax.scan(lambda state, _: (step(state)[0], None), state, length=count)[0]
+
+
+@eqx.filter_jit
+def _judge(way: Way, params: PyTree, rates: PyTree, rows: SampleRows, group: Array, shots: Array, keys: Array, outputs: int):
+    def one(group, shots, key):
+        task = rows.of_group(group, shots, key)
+        x, y, mask = task.support
+        inputs, targets, there = task.target
+
+        def judged(mask):
+            adapted = way.adapt(params, rates, (jnp.where(mask[:, None] > 0, x, 0), y, mask), outputs)
+            mean, scale = way.predict(params, adapted, inputs)
+            return errors(mean, targets), jnp.abs(mean[:, 0] - targets) / scale
+
+        (after, scaled), (before, _) = judged(mask), judged(jnp.zeros_like(mask))
+        count = jnp.maximum(jnp.sum(there), 1)
+        return jnp.sum(after * there) / count, jnp.sum(before * there) / count, scaled, there > 0
+
+    return jax.vmap(one)(group, shots, keys)
+
+
+def _round(count: int) -> int:
+    """The next number of the form 2^k or 3 * 2^k, so that few programs are compiled."""
+    sizes = sorted([2**k for k in range(40)] + [3 * 2**k for k in range(38)])
+    return next(size for size in sizes if size >= count)
+
+
+round_up: Any = _round
