@@ -2,9 +2,9 @@
 
     python benchmarks/grouped.py [--only TABLE ...] [--methods NAME ...] [--splits 3] [--cores 2]
 
-The tables and the protocol are in `table_data.py`, the peers in `table_peers.py`. Every method sees the training groups alone, and
-is tuned by inner validation over them. Runs are kept one by one in results/grouped.json, so that the table can be filled bit by
-bit; `python benchmarks/page.py` writes it into docs/benchmarks.md.
+The tables and the protocol are in `table_data.py`, the peers in `table_peers.py`. Every method sees the training groups alone,
+and is tuned by inner validation over them. Runs are kept one by one in results/grouped.json, so that the table can be
+filled bit by bit; `python benchmarks/page.py` writes it into docs/benchmarks.md.
 """
 
 import argparse

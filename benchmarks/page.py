@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import learning
+import page_grouped
 import page_images
 import page_speed
 from learning_cases import CASES
@@ -49,6 +50,7 @@ SECTIONS = (
     Section("Tasks at a time", "in_flight", "python benchmarks/in_flight.py", page_speed.in_flight),
     Section("From start to first meta-step", "first_step", "python benchmarks/first_step.py", page_speed.first_step),
     Section("What the defaults learn", "learning", "python benchmarks/learning.py --data FOLDER", page_speed.learning),
+    Section("Tables: a new group from a few rows", "grouped", "python benchmarks/grouped.py", page_grouped.grouped),
     Section("Few-shot characters", "images", "python benchmarks/images.py --data FOLDER", page_images.images),
     Section(
         "Time to 90 %", "time_to_accuracy", "python benchmarks/time_to_accuracy.py --data FOLDER", page_images.time_to_accuracy

@@ -290,7 +290,9 @@ def test_pretrained_networks_in_the_same_command(train, run, zips, tmp_path, par
     assert json.loads(run("evaluate", tmp_path / "run", "--format", "json").out) == saved
 
 
-@pytest.mark.parametrize("head, per", [("shared", "leaf"), ("per-class", "parameter")])
+@pytest.mark.parametrize("head, per", [("shared", "leaf"), ("per-class", None)])
 def test_classes_that_share_a_vector_share_step_sizes(zips, head, per):
-    stepsize = Images(data=zips[0], test_data=zips[1], head=head).build().method.inner.stepsize
+    built = Images(data=zips[0], test_data=zips[1], head=head).build()
+    stepsize = built.method.inner.stepsize
     assert isinstance(stepsize, ax.stepsize.Auto) and stepsize.per == per
+    assert built.reading == {"images": {"size": 28, "channels": 1, "inverted": True}}

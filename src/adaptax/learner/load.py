@@ -27,6 +27,7 @@ from adaptax.training.step import State, Step, make_step
 FILE = "learner.npz"
 # The model that `adaptax train table` writes.
 TABLE = "table.npz"
+WEIGHTS = Path(__file__).parents[1] / "weights"
 
 
 def load(
@@ -47,7 +48,8 @@ def load(
     `adaptax train table`, gives that estimator.
 
     Arguments:
-        path: the file, or the run folder.
+        path: the file, or the run folder; or the name of a model that comes with the package: "sinusoid", "omniglot-conv4-32"
+            (a few characters of each of any number of classes) or "parkinsons", whose card is `about["card"]` (`about_`).
         problem: the problem (a file: if its loss is your own; a folder of `ax.train`: needed).
         params: parameters of the trained structure, such as w_0 (a file: if the network is your own; a folder of `ax.train`:
             needed).
@@ -71,7 +73,7 @@ def load(
         >>> again.inner.steps, again.about
         (3, {'trained': 'not at all'})
     """
-    path = Path(path)
+    path = _packaged(path)
     if path.is_dir() and (path / TABLE).is_file():
         path /= TABLE
     if not path.is_dir():
@@ -96,6 +98,18 @@ def load(
     state = read_state(run, make_step(problem, method, optimizer, config.get("tasks_per_step", 1), memory=memory), params)
     about = {"step": int(state.step)}
     return Learner(problem, state.params, state.inner, predict=predict, samples=method.samples, about=about)
+
+
+def _packaged(path: str | os.PathLike) -> Path:
+    """The file of a model that comes with the package, if that is what is named and nothing else has the name."""
+    found = Path(path)
+    if found.exists() or found.name != str(path) or found.suffix:
+        return found
+    within = WEIGHTS / f"{found}.npz"
+    if not within.is_file():
+        names = ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.npz")))
+        raise InputError(f"There is no file or folder {found}, and no model of this name in the package: it has {names}.")
+    return within
 
 
 def _from_file(path: Path, problem: Any, params: PyTree, inner: Inner | None, predict: Any) -> Learner:
