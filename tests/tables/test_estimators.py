@@ -127,6 +127,7 @@ def test_an_order_adapts_to_the_first_rows():
 def test_the_report_says_what_adaptation_gains(regressor):
     report = regressor.report_
     assert sorted(report["group"]) == list(range(40)) and set(report["rows"]) == {14}
+    assert (report["low"] < report["error"]).all() and (report["error"] < report["high"]).all()
     np.testing.assert_allclose(regressor.gain_[0], (report["error_before"] - report["error"]).mean())
     assert 0 < regressor.gain_[1] < regressor.gain_[0]
 

@@ -23,8 +23,8 @@ from adaptax.tables.training import Settings, round_up
 from adaptax.tables.ways import Ridge, Steps
 from adaptax.tasks.table import sampler
 
-# The quantile of a normal distribution for one-sided intervals of 95 %.
-_ONE_SIDED_95 = 1.6448536269514722
+# The quantiles of a normal distribution for intervals of 95 %.
+_ONE_SIDED_95, _TWO_SIDED_95 = 1.6448536269514722, 1.959963984540054
 _NO_SUPPORT = "{n} groups have no support rows, and are predicted by the meta-initialisation: give their rows to adapt() first."
 
 
@@ -150,8 +150,9 @@ class MetaEstimator(BaseEstimator):
     def _report(self, counts: np.ndarray) -> tuple[dict[str, np.ndarray], tuple[float, float]]:
         fitted, unit = self.fitted_, getattr(self, "y_scale_", 1.0)
         report = {
-            "group": self.group_names_[fitted.held[: len(fitted.error)]], "rows": counts[fitted.held[: len(fitted.error)]],
-            "error": fitted.error * unit, "error_before": fitted.before * unit,
+            "group": self.group_names_[fitted.held], "rows": counts[fitted.held],
+            "error": fitted.error * unit, "low": (fitted.error - _TWO_SIDED_95 * fitted.spread) * unit,
+            "high": (fitted.error + _TWO_SIDED_95 * fitted.spread) * unit, "error_before": fitted.before * unit,
         }  # fmt: skip
         gain = report["error_before"] - report["error"]
         if len(gain) < 2:

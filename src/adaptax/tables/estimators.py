@@ -39,7 +39,8 @@ class MetaRegressor(RegressorMixin, MetaEstimator):
         model_: which model was taken.
         fitted_.tried: by model, the mean error on groups held out (absolute error in standard deviations; for classes the mean
             logarithm of the loss).
-        report_: for each group, held out by the model that judges it: rows, the mean error after and before adaptation.
+        report_: for each group, by the model that was trained without it: rows, the mean error after adaptation with its 95 %
+            interval over draws of support and target rows, and the one before adaptation (400 groups of a fold at most).
         gain_: by how much adaptation lowers that error, mean over groups, and the lower end of a one-sided interval (95 %).
 
     Errors: `ValueError` from `fit` for wrong data or arguments, as scikit-learn's estimators.
@@ -165,7 +166,8 @@ class MetaClassifier(ClassifierMixin, MetaEstimator):
         model_: which model was taken.
         fitted_.tried: by model, the mean error on groups held out (absolute error in standard deviations; for classes the mean
             logarithm of the loss).
-        report_: for each group, held out by the model that judges it: rows, the mean error after and before adaptation.
+        report_: for each group, by the model that was trained without it: rows, the mean error after adaptation with its 95 %
+            interval over draws of support and target rows, and the one before adaptation (400 groups of a fold at most).
         gain_: by how much adaptation lowers that error, mean over groups, and the lower end of a one-sided interval (95 %).
 
     Errors: `ValueError` from `fit` for wrong data or arguments, as scikit-learn's estimators.

@@ -44,7 +44,13 @@ def write(path: str | os.PathLike, estimator: Any, about: dict[str, Any]) -> Non
         "steps": estimator.n_iter_,
         "about": _plain(about),
     }
-    arrays = {"x_mean": estimator.x_mean_, "x_scale": estimator.x_scale_, "error": fitted.error, "before": fitted.before}
+    arrays = {
+        "x_mean": estimator.x_mean_,
+        "x_scale": estimator.x_scale_,
+        "error": fitted.error,
+        "before": fitted.before,
+        "spread": fitted.spread,
+    }
     arrays |= {f"params/{name}": leaf for name, leaf in _leaves(fitted.params).items()}
     arrays |= {f"rates/{name}": leaf for name, leaf in _leaves(fitted.rates).items()}
     for shots, parts in fitted.scores.items():
@@ -79,7 +85,7 @@ def read(path: Path, kinds: Mapping[str, type]) -> Any:
     scores: Any = {k: tuple(arrays[f"{name}/{k}"] for name in _SCORES) for k in shots}
     error = arrays["error"]
     estimator.fitted_ = Fitted(
-        way, header["model"], params, rates, header["outputs"], header["tried"], np.arange(len(error)), error, arrays["before"],
+        way, header["model"], params, rates, header["outputs"], header["tried"], np.arange(len(error)), error, arrays["spread"], arrays["before"],
         scores,
     )  # fmt: skip
     estimator.model_, estimator.n_iter_, estimator.about_ = header["model"], header.get("steps"), header.get("about", {})

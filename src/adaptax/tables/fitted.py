@@ -27,8 +27,8 @@ class Fitted(NamedTuple):
         params, rates: stacked over the folds.
         outputs: 1 for a regression, else the number of classes.
         tried: by the name of each way, its mean error on groups held out, in the folds that chose.
-        held: the groups that were held out, fold by fold.
-        error, before: the mean error of their rows, after and before adaptation.
+        held: the groups that were held out and judged, fold by fold.
+        error, spread, before: the mean error of their rows after adaptation, its standard error, and the one before.
         scores: by number of support rows, what `conformal.width` needs: scores, which rows there are, the group of each task.
     """
 
@@ -40,6 +40,7 @@ class Fitted(NamedTuple):
     tried: dict[str, float]
     held: np.ndarray
     error: np.ndarray
+    spread: np.ndarray
     before: np.ndarray
     scores: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]
 
@@ -68,10 +69,11 @@ def fit(
     tried = {name: float(np.mean(np.concatenate([t.error for t in found]))) for name, found in chosen.items() if folds > 1}
     name = min(tried, key=lambda name: (not np.isfinite(tried[name]), tried[name])) if tried else next(iter(ways))
     models = chosen[name] + [trained(ways[name], i) for i in range(len(chosen[name]), folds)]
-    error, before = (np.concatenate(parts) for parts in zip(*[(t.error, t.before) for t in models], strict=True))
+    parts = [(t.held, t.error, t.spread, t.before) for t in models]
+    judged, error, spread, before = (np.concatenate(part) for part in zip(*parts, strict=True))
     params, rates = _stacked([(t.params, t.rates) for t in models])
     scores = {} if folds == 1 else _scores(ways[name], models, rows, held, settings.outputs, seed)
-    return Fitted(ways[name], name, params, rates, settings.outputs, tried, np.concatenate(held), error, before, scores)
+    return Fitted(ways[name], name, params, rates, settings.outputs, tried, judged, error, spread, before, scores)
 
 
 def support_sizes(most: int) -> list[int]:

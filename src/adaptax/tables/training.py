@@ -15,8 +15,10 @@ from adaptax.training.step import State, Step, make_step
 
 # Meta-steps between two looks at the groups held out, and looks without a better one before training ends.
 _EVERY, _PATIENCE = 50, 8
-# Tasks that a state is judged on, at least; more where there are more groups.
-_TASKS = 64
+# Tasks that a state is judged on, at least; more where there are more groups, of which no more than these are judged.
+_TASKS, _JUDGED = 64, 400
+# Tasks that are judged at the same time.
+_AT_ONCE = 64
 
 
 class Settings(NamedTuple):
@@ -32,14 +34,18 @@ class Trained(NamedTuple):
 
     Arguments:
         params, rates: the best state's parameters and step sizes.
-        error: by group held out, after adaptation, shape (groups,).
+        held: the groups held out that were judged.
+        error: of each of them, after adaptation, shape (groups,).
+        spread: the standard error of `error` over the tasks of each group, NaN for a single task.
         before: before adaptation.
         step: when the best state was.
     """
 
     params: PyTree
     rates: PyTree
+    held: np.ndarray
     error: np.ndarray
+    spread: np.ndarray
     before: np.ndarray
     step: int
 
@@ -59,7 +65,7 @@ def train(way: Way, rows: SampleRows, groups: np.ndarray, held: np.ndarray, sett
         settings.tasks_per_step,
     )  # fmt: skip
     params = way.start(rows.x.shape[1], settings.outputs, jax.random.fold_in(jax.random.key(seed), 2**31))
-    state = step.init(params, seed)
+    state, held = step.init(params, seed), held[:_JUDGED]
     tasks = draws(rows, held, seed) if len(held) else None
     best, since, done = None, 0, 0
     while done < settings.max_steps and since < _PATIENCE:
@@ -69,12 +75,12 @@ def train(way: Way, rows: SampleRows, groups: np.ndarray, held: np.ndarray, sett
         if tasks is None:
             continue
         rates = way.rates(state.inner)
-        error, before = mean_errors(way, state.params, rates, rows, tasks, settings.outputs)
+        error, spread, before = mean_errors(way, state.params, rates, rows, tasks, settings.outputs)
         since += 1
         if best is None or not error.mean() >= best.error.mean():
-            best, since = Trained(state.params, rates, error, before, done), 0
+            best, since = Trained(state.params, rates, held, error, spread, before, done), 0
     nothing = np.zeros(0)
-    return best or Trained(state.params, way.rates(state.inner), nothing, nothing, done)
+    return best or Trained(state.params, way.rates(state.inner), held, nothing, nothing, nothing, done)
 
 
 class Draws(NamedTuple):
@@ -99,12 +105,15 @@ def draws(rows: SampleRows, held: np.ndarray, seed: int, shots: int | None = Non
 
 def mean_errors(
     way: Way, params: PyTree, rates: PyTree, rows: SampleRows, tasks: Draws, outputs: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The mean error of rows of each group, after and before adaptation."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The mean error of rows of each group after adaptation, its standard error over tasks, and the error before adaptation."""
     found = _judge(way, params, rates, rows, tasks.group, tasks.shots, tasks.keys, outputs)
     count = np.bincount(tasks.place, minlength=len(tasks.held))
-    after, before = (np.bincount(tasks.place, np.asarray(part), len(tasks.held)) / count for part in found[:2])
-    return after, before
+    mean, before, square = (
+        np.bincount(tasks.place, np.asarray(part, float), len(tasks.held)) / count for part in (*found[:2], np.square(found[0]))
+    )
+    variance = np.maximum(square - mean**2, 0) / np.where(count > 1, count - 1, np.nan)
+    return mean, np.sqrt(variance), before
 
 
 def residuals(
@@ -143,7 +152,7 @@ def _judge(way: Way, params: PyTree, rates: PyTree, rows: SampleRows, group: Arr
         count = jnp.maximum(jnp.sum(there), 1)
         return jnp.sum(after * there) / count, jnp.sum(before * there) / count, scaled, there > 0
 
-    return jax.vmap(one)(group, shots, keys)
+    return jax.lax.map(lambda task: one(*task), (group, shots, keys), batch_size=_AT_ONCE)
 
 
 def _round(count: int) -> int:
