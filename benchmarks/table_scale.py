@@ -48,8 +48,9 @@ def measure(job: tuple[str, int, int, int]) -> dict:
     found = fitted.adapt(x[known], y[known], which[known]).predict(x[~known], which[~known])
     return {
         "model": model, "groups": groups, "rows": rows, "columns": columns, "fit_seconds": seconds, "fit_mib": memory,
-        "table_mib": groups * rows * columns * 4 / 2**20, "predict_seconds": time.perf_counter() - start, "chosen": fitted.model_,
-        "error": float(np.abs(found - y[~known]).mean()), "mean_error": float(np.abs(y - y.mean()).mean()),
+        "table_mib": groups * rows * columns * 4 / 2**20, "predict_seconds": time.perf_counter() - start,
+        "chosen": fitted.model_, "error": float(np.abs(found - y[~known]).mean()),
+        "mean_error": float(np.abs(y - y.mean()).mean()),
     }  # fmt: skip
 
 

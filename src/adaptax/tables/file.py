@@ -85,8 +85,8 @@ def read(path: Path, kinds: Mapping[str, type]) -> Any:
     scores: Any = {k: tuple(arrays[f"{name}/{k}"] for name in _SCORES) for k in shots}
     error = arrays["error"]
     estimator.fitted_ = Fitted(
-        way, header["model"], params, rates, header["outputs"], header["tried"], np.arange(len(error)), error, arrays["spread"], arrays["before"],
-        scores,
+        way=way, name=header["model"], params=params, rates=rates, outputs=header["outputs"], tried=header["tried"],
+        held=np.arange(len(error)), error=error, spread=arrays["spread"], before=arrays["before"], scores=scores,
     )  # fmt: skip
     estimator.model_, estimator.n_iter_, estimator.about_ = header["model"], header.get("steps"), header.get("about", {})
     classes = header["classes"] is not None
