@@ -69,19 +69,24 @@ class MetaEstimator(BaseEstimator):
         self.order_column_ = self._order_column()
         self.support_ = self._support_rows(counts)
         by = None if self.order_column_ is None else X[:, self.order_column_]
-        rows = sampler(self._scaled(X), y, which, by, self.support_, int(min(32, round_up(counts.max()))), pad=True)
+        fewest, most = self.support_
+        # Other numbers of support rows too make more tasks of few groups; groups held out are judged at the number asked for.
+        drawn = (max(1, fewest // 2), 2 * most) if 0 < fewest == most else self.support_
+        rows = sampler(self._scaled(X), y, which, by, drawn, int(min(32, round_up(counts.max()))), pad=True)
         groups_used = np.flatnonzero(counts > 1) if counts.max() > 1 else np.arange(len(counts))
         folds = min(check_whole(type(self).__name__, "folds", self.folds), len(groups_used))
         rows_a_step = check_whole(type(self).__name__, "tasks_per_step", self.tasks_per_step)
         # Groups of few rows take more tasks, so that a meta-step sees as many rows.
         tasks = rows_a_step * max(1, 32 // rows.queries)
-        settings = Settings(self._outputs(), check_whole(type(self).__name__, "max_steps", self.max_steps), tasks)
+        settings = Settings(
+            self._outputs(), check_whole(type(self).__name__, "max_steps", self.max_steps), tasks, self.support_
+        )
         seed = int(check_random_state(self.random_state).randint(2**31 - 1)) if self.random_state is not None else 0
-        self.fitted_: Fitted = fit(self._ways(), rows, groups_used, settings, folds, min(2, folds), seed)
+        self.fitted_: Fitted = fit(self._ways(), rows, groups_used, settings, folds, seed)
         self.model_ = self.fitted_.name
         self.n_iter_ = settings.max_steps
         self.report_, self.gain_ = self._report(counts)
-        self._supports = Supports.of_training(rows, self.group_names_, seed)
+        self._supports = Supports.of_training(rows, self.support_[1], self.group_names_, seed)
         self._seed, self._adapted = seed, False
         return self
 

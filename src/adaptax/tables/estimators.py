@@ -20,8 +20,8 @@ class MetaRegressor(RegressorMixin, MetaEstimator):
     The model is trained as few-shot learning: a task is a group, some of whose rows are known, and others are predicted.
 
     Arguments:
-        support: how many rows of a new group will be known, or the smallest and the largest number, between which training
-            draws (default None: from 1 to half the rows of a typical group, 20 at most).
+        support: how many rows of a new group will be known (training draws from half to twice as many), or the smallest and the
+            largest number (default None: from 1 to half the rows of a typical group, 20 at most).
         order: the column of X, by name or number, that orders the rows of a group, such as a time: training adapts to the first
             rows of a group and predicts later ones (default None: to random rows).
         model: what adapts. "additive": a last layer in closed form (ridge regression about a learned prior) on learned features
@@ -147,8 +147,8 @@ class MetaClassifier(ClassifierMixin, MetaEstimator):
     X is standardised inside. Columns must be numbers without gaps: put an encoder or an imputer before it in a pipeline.
 
     Arguments:
-        support: how many rows of a new group will be known, or the smallest and the largest number, between which training
-            draws (default None: from 1 to half the rows of a typical group, 20 at most).
+        support: how many rows of a new group will be known (training draws from half to twice as many), or the smallest and the
+            largest number (default None: from 1 to half the rows of a typical group, 20 at most).
         order: the column of X, by name or number, that orders the rows of a group, such as a time: training adapts to the first
             rows of a group and predicts later ones (default None: to random rows).
         model: what adapts. "additive": a last layer in closed form (ridge regression about a learned prior) on learned features

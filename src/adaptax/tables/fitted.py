@@ -14,6 +14,8 @@ from adaptax.tasks.table import SampleRows
 
 # Rows of a group that are predicted at once, and how many such blocks are.
 _ROWS, _BLOCKS, _MANY = 64, 8, 128
+# Folds by which the two best ways are found.
+_CHOOSING = 2
 # Groups whose residuals calibrate intervals, at most, and tasks of all of them, at least.
 _CALIBRATION, _TASKS = 2000, 256
 
@@ -45,10 +47,8 @@ class Fitted(NamedTuple):
     scores: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
-def fit(
-    ways: dict[str, Way], rows: SampleRows, groups: np.ndarray, settings: Settings, folds: int, choosing: int, seed: int
-) -> Fitted:
-    """Train each way on the first folds, and that with the least error on groups held out on the others too.
+def fit(ways: dict[str, Way], rows: SampleRows, groups: np.ndarray, settings: Settings, folds: int, seed: int) -> Fitted:
+    """Train each way on the first two folds, the two best of them on the others too, and keep the best.
 
     Arguments:
         ways: the ways, by name.
@@ -56,23 +56,36 @@ def fit(
         groups: the groups to train on.
         settings: shared ones.
         folds: how many folds there are; with a single one nothing is held out, and the first way is taken.
-        choosing: how many folds choose.
         seed: decides the folds and the trainings.
     """
     order = np.random.default_rng(seed).permutation(groups)
     held = [order[i::folds] for i in range(folds)] if folds > 1 else [order[:0]]
+    found: dict[str, list[Trained]] = {name: [] for name in ways}
 
-    def trained(way: Way, i: int) -> Trained:
-        return train(way, rows, np.setdiff1d(order, held[i]), held[i], settings, seed + i)
+    def train_to(name: str, last: int) -> None:
+        for i in range(len(found[name]), last):
+            found[name].append(train(ways[name], rows, np.setdiff1d(order, held[i]), held[i], settings, seed + i))
 
-    chosen = {name: [trained(way, i) for i in range(choosing if len(ways) > 1 else folds)] for name, way in ways.items()}
-    tried = {name: float(np.mean(np.concatenate([t.error for t in found]))) for name, found in chosen.items() if folds > 1}
-    name = min(tried, key=lambda name: (not np.isfinite(tried[name]), tried[name])) if tried else next(iter(ways))
-    models = chosen[name] + [trained(ways[name], i) for i in range(len(chosen[name]), folds)]
+    def errors() -> dict[str, float]:
+        """The mean error of each way, infinite where it is not finite."""
+        means = {name: float(np.mean(np.concatenate([t.error for t in models]))) for name, models in found.items() if models}
+        return {name: mean if np.isfinite(mean) else np.inf for name, mean in means.items()}
+
+    best = list(ways)[:1]
+    if folds > 1:
+        for name in ways:
+            train_to(name, min(_CHOOSING, folds))
+        best = sorted(ways, key=errors().__getitem__)[:2]
+    for name in best:
+        train_to(name, folds)
+    # Ways that were left behind keep the errors of the first folds.
+    tried = errors() if folds > 1 else {}
+    name = min(best, key=tried.__getitem__) if tried else best[0]
+    models = found[name]
     parts = [(t.held, t.error, t.spread, t.before) for t in models]
     judged, error, spread, before = (np.concatenate(part) for part in zip(*parts, strict=True))
     params, rates = _stacked([(t.params, t.rates) for t in models])
-    scores = {} if folds == 1 else _scores(ways[name], models, rows, held, settings.outputs, seed)
+    scores = {} if folds == 1 else _scores(ways[name], models, rows, held, settings, seed)
     return Fitted(ways[name], name, params, rates, settings.outputs, tried, judged, error, spread, before, scores)
 
 
@@ -81,15 +94,15 @@ def support_sizes(most: int) -> list[int]:
     return sorted({k for k in (0, 1, 2, 3, 5, 10, 20, 50) if k < most} | {most})
 
 
-def _scores(way: Way, models: list[Trained], rows: SampleRows, held: list[np.ndarray], outputs: int, seed: int) -> dict:
+def _scores(way: Way, models: list[Trained], rows: SampleRows, held: list[np.ndarray], settings: Settings, seed: int) -> dict:
     """Each fold's residuals on the groups that it has not seen."""
     found = {}
     share = max(1, _CALIBRATION // len(held))
-    for shots in support_sizes(rows.most):
+    for shots in support_sizes(settings.support[1]):
         parts, first = [], 0
         for model, groups in zip(models, held, strict=True):
-            tasks = draws(rows, groups[:share], seed, shots, -(-_TASKS // len(held)))
-            scaled, there = residuals(way, model.params, model.rates, rows, tasks, outputs)
+            tasks = draws(groups[:share], seed, (shots, shots), -(-_TASKS // len(held)))
+            scaled, there = residuals(way, model.params, model.rates, rows, tasks, settings.outputs)
             parts.append((scaled, there, tasks.place + first))
             first += len(tasks.held)
         scores, there, place = (np.concatenate(part) for part in zip(*parts, strict=True))

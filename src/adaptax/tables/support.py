@@ -24,14 +24,14 @@ class Supports(NamedTuple):
         return self.rows[-1]
 
     @classmethod
-    def of_training(cls, rows: SampleRows, names: np.ndarray, seed: int) -> "Supports":
-        """Of each group of the training table as many rows as training took at most: the first ones, or random ones."""
+    def of_training(cls, rows: SampleRows, most: int, names: np.ndarray, seed: int) -> "Supports":
+        """Of each group of the training table so many rows at most: the first ones, or random ones."""
         x, y = np.asarray(rows.x), np.asarray(rows.y)
         starts, counts = np.asarray(rows.starts), np.asarray(rows.counts)
         random, found = np.random.default_rng(seed), []
         if counts.max() > 1:
             for start, count in zip(starts[: len(names)], counts[: len(names)], strict=True):
-                few = min(rows.most, count)
+                few = min(most, count)
                 at = start + (np.arange(few) if rows.ordered else np.sort(random.permutation(count)[:few]))
                 found.append((x[at], y[at]))
         else:

@@ -14,7 +14,7 @@ from adaptax.training.outer_defaults import default_optimizer
 from adaptax.training.step import State, Step, make_step
 
 # Meta-steps between two looks at the groups held out, and looks without a better one before training ends.
-_EVERY, _PATIENCE = 50, 8
+_EVERY, _PATIENCE = 50, 5
 # Tasks that a state is judged on, at least; more where there are more groups, of which no more than these are judged.
 _TASKS, _JUDGED = 64, 400
 # Tasks that are judged at the same time.
@@ -22,11 +22,12 @@ _AT_ONCE = 64
 
 
 class Settings(NamedTuple):
-    """What all trainings of one table share."""
+    """What all trainings of one table share; `support` is the range of the numbers of support rows to judge by."""
 
     outputs: int
     max_steps: int
     tasks_per_step: int
+    support: tuple[int, int]
 
 
 class Trained(NamedTuple):
@@ -66,7 +67,7 @@ def train(way: Way, rows: SampleRows, groups: np.ndarray, held: np.ndarray, sett
     )  # fmt: skip
     params = way.start(rows.x.shape[1], settings.outputs, jax.random.fold_in(jax.random.key(seed), 2**31))
     state, held = step.init(params, seed), held[:_JUDGED]
-    tasks = draws(rows, held, seed) if len(held) else None
+    tasks = draws(held, seed, settings.support) if len(held) else None
     best, since, done = None, 0, 0
     while done < settings.max_steps and since < _PATIENCE:
         count = min(_EVERY, settings.max_steps - done)
@@ -77,7 +78,7 @@ def train(way: Way, rows: SampleRows, groups: np.ndarray, held: np.ndarray, sett
         rates = way.rates(state.inner)
         error, spread, before = mean_errors(way, state.params, rates, rows, tasks, settings.outputs)
         since += 1
-        if best is None or not error.mean() >= best.error.mean():
+        if best is None or error.mean() < best.error.mean() or not np.isfinite(best.error.mean()):
             best, since = Trained(state.params, rates, held, error, spread, before, done), 0
     nothing = np.zeros(0)
     return best or Trained(state.params, way.rates(state.inner), held, nothing, nothing, nothing, done)
@@ -93,12 +94,11 @@ class Draws(NamedTuple):
     keys: Array
 
 
-def draws(rows: SampleRows, held: np.ndarray, seed: int, shots: int | None = None, least: int = _TASKS) -> Draws:
-    """As many tasks of each of these groups, with numbers of support rows as in training, or `shots`."""
+def draws(held: np.ndarray, seed: int, support: tuple[int, int], least: int = _TASKS) -> Draws:
+    """As many tasks of each of these groups, with numbers of support rows in this range."""
     count = _round(max(least, len(held)))
     place = np.arange(count) % len(held)
-    drawn = np.random.default_rng(seed).integers(int(rows.fewest), rows.most + 1, count)
-    number = jnp.asarray(drawn if shots is None else np.full(count, shots), jnp.int32)
+    number = jnp.asarray(np.random.default_rng(seed).integers(support[0], support[1] + 1, count), jnp.int32)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 2**31 + 1), count)
     return Draws(held, place, jnp.asarray(held[place], jnp.int32), number, keys)
 
@@ -109,9 +109,8 @@ def mean_errors(
     """The mean error of rows of each group after adaptation, its standard error over tasks, and the error before adaptation."""
     found = _judge(way, params, rates, rows, tasks.group, tasks.shots, tasks.keys, outputs)
     count = np.bincount(tasks.place, minlength=len(tasks.held))
-    mean, before, square = (
-        np.bincount(tasks.place, np.asarray(part, float), len(tasks.held)) / count for part in (*found[:2], np.square(found[0]))
-    )
+    after, first = (np.asarray(part, float) for part in found[:2])
+    mean, before, square = (np.bincount(tasks.place, part, len(tasks.held)) / count for part in (after, first, after**2))
     variance = np.maximum(square - mean**2, 0) / np.where(count > 1, count - 1, np.nan)
     return mean, np.sqrt(variance), before
 
