@@ -1,6 +1,6 @@
 """Meta-reinforcement learning of the half cheetah that must find out whether to run forwards or backwards.
 
-    python benchmarks/cheetah.py --runs FOLDER [--minutes 60] [--steps 2400] [--seeds 1] [-- more options of adaptax train]
+    python benchmarks/cheetah.py --runs FOLDER [--minutes 60] [--steps 700] [--seeds 1] [-- more options of adaptax train]
 
 Runs `adaptax train cheetah-dir` with its defaults for so many meta-steps, all seeds at the same time, and after so many
 minutes stops them as Ctrl-C does. Runs in FOLDER go on; with --minutes 0 what is there is judged. Writes
@@ -22,7 +22,7 @@ from tables import RESULTS, rows_of
 HERE = Path(__file__).parent
 FIGURE = HERE.parent / "docs" / "experiments" / "cheetah"
 ADAPTAX = str(Path(sys.executable).parent / "adaptax")
-EVERY, STEPS, TASKS = 300, 3, 200
+EVERY, STEPS, TASKS = 100, 3, 200
 
 
 def train(runs: Path, seeds: int, minutes: float, steps: int, rest: list[str]) -> None:
@@ -55,6 +55,8 @@ def judge(run: Path) -> dict:
     curve = [{"step": line["step"], "before": line["return_before"], "after": line["return"]} for line in lines]
     command = [ADAPTAX, "evaluate", str(run), "--tasks", str(TASKS), "--inner-steps", str(STEPS), "--format", "json"]
     final = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    score = final["scores"]["return"]["mean"]
+    curve.append({"step": final["step"], "before": score[0], "after": score[1]})
     return {"config": json.loads((run / "config.json").read_text()), "curve": curve, "final": final}
 
 
@@ -90,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, required=True, metavar="FOLDER", help="folder of the run folders")
     parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--steps", type=int, default=2400, help="meta-steps over which the outer step size falls to zero")
+    parser.add_argument("--steps", type=int, default=700, help="meta-steps over which the outer step size falls to zero")
     parser.add_argument("--seeds", type=int, default=1)
     arguments, rest = parser.parse_known_args()
     if arguments.minutes > 0:

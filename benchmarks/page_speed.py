@@ -131,7 +131,8 @@ def navigation_speed(result: dict) -> str:
 
 
 def cheetah(result: dict) -> str:
-    config, counts = result["seeds"][0]["config"], {record["final"]["step"] for record in result["seeds"]}
+    saved = result["seeds"][0]["config"]
+    config, counts = saved.get("defaults", {}) | saved, {record["final"]["step"] for record in result["seeds"]}
     taken = f"{min(counts):,}" + (f" to {max(counts):,}" if len(counts) > 1 else "")
     text = (
         f"The half cheetah must find out whether to run forwards or backwards: {_seeds(len(result['seeds']))} "

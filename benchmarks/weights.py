@@ -73,6 +73,7 @@ def _write(source: Path, target: Path, card: dict) -> None:
     assert kind is not None
     header, arrays = archive.read(source, kind, 1, {"about"})
     header["about"]["card"] = card
+    target.parent.mkdir(exist_ok=True)
     draft = source.with_name("with-card.npz")
     archive.write(draft, kind, header["version"], {k: v for k, v in header.items() if k not in ("format", "version")}, arrays)
     shutil.copyfile(draft, target)

@@ -45,7 +45,7 @@ class CheetahDir(Locomotion):
     task: ClassVar[str] = "cheetah-dir"
     body, goals = "cheetah", "direction"
 
-    tasks_per_step: Count = 4
+    tasks_per_step: Count = 12
 
 
 @dataclass(frozen=True, kw_only=True)
