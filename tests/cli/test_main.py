@@ -13,9 +13,9 @@ from adaptax.cli.parse import _sentence, find, parse
 
 # Arguments, and what the sentence must say: what is wrong, and what to change.
 BAD_COMMANDS = [
-    ("", "needs a command first: adaptax train|evaluate|measure|video|demo|plan"),
+    ("", "needs a command first: adaptax train|adapt|evaluate|measure|video|demo|plan"),
     ("trian sinusoid", "no command 'trian': did you mean train?"),
-    ("foo", "no command 'foo': use adaptax train|evaluate|measure|video|demo|plan"),
+    ("foo", "no command 'foo': use adaptax train|adapt|evaluate|measure|video|demo|plan"),
     ("train", "needs a task first: adaptax train sinusoid|matrix|images"),
     ("train --steps 3 sinusoid", "needs a task first"),
     ("train sinusoids", "no task 'sinusoids': did you mean sinusoid?"),

@@ -1,5 +1,6 @@
 """The commands of `adaptax` and their options, as typed dataclasses. Imports no JAX, so that help answers at once."""
 
+from collections import ChainMap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -168,7 +169,7 @@ COMMANDS = Group(
     "command",
     f"adaptax {__version__}: meta-learning by gradient descent with many inner steps. (--version prints the version.)",
     {
-        "train": Group("task", "Meta-train on a family of tasks", {**FAMILIES, "table": Table}),
+        "train": Group("task", "Meta-train on a family of tasks", ChainMap({"table": Table}, FAMILIES)),
         "adapt": Adapt,
         "evaluate": Evaluate,
         "measure": Measure,
