@@ -45,6 +45,7 @@ def test_from_a_table_to_predictions_for_new_groups(trained, capsys):
     assert main([*command, "--out", str(out), "--explain"]) == 0
     said = capsys.readouterr().out
     assert "21 rows predicted after adaptation to 3 groups" in said and "Adaptation lowers the error by" in said
+    assert "mean absolute error of load on 30 groups" in said and "after adaptation" in said
     found = pandas.read_csv(out)
     assert list(found.columns) == ["site", "day", "size", "prediction", "low", "high"]
     assert np.abs(found["prediction"] - new[~known]["load"].to_numpy()).mean() < 0.6

@@ -170,6 +170,29 @@ def test_conventions_of_scikit_learn(regressor):
         assert search.best_params_["max_steps"] in (10, 50)
 
 
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_categories_and_gaps_by_ordinary_preprocessing(library):
+    from sklearn.compose import make_column_transformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.preprocessing import OneHotEncoder
+
+    frames = pytest.importorskip(library)
+    random = np.random.default_rng(0)
+    groups, kind = np.repeat(np.arange(16), 8), random.choice(["a", "b"], 128)
+    level = random.normal(size=16)[groups]
+    frame = frames.DataFrame({"kind": kind, "x": np.where(random.random(128) < 0.1, np.nan, random.normal(size=128))})
+    columns = make_column_transformer((OneHotEncoder(sparse_output=False), ["kind"]), (SimpleImputer(), ["x"]))
+    model = make_pipeline(columns, ax.MetaRegressor(model="ridge", support=3, max_steps=50, folds=2))
+    model.fit(frame, level + (kind == "a"), metaregressor__groups=groups)
+    assert model.predict(frame[:5]).shape == (5,)
+    # A frame without preprocessing: columns by name, and a refusal of another order of columns.
+    plain = frames.DataFrame({"x": random.normal(size=128), "day": np.tile(np.arange(8.0), 16)})
+    named = ax.MetaRegressor(model="ridge", order="day", support=3, max_steps=20, folds=2).fit(plain, level, groups=groups)
+    assert named.order_column_ == 1
+    with pytest.raises(ValueError, match="feature names"):
+        named.predict(plain[["day", "x"]])
+
+
 def test_one_seed_decides_the_model():
     x, y, groups = lines(12, rows=10)
 

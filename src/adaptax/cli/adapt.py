@@ -32,7 +32,9 @@ def adapt(options: "Adapt") -> int:
             raise InputError(f"{options.run} does not say which columns it takes: use it from Python, by adapt and predict.")
         print(adapt_table(learner, options.support, options.predict, options.out))
         gain = learner.about_.get("gain", [math.nan, math.nan])
-        if options.explain or not gain[1] > 0:
+        if options.explain:
+            print(learner.about_.get("report") or worth(*gain))
+        elif not gain[1] > 0:
             print(worth(*gain))
         return 0
     if not isinstance(learner.problem, ax.FiniteSum):

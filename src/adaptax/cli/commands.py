@@ -3,7 +3,7 @@
 from collections import ChainMap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -165,11 +165,16 @@ class Plan:
         return plan(self)
 
 
+# The families as they are when one is asked for, and tables, which are trained in another way.
+_OTHERS: dict[str, Any] = {"table": Table}
+_FAMILIES: dict[str, Any] = FAMILIES
+_TASKS = ChainMap(_OTHERS, _FAMILIES)
+
 COMMANDS = Group(
     "command",
     f"adaptax {__version__}: meta-learning by gradient descent with many inner steps. (--version prints the version.)",
     {
-        "train": Group("task", "Meta-train on a family of tasks", ChainMap({"table": Table}, FAMILIES)),
+        "train": Group("task", "Meta-train on a family of tasks", _TASKS),
         "adapt": Adapt,
         "evaluate": Evaluate,
         "measure": Measure,

@@ -87,7 +87,10 @@ def train(options: "Table") -> int:
         report = {name: values.tolist() for name, values in model.report_.items()}
         (options.out / "report.json").write_text(json.dumps({"table": said, "model": model.model_, "groups": report}, indent=1))
         (options.out / "report.txt").write_text(text + "\n")
-        model.save(options.out / TABLE, {"table": said, "gain": list(model.gain_), "rows": len(x), "groups": len(counts)})
+        model.save(
+            options.out / TABLE,
+            {"table": said, "gain": list(model.gain_), "report": text, "rows": len(x), "groups": len(counts)},
+        )
     print(text)
     return 0
 
