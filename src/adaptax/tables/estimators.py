@@ -65,8 +65,8 @@ class MetaRegressor(RegressorMixin, MetaEstimator):
         Arguments:
             X: rows.
             groups: the group of each row (default: that of `adapt` without groups; before `adapt` none, so that the
-                meta-initialisation predicts). Groups of the training table are adapted to by some of their rows, as many as
-                training took at most. A group without support rows is predicted by the meta-initialisation, with a warning.
+                meta-initialisation predicts). Groups of the training table are adapted to by some of their rows, `support` at
+                most. A group without support rows is predicted by the meta-initialisation, with a warning.
 
         Returns: an array of shape (n,).
         """
@@ -75,8 +75,8 @@ class MetaRegressor(RegressorMixin, MetaEstimator):
     def score(self, X, y, sample_weight=None, groups=None):
         """The coefficient of determination of the predictions.
 
-        With groups, and before `adapt`, each group is adapted to by as many of its rows as training took at most (the first in
-        the order, or random ones), and judged on the others; groups of one row are judged by the meta-initialisation.
+        With groups, and before `adapt`, each group is adapted to by `support` of its rows at most (the first in the order, or
+        random ones), and judged on the others; groups of one row are judged by the meta-initialisation.
 
         Arguments:
             X, y: rows.
@@ -98,7 +98,8 @@ class MetaRegressor(RegressorMixin, MetaEstimator):
         """
         X = self._rows(X)
         mean, scale, shots = self._found(X, groups)
-        half = np.array([self._width(int(k), coverage) for k in shots]) * scale
+        numbers, which = np.unique(shots, return_inverse=True)
+        half = np.array([self._width(int(k), coverage) for k in numbers])[which] * scale
         return tuple(self._in_units(mean[:, 0] + side * half) for side in (-1, 1))
 
     def can_give_intervals(self, coverage=0.9):
@@ -196,8 +197,8 @@ class MetaClassifier(ClassifierMixin, MetaEstimator):
     def score(self, X, y, sample_weight=None, groups=None):
         """The share of rows whose class is predicted.
 
-        With groups, and before `adapt`, each group is adapted to by as many of its rows as training took at most (the first in
-        the order, or random ones), and judged on the others; groups of one row are judged by the meta-initialisation.
+        With groups, and before `adapt`, each group is adapted to by `support` of its rows at most (the first in the order, or
+        random ones), and judged on the others; groups of one row are judged by the meta-initialisation.
 
         Arguments:
             X, y: rows.
