@@ -60,7 +60,7 @@ PARAMETERS = [pytest.param(*case, marks=() if ONCE[case[2:]] is case else pytest
 
 
 def arguments(command, name, value):
-    run = ["RUN"] if command[0] in ("evaluate", "measure", "video") else []
+    run = ["RUN"] if command[0] in ("adapt", "evaluate", "measure", "video") else []
     return [*command, *run, f"{options.flag(name)}={value}"]
 
 
@@ -77,6 +77,7 @@ def test_there_is_a_bad_value_for_nearly_every_option():
     free = {name for _, _, name, hint in every_option(COMMANDS) if not bad_values(hint)}
     assert free == {
         "run", "config", "data", "test_data", "split", "test_split", "validation", "cache", "constants", "measure", "out",
+        "group", "target", "order", "features", "support", "predict",
     }  # fmt: skip
 
 
