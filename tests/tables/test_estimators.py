@@ -132,7 +132,9 @@ def test_the_report_says_what_adaptation_gains(regressor):
     assert 0 < regressor.gain_[1] < regressor.gain_[0]
 
 
-@pytest.mark.parametrize("model", ["additive", "all", pytest.param("head", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "model", ["all", pytest.param("additive", marks=pytest.mark.slow), pytest.param("head", marks=pytest.mark.slow)]
+)
 def test_every_model_learns_and_is_saved(model, tmp_path):
     x, y, groups = lines(20, rows=12)
     fitted = ax.MetaRegressor(model=model, support=4, max_steps=20, folds=2, inner_steps=2).fit(x, y, groups=groups)

@@ -85,6 +85,7 @@ def test_padding_changes_no_loss():
         np.testing.assert_allclose(task.loss(model, drawn.support), plain, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_on_a_table_adapts():
     random = np.random.default_rng(0)
     slopes = random.normal(size=40)

@@ -103,7 +103,7 @@ class Learner:
         >>> import adaptax as ax, jax, numpy as np
         >>> problem = ax.tasks.sinusoid(shots=10)
         >>> params = ax.models.mlp((1, 40, 40, 1), key=jax.random.key(0))
-        >>> state, _ = ax.train(problem, params, ax.MetaGradient(ax.Inner(5)), steps=300)
+        >>> state, _ = ax.train(problem, params, ax.MetaGradient(ax.Inner(5)), steps=50)
         >>> learner = ax.Learner(problem, state.params, state.inner)
         >>> x = np.linspace(-4, 4, 10)[:, None]
         >>> predictor = learner.adapt((x, 3 * np.sin(x)))
