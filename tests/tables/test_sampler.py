@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import adaptax as ax
-from adaptax.tasks.table import distinct
+from adaptax.tasks.distinct import distinct
 
 FRAME = {
     "shop": np.array(["b"] * 4 + ["a"] * 7 + ["c"]),

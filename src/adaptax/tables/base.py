@@ -19,9 +19,9 @@ from adaptax._checks import check_whole
 from adaptax.errors import InputError
 from adaptax.tables.fitted import Fitted, fit, predict
 from adaptax.tables.support import Supports, few_shot_split
-from adaptax.tables.training import Settings, round_up
+from adaptax.tables.training import Settings
 from adaptax.tables.ways import Ridge, Steps
-from adaptax.tasks.table import sampler
+from adaptax.tasks.table import round_up, sampler
 
 # The quantiles of a normal distribution for intervals of 95 %.
 _ONE_SIDED_95, _TWO_SIDED_95 = 1.6448536269514722, 1.959963984540054
@@ -72,7 +72,7 @@ class MetaEstimator(BaseEstimator):
         fewest, most = self.support_
         # Other numbers of support rows too make more tasks of few groups; groups held out are judged at the number asked for.
         drawn = (max(1, fewest // 2), 2 * most) if 0 < fewest == most else self.support_
-        rows = sampler(self._scaled(X), y, which, by, drawn, int(min(32, round_up(counts.max()))), pad=True)
+        rows = sampler(self._scaled(X), y, which, by, drawn, min(32, round_up(int(counts.max()))), pad=True)
         groups_used = np.flatnonzero(counts > 1) if counts.max() > 1 else np.arange(len(counts))
         folds = min(check_whole(type(self).__name__, "folds", self.folds), len(groups_used))
         rows_a_step = check_whole(type(self).__name__, "tasks_per_step", self.tasks_per_step)
@@ -81,10 +81,10 @@ class MetaEstimator(BaseEstimator):
         settings = Settings(
             self._outputs(), check_whole(type(self).__name__, "max_steps", self.max_steps), tasks, self.support_
         )
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1)) if self.random_state is not None else 0
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self.fitted_: Fitted = fit(self._ways(), rows, groups_used, settings, folds, seed)
         self.model_ = self.fitted_.name
-        self.n_iter_ = settings.max_steps
+        self.n_iter_ = self.fitted_.steps
         self.report_, self.gain_ = self._report(counts)
         self._supports = Supports.of_training(rows, self.support_[1], self.group_names_, seed)
         self._seed, self._adapted = seed, False

@@ -39,6 +39,7 @@ class MetaRegressor(RegressorMixin, MetaEstimator):
         model_: which model was taken.
         fitted_.tried: by model, the mean error on groups held out (absolute error in standard deviations; for classes the mean
             logarithm of the loss).
+        n_iter_: the meta-steps up to the best state, of the model that took most.
         report_: for each group, by the model that was trained without it: rows, the mean error after adaptation with its 95 %
             interval over draws of support and target rows, and the one before adaptation (400 groups of a fold at most).
         gain_: by how much adaptation lowers that error, mean over groups, and the lower end of a one-sided interval (95 %).
@@ -147,29 +148,7 @@ class MetaClassifier(ClassifierMixin, MetaEstimator):
 
     X is standardised inside. Columns must be numbers without gaps: put an encoder or an imputer before it in a pipeline.
 
-    Arguments:
-        support: how many rows of a new group will be known (training draws from half to twice as many), or the smallest and the
-            largest number (default None: from 1 to half the rows of a typical group, 20 at most).
-        order: the column of X, by name or number, that orders the rows of a group, such as a time: training adapts to the first
-            rows of a group and predicts later ones (default None: to random rows).
-        model: what adapts. "additive": a last layer in closed form (ridge regression about a learned prior) on learned features
-            of single columns; "ridge": the same on features of all columns; "head": the last layer of a network by gradient
-            steps; "all": a whole network by gradient steps; "auto" (default): that of these with the least error on groups held
-            out.
-        hidden: widths of the hidden layers (default (16, 16)); networks of all columns have twice these.
-        inner_steps: N of "head" and "all", with the step sizes of `ax.stepsize.Auto` (default 5).
-        max_steps: meta-steps of each training at most; it ends earlier where groups held out get no better (default 600).
-        tasks_per_step: groups of a meta-step (default 16; more where groups are small).
-        folds: parts of the groups, each held out by one model; predictions are the mean of the models (default 5).
-        random_state: decides everything that is random (default 0).
-
-    Attributes after `fit`:
-        model_: which model was taken.
-        fitted_.tried: by model, the mean error on groups held out (absolute error in standard deviations; for classes the mean
-            logarithm of the loss).
-        report_: for each group, by the model that was trained without it: rows, the mean error after adaptation with its 95 %
-            interval over draws of support and target rows, and the one before adaptation (400 groups of a fold at most).
-        gain_: by how much adaptation lowers that error, mean over groups, and the lower end of a one-sided interval (95 %).
+    Arguments and attributes: as `MetaRegressor`; errors are minus the logarithm of the probability of a row's class.
 
     Errors: `ValueError` from `fit` for wrong data or arguments, as scikit-learn's estimators.
 

@@ -17,7 +17,20 @@ from adaptax.tables.fitted import Fitted
 from adaptax.tables.support import Supports
 
 FORMAT, VERSION = "adaptax table model", 1
-_PARTS = {"kind", "arguments", "model", "outputs", "columns", "support", "order_column", "names", "classes", "targets", "tried"}
+_PARTS = {
+    "kind",
+    "arguments",
+    "model",
+    "outputs",
+    "columns",
+    "support",
+    "order_column",
+    "names",
+    "classes",
+    "targets",
+    "tried",
+    "steps",
+}
 _SCORES = ("scores", "there", "place")
 
 
@@ -85,10 +98,11 @@ def read(path: Path, kinds: Mapping[str, type]) -> Any:
     scores: Any = {k: tuple(arrays[f"{name}/{k}"] for name in _SCORES) for k in shots}
     error = arrays["error"]
     estimator.fitted_ = Fitted(
-        way=way, name=header["model"], params=params, rates=rates, outputs=header["outputs"], tried=header["tried"],
-        held=np.arange(len(error)), error=error, spread=arrays["spread"], before=arrays["before"], scores=scores,
+        way=way, name=header["model"], params=params, rates=rates, outputs=header["outputs"], steps=header["steps"],
+        tried=header["tried"], held=np.arange(len(error)), error=error, spread=arrays["spread"], before=arrays["before"],
+        scores=scores,
     )  # fmt: skip
-    estimator.model_, estimator.n_iter_, estimator.about_ = header["model"], header.get("steps"), header.get("about", {})
+    estimator.model_, estimator.n_iter_, estimator.about_ = header["model"], header["steps"], header.get("about", {})
     classes = header["classes"] is not None
     empty = np.zeros((0, columns), np.float32), np.zeros(0, np.int32 if classes else np.float32)
     estimator.group_names_ = np.zeros(0, int)

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from adaptax.tables.training import Settings, Trained, draws, residuals, round_up, train
+from adaptax.tables.training import Settings, Trained, draws, residuals, train
 from adaptax.tables.ways import Way
-from adaptax.tasks.table import SampleRows
+from adaptax.tasks.table import SampleRows, round_up
 
 # Rows of a group that are predicted at once, and how many such blocks are.
 _ROWS, _BLOCKS, _MANY = 64, 8, 128
@@ -28,6 +28,7 @@ class Fitted(NamedTuple):
         name: its name.
         params, rates: stacked over the folds.
         outputs: 1 for a regression, else the number of classes.
+        steps: the meta-steps of the model that was trained longest, up to its best state.
         tried: by the name of each way, its mean error on groups held out, in the folds that chose.
         held: the groups that were held out and judged, fold by fold.
         error, spread, before: the mean error of their rows after adaptation, its standard error, and the one before.
@@ -39,6 +40,7 @@ class Fitted(NamedTuple):
     params: PyTree
     rates: PyTree
     outputs: int
+    steps: int
     tried: dict[str, float]
     held: np.ndarray
     error: np.ndarray
@@ -86,7 +88,20 @@ def fit(ways: dict[str, Way], rows: SampleRows, groups: np.ndarray, settings: Se
     judged, error, spread, before = (np.concatenate(part) for part in zip(*parts, strict=True))
     params, rates = _stacked([(t.params, t.rates) for t in models])
     scores = {} if folds == 1 else _scores(ways[name], models, rows, held, settings, seed)
-    return Fitted(ways[name], name, params, rates, settings.outputs, tried, judged, error, spread, before, scores)
+    return Fitted(
+        ways[name],
+        name,
+        params,
+        rates,
+        settings.outputs,
+        max(t.step for t in models),
+        tried,
+        judged,
+        error,
+        spread,
+        before,
+        scores,
+    )
 
 
 def support_sizes(most: int) -> list[int]:

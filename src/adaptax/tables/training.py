@@ -1,6 +1,6 @@
 """Training of one model of a table on some groups, judged on others; the best state on those is kept."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from adaptax.tables.ways import Way, errors
-from adaptax.tasks.table import SampleRows
+from adaptax.tasks.table import SampleRows, round_up
 from adaptax.training.outer_defaults import default_optimizer
 from adaptax.training.step import State, Step, make_step
 
@@ -96,7 +96,7 @@ class Draws(NamedTuple):
 
 def draws(held: np.ndarray, seed: int, support: tuple[int, int], least: int = _TASKS) -> Draws:
     """As many tasks of each of these groups, with numbers of support rows in this range."""
-    count = _round(max(least, len(held)))
+    count = round_up(max(least, len(held)))
     place = np.arange(count) % len(held)
     number = jnp.asarray(np.random.default_rng(seed).integers(support[0], support[1] + 1, count), jnp.int32)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 2**31 + 1), count)
@@ -152,12 +152,3 @@ def _judge(way: Way, params: PyTree, rates: PyTree, rows: SampleRows, group: Arr
         return jnp.sum(after * there) / count, jnp.sum(before * there) / count, scaled, there > 0
 
     return jax.lax.map(lambda task: one(*task), (group, shots, keys), batch_size=_AT_ONCE)
-
-
-def _round(count: int) -> int:
-    """The next number of the form 2^k or 3 * 2^k, so that few programs are compiled."""
-    sizes = sorted([2**k for k in range(40)] + [3 * 2**k for k in range(38)])
-    return next(size for size in sizes if size >= count)
-
-
-round_up: Any = _round

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from adaptax.adaptation import adapt
+from adaptax.errors import InputError
 from adaptax.inner import Inner
 from adaptax.methods.metagrad import MetaGradient
 from adaptax.models.mlp import mlp
@@ -174,4 +175,4 @@ def _over(values: Array, mask: Array) -> Array:
 
 
 def _no_tasks(key: Any) -> Any:
-    raise NotImplementedError("a model of a table is adapted to given rows")
+    raise InputError("A model of a table is adapted to rows that are given, and draws no tasks.")

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from adaptax._checks import check_whole
 from adaptax.errors import InputError
 from adaptax.problem import FiniteSum, Task
+from adaptax.tasks.distinct import distinct
 
 Batch = tuple[Float[Array, "n F"], Array, Float[Array, " n"]]
 
@@ -120,7 +121,7 @@ def sampler(
     by = np.lexsort((which,) if order is None else (order, which))
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
     chosen = np.flatnonzero(counts > 1) if counts.max() > 1 else np.arange(len(counts))
-    rows, groups = (_rounder(len(x)), _rounder(len(counts))) if pad else (len(x), len(counts))
+    rows, groups = (round_up(len(x)), round_up(len(counts))) if pad else (len(x), len(counts))
     x, y = _filled(x[by].astype(np.float32), rows), _filled(y[by], rows)
     starts, counts = _filled(starts, groups), _filled(counts, groups)
     chosen, number = _filled(chosen, groups if pad else len(chosen)), len(chosen)
@@ -143,8 +144,8 @@ def _filled(array: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([array, np.zeros((size - len(array), *array.shape[1:]), array.dtype)])
 
 
-def _rounder(count: int) -> int:
-    """The next number of the form k * 2^j with k below 8."""
+def round_up(count: int) -> int:
+    """The next number of the form k * 2^j with k below 8, so that few programs are compiled."""
     unit = 1 << max(count.bit_length() - 3, 0)
     return -(-count // unit) * unit
 
@@ -195,27 +196,6 @@ class SampleRows(eqx.Module):
         rows = start + jnp.where(there, positions, 0)
         y = self.y[rows]
         return jnp.where(there[:, None], self.x[rows], 0), jnp.where(there, y, jnp.zeros_like(y)), there.astype(self.x.dtype)
-
-
-def distinct(key: Key[Array, ""], count: Int[Array, ""], size: int) -> Int[Array, " size"]:
-    """`size` different numbers below `count` in a random order, by a shuffle that keeps the moved entries alone.
-
-    Where `size` is larger than `count`, the entries after the first `count` mean nothing.
-    """
-    place = jnp.arange(size)
-    picks = jax.random.randint(key, (size,), place, jnp.maximum(count, place + 1))
-
-    def entry(moved, i, position):
-        # What stands at a position after i swaps: the newest that was put there.
-        there = (picks == position) & (place < i)
-        return jnp.where(jnp.any(there), moved[size - 1 - jnp.argmax(there[::-1])], position)
-
-    def swap(i, carry):
-        drawn, moved = carry
-        drawn = drawn.at[i].set(entry(moved, i, picks[i]))
-        return drawn, moved.at[i].set(entry(moved, i, i))
-
-    return jax.lax.fori_loop(0, size, swap, (place, place))[0]
 
 
 def mean_squared_error(params: Callable, batch: Batch) -> Float[Array, ""]:

@@ -9,7 +9,8 @@ import pytest
 
 from adaptax.errors import InputError
 from adaptax.tasks import Affine, Characters, few_shot
-from adaptax.tasks.images.episodes import distinct, turn
+from adaptax.tasks.distinct import distinct
+from adaptax.tasks.images.episodes import turn
 
 SIZE = 8
 

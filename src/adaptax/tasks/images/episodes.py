@@ -11,6 +11,7 @@ from jaxtyping import Array, Int, Key, UInt8
 from adaptax._checks import check_true_or_false, check_whole
 from adaptax.errors import InputError
 from adaptax.problem import FiniteSum, Task
+from adaptax.tasks.distinct import distinct
 from adaptax.tasks.images.characters import Characters
 from adaptax.tasks.images.classes import ImageClasses
 from adaptax.tasks.images.distortion import Affine
@@ -41,7 +42,6 @@ class SampleEpisode(eqx.Module):
         images: all images on the device, or None if they stay on the host.
         starts, counts: first row and number of images of each class.
         host: the data whose images are fetched from the host, or None.
-        largest: number of images of the largest class.
         ways, shots, queries, flips, distortion: as for `few_shot`.
         rotations: 4 if each class turned by a multiple of 90 degrees is a class of its own, else 1.
     """
@@ -50,7 +50,6 @@ class SampleEpisode(eqx.Module):
     starts: Int[Array, " classes"]
     counts: Int[Array, " classes"]
     host: ImageClasses | None = eqx.field(static=True)
-    largest: int = eqx.field(static=True)
     ways: int = eqx.field(static=True)
     shots: int = eqx.field(static=True)
     queries: int = eqx.field(static=True)
@@ -78,7 +77,7 @@ class SampleEpisode(eqx.Module):
         turns, unturned = jnp.divmod(classes, self.counts.shape[0])
 
         def images_of(key, count):
-            return distinct(key, count, self.shots + self.queries, self.largest)
+            return distinct(key, count, self.shots + self.queries)
 
         keys = jax.random.split(image_key, self.ways)
         rows = self.starts[unturned, None] + jax.vmap(images_of)(keys, self.counts[unturned])
@@ -188,27 +187,13 @@ def few_shot(
     data = data.compact() if keep == "device" else data
     images, host = (jnp.asarray(data.images), None) if keep == "device" else (None, data)
     starts, counts = jnp.asarray(data.starts, jnp.int32), jnp.asarray(data.counts, jnp.int32)
-    sample = SampleEpisode(images, starts, counts, host, max(data.counts), ways, shots, queries, turns, flips, distortion)
+    sample = SampleEpisode(images, starts, counts, host, ways, shots, queries, turns, flips, distortion)
     return FiniteSum(CrossEntropy(ways), sample, metrics=Accuracy(ways))
 
 
 def _as_classes(data: Characters) -> ImageClasses:
     classes, drawings, size, _ = data.images.shape
     return ImageClasses(data.images.reshape(-1, size, size, 1), data.names, (drawings,) * classes)
-
-
-def distinct(key: Key[Array, ""], n: int | Int[Array, ""], k: int, most: int | None = None) -> Int[Array, " k"]:
-    """Draw `k` of the numbers 0..n-1 in random order without repeats, by the first k steps of a Fisher-Yates shuffle.
-
-    Where n is traced, `most` is its upper bound.
-    """
-    # jax.random.choice shuffles all n by sorting, which takes a hundred times as long at n = 4,000.
-    others = jax.random.randint(key, (k,), jnp.arange(k), n)
-
-    def swap(i, order):
-        return order.at[i].set(order[others[i]]).at[others[i]].set(order[i])
-
-    return jax.lax.fori_loop(0, k, swap, jnp.arange(n if most is None else most))[:k]
 
 
 def turn(images: UInt8[Array, "ways each size size ..."], turns: Int[Array, " ways"]) -> UInt8[Array, "..."]:
