@@ -180,8 +180,8 @@ CASES = {
     "inner of adapt": (lambda: ax.adapt(FINITE, W, TASK, 5), r"ax.Inner\("),
     "loss number": (lambda: problem(1.0), "loss must be a function, not float"),
     "draw none": (lambda: ax.Resampling(loss, no_tasks, None), "draw must be a function"),
-    "problem function": (lambda: METHOD(loss, W, TASK), "ax.FiniteSum or ax.Resampling, not function"),
-    "problem of adapt": (lambda: ax.adapt(loss, W, TASK, INNER), "ax.FiniteSum or ax.Resampling, not function"),
+    "problem function": (lambda: METHOD(loss, W, TASK), "ax.FiniteSum, ax.Resampling or ax.Sequential, not function"),
+    "problem of adapt": (lambda: ax.adapt(loss, W, TASK, INNER), "ax.FiniteSum, ax.Resampling or ax.Sequential, not function"),
     # losses and shapes
     "vector loss": (lambda: METHOD(problem(lambda w, c: w - c), W, TASK), r"returned float32\[2\]: take the mean"),
     "integer loss": (lambda: METHOD(problem(lambda w, c: jnp.array(1)), W, TASK), "one floating-point number"),

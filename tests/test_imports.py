@@ -12,10 +12,12 @@ SOURCE = ROOT / "src" / "adaptax"
 FILES = sorted(SOURCE.rglob("*.py"))
 # The house from the ground up. A module may import the floors below its own, and modules of its own floor.
 FLOORS = [
-    "errors", "_checks", "theory", "_tree", "_intake", "_drawn_once", "_archive", "problem", "_keys", "_devices", "_cost",
-    "_smoothing", "_lanczos", "_second_order", "gradients", "curvature", "stepsize.rates", "stepsize.learned", "stepsize.rules",
+    "errors", "_checks", "theory", "_tree", "_intake", "_drawn_once", "_archive", "problem", "sequential", "_keys", "_devices",
+    "_cost", "_smoothing", "_lanczos",
+    "_second_order", "gradients", "curvature", "stepsize.rates", "stepsize.learned", "stepsize.rules",
     "stepsize.auto", "_update", "_optimizers", "_recursion", "_hoist", "_batching", "inner", "_parameters",
-    "stepsize.walk", "inner_path", "_finite", "stepsize.measurement", "stepsize.guard", "adaptation", "methods", "diagnosis",
+    "stepsize.walk", "inner_path", "_problem_checks", "_finite",
+    "stepsize.measurement", "stepsize.guard", "adaptation", "methods", "diagnosis",
     "outer", "measure", "models", "tasks", "training", "tables", "learner",
     "report",
     # Tables of names for users: their names are imported when first used.

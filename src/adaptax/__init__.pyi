@@ -30,6 +30,7 @@ from .problem import Pool as Pool
 from .problem import Resampling as Resampling
 from .problem import Samples as Samples
 from .problem import Task as Task
+from .sequential import Sequential as Sequential
 from .stepsize.learned import Meta as Meta
 from .tables.estimators import MetaClassifier as MetaClassifier
 from .tables.estimators import MetaRegressor as MetaRegressor

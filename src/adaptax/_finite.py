@@ -6,11 +6,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Key, PyTree
 
 from adaptax import _tree
 from adaptax._keys import CURVATURE, STEP, any_key, fold, own_key, task_key
 from adaptax._parameters import split
+from adaptax._recursion import threaded
 from adaptax._tree import first_line
 from adaptax.errors import HostFailure
 from adaptax.inner import Inner
@@ -103,23 +105,25 @@ def _walk(problem, inner, params, task, key, samples, steps, draws, method, targ
         return kinds(problem.step_batch(task, path.params(w), fold(key, purpose, j), size) if problem.stochastic else None)
 
     def step(carry, x):
-        w, j = carry[0], x["j"]
-        value, gradient = path.descent.value_and_gradient(w, path.rest, j)
+        w, j, rest = carry.w, x["j"], threaded(path.rest, carry.state)
+        (value, _), gradient = path.descent.value_and_gradient(w, rest, j)
         new = one(carry, x)[0]
-        early = jnp.where(j > 0, kinds(path.target_gradient(w, path.rest, j)), 0) if many else jnp.zeros(1, int)
-        found = {"loss": kinds(value)[0], "gradient": kinds(gradient), "target": early, "next": kinds(new[0])}
+        early = jnp.where(j > 0, kinds(path.target_gradient(w, rest, j)), 0) if many else jnp.zeros(1, int)
+        found = {"loss": kinds(value)[0], "gradient": kinds(gradient), "target": early, "next": kinds(new.w)}
         batches = {"batch": drawn(w, STEP, j, samples.step), "curvature": drawn(w, CURVATURE, j, samples.curvature)}
         return new, found | batches | {"value": value, "size": _tree.norm(w)}
 
-    (final, _), along = jax.lax.scan(step, path.start, path.inputs)
+    last, along = jax.lax.scan(step, path.start, path.inputs)
+    final, rest = last.w, threaded(path.rest, last.state)
     found: dict[str, Any] = {"along": along, "size": _tree.norm(final)}
     if target:
-        batch = path.target_batch(final, *draws)
-        scores = problem.scores(path.params(final), batch, steps) if method is None else {"loss": path.target(final, path.rest)}
+        batch = path.judged_batch(final, steps, *draws)
+        by_value = {"loss": path.value(last, along["value"])} if method is not None else None
+        scores = problem.scores(path.params(final), batch, steps, last.state) if by_value is None else by_value
         found["batch"] = kinds(batch if problem.stochastic else None)
         found["scores"] = {name: kinds(score)[0] for name, score in scores.items()}
     if method is not None:
-        found["last"] = kinds(path.target_gradient(final, path.rest)[1][0])
+        found["last"] = kinds(optax.tree.zeros_like(final) if path.judged_on_path else path.target_gradient(final, rest)[1][0])
         found["products"] = method.products(path)
     # Under a derivative, what carries none is known at once.
     return _tree.constant(found)

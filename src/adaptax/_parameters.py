@@ -108,10 +108,14 @@ def _trace(leaves: list[Any], treedef: Any, params: PyTree, samples: Samples) ->
             values = [given.get(i, leaf) for i, leaf in enumerate(leaves)]
             params, problem, start, task = jax.tree.unflatten(treedef, values)
             w = params if start is None else start(params)
-            inner = problem.loss(w, problem.step_batch(task, w, key, samples.step))
-            if not problem.stochastic and task.target is None:
-                return [inner]
-            return [inner, problem.target_loss(w, problem.target_batch(task, w, key, samples.target))]
+            begun = problem.initial_state(w)
+            inner, state = problem.step_loss(w, problem.step_batch(task, w, key, samples.step), begun)
+            moved = [x for x in jax.tree.leaves((begun, state)) if _tree.is_floating(x)]
+            judged = problem.stochastic or task.target is not None
+            if judged:
+                moved.append(problem.outer_loss(w, problem.target_batch(task, w, key, samples.target), begun))
+            # A state may carry a derivative to the outer loss that none of the losses at this step has.
+            return [inner, sum(map(jnp.sum, moved))] if moved else [inner]
 
         return jax.jvp(losses, (variables,), (tangents,))[1]
 

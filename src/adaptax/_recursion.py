@@ -4,6 +4,10 @@ Forward: $w_{j+1} = U(w_j, s_j, \nabla l(w_j))$, for gradient descent $w_j - A_j
 state. Backward, for j = N-1 ... 0: pull v back through U, which gives the derivative $\bar g$ by the gradient ($-A_j v$), and
 add $H_j\bar g$. The variables that do not adapt (frozen parameters and, for `ax.adapt`, the task's own arrays) are the rest r:
 its rows of the Hessian give its derivative, $\bar r \leftarrow \bar r + \partial_r\nabla l(w_j)\,\bar g$, by the same product.
+
+A loss with a state moves it on, $z_{j+1} = Z(w_j, z_j)$, and is a function of $z_j$ too. Its derivative $\bar z$ is carried
+backward with v: $\bar z_j = \partial_z\nabla l\,\bar g + (\partial_z Z)^\top\bar z_{j+1}$, and v and $\bar r$ gain
+$(\partial_w Z)^\top\bar z_{j+1}$ and $(\partial_r Z)^\top\bar z_{j+1}$.
 """
 
 from collections.abc import Callable
@@ -29,11 +33,39 @@ Gradient = Callable[[PyTree, PyTree, Array], tuple[PyTree, PyTree]]
 Product = Callable[[PyTree, PyTree, PyTree, Array], tuple[tuple[PyTree, PyTree] | None, tuple[PyTree, PyTree]]]
 
 
-class Descent(NamedTuple):
-    """One inner step: the loss and its gradient by w alone, and the update made of the gradient."""
+class Threaded(NamedTuple):
+    """In the place of the rest, for a loss with a state: the variables that do not adapt, and the state."""
 
-    value_and_gradient: Callable[[PyTree, PyTree, Array], tuple[Array, PyTree]]
+    rest: PyTree
+    state: PyTree
+
+
+class Point(NamedTuple):
+    """A point of the path: the iterate, the inner optimiser's state, and the loss's state (None where it has none)."""
+
+    w: PyTree
+    opt_state: PyTree
+    state: PyTree = None
+
+
+class Descent(NamedTuple):
+    """One inner step.
+
+    Arguments:
+        value_and_gradient: the loss, with its next state (None where it has none), and its gradient by w alone.
+        update: the update made of the gradient.
+        begin: `begin(w_0, rest)`, the loss's first state, or None where it has none.
+        advance: `advance(w, rest, j)`, the loss's next state.
+    """
+
+    value_and_gradient: Callable[[PyTree, PyTree, Array], tuple[tuple[Array, PyTree], PyTree]]
     update: Update
+    begin: Callable[[PyTree, PyTree], PyTree] | None = None
+    advance: Callable[[PyTree, PyTree, Array], PyTree] = lambda w, rest, j: None
+
+    def start(self, w: PyTree, rest: PyTree) -> Point:
+        """The first point of the path."""
+        return Point(w, self.update.init(w), None if self.begin is None else self.begin(w, rest))
 
 
 class ForwardPass(NamedTuple):
@@ -42,13 +74,15 @@ class ForwardPass(NamedTuple):
     Arguments:
         anchor: w_0.
         final: w_N.
+        state: the loss's state at w_N (None where it has none).
         losses: l(w_0), ..., l(w_{N-1}).
-        starts: pairs (iterate, optimiser state) at which a segment begins, or None.
-        iterates: pairs (iterate, optimiser state): all, or those of the last steps, which fill no segment.
+        starts: points at which a segment begins, or None.
+        iterates: points: all, or those of the last steps, which fill no segment.
     """
 
     anchor: PyTree
     final: PyTree
+    state: PyTree
     losses: Array
     starts: PyTree | None
     iterates: PyTree
@@ -63,14 +97,23 @@ class PathCotangents(NamedTuple):
     proximal: Array | None
 
 
-def stepper(descent: Descent, anchor: PyTree, rest: PyTree, rates: Rates) -> Callable[[Any, dict], tuple[Any, Array]]:
-    """One step: `((w, optimiser state), {"j", "rate"}) -> ((w, optimiser state), loss before)`."""
+def threaded(rest: PyTree, state: PyTree) -> PyTree:
+    """The loss's second argument: the rest, with the loss's state if it has one."""
+    return rest if state is None else Threaded(rest, state)
 
-    def step(carry, x):
-        w, opt_state = carry
-        value, gradient = descent.value_and_gradient(w, rest, x["j"])
+
+def map_rest(function: Callable[[PyTree], PyTree], rest: PyTree) -> PyTree:
+    """The same function of the variables that do not adapt, beside the loss's state if there is one."""
+    return Threaded(function(rest.rest), rest.state) if isinstance(rest, Threaded) else function(rest)
+
+
+def stepper(descent: Descent, anchor: PyTree, rest: PyTree, rates: Rates) -> Callable[[Point, dict], tuple[Point, Array]]:
+    """One step: `(point, {"j", "rate"}) -> (next point, loss before)`."""
+
+    def step(at, x):
+        (value, state), gradient = descent.value_and_gradient(at.w, threaded(rest, at.state), x["j"])
         rate = rates.tree if x["rate"] is None else x["rate"]
-        return descent.update(w, opt_state, gradient, anchor, rate), value
+        return Point(*descent.update(at.w, at.opt_state, gradient, anchor, rate), state), value
 
     return step
 
@@ -83,10 +126,10 @@ def forward(descent: Descent, w: PyTree, rest: PyTree, rates: Rates, steps: int,
         new, value = one(carry, x)
         return new, (carry, value)
 
-    xs, start = _inputs(rates, steps), (w, descent.update.init(w))
+    xs, start = _inputs(rates, steps), descent.start(w, rest)
     if store == "iterates":
-        (final, _), (iterates, losses) = jax.lax.scan(step, start, xs)
-        return ForwardPass(w, final, losses, None, iterates)
+        last, (iterates, losses) = jax.lax.scan(step, start, xs)
+        return ForwardPass(w, last.w, last.state, losses, None, iterates)
 
     def segment(carry, xs):
         new, losses = jax.lax.scan(one, carry, xs)
@@ -94,8 +137,8 @@ def forward(descent: Descent, w: PyTree, rest: PyTree, rates: Rates, steps: int,
 
     head, tail = _segments(xs, steps)
     middle, (starts, head_losses) = jax.lax.scan(segment, start, head)
-    (final, _), (iterates, tail_losses) = jax.lax.scan(step, middle, tail)
-    return ForwardPass(w, final, jnp.concatenate([head_losses.reshape(-1), tail_losses]), starts, iterates)
+    last, (iterates, tail_losses) = jax.lax.scan(step, middle, tail)
+    return ForwardPass(w, last.w, last.state, jnp.concatenate([head_losses.reshape(-1), tail_losses]), starts, iterates)
 
 
 def recomputed_steps(steps: int, store: str) -> int:
@@ -128,7 +171,7 @@ def reverse(
         path: the result of the forward pass.
         rest: the variables that do not adapt.
         rates: the same as in the forward pass.
-        cotangent: the derivatives by w_N and by the rest.
+        cotangent: the derivatives by w_N and by the rest (`Threaded`, with that by the last state, for a loss with a state).
         by_rates: whether derivatives by the step sizes are wanted (else they are zero).
         losses_cotangent: derivatives by the losses along the path, if anything depends on them.
         targets: weights c_0..c_{N-1} and the gradient of an outer loss whose values at w_j the objective adds, so weighted.
@@ -138,23 +181,27 @@ def reverse(
     asked = (by_rates and update.linear) or losses_cotangent is not None
 
     def back(carry, inputs):
-        (v, by_state, v_rest, by_anchor, by_shared, by_strength), ((w, opt_state), x) = carry, inputs
+        (v, by_opt_state, v_rest, by_anchor, by_shared, by_strength), (at, x) = carry, inputs
+        w, here = at.w, threaded(rest, at.state)
         rate, j = rates.tree if x["rate"] is None else x["rate"], x["j"]
 
         def pull(g):
-            return update.pull(w, opt_state, g, anchor, rate, (v, by_state))
+            return update.pull(w, at.opt_state, g, anchor, rate, (v, by_opt_state))
 
         # The update is differentiated at the gradient that the step took; a compiler finds it again in an exact product.
-        taken = optax.tree.zeros_like(w) if update.linear else descent.value_and_gradient(w, rest, j)[1]
-        both, (h, h_rest) = product(w, rest, pull(taken).gradient, j)
-        both = gradient(w, rest, j) if both is None and asked else both
+        taken = optax.tree.zeros_like(w) if update.linear else descent.value_and_gradient(w, here, j)[1]
+        both, (h, h_rest) = product(w, here, pull(taken).gradient, j)
+        both = gradient(w, here, j) if both is None and asked else both
         g, g_rest = (optax.tree.zeros_like(w), None) if both is None else both
         pulled = pull(g if update.linear else taken)
+        if at.state is not None:
+            by_w, v_rest = _pull_state(descent, w, here, j, v_rest)
+            h = optax.tree.add(h, by_w)
         v, v_rest = optax.tree.add(pulled.w, h), optax.tree.add(v_rest, h_rest)
         if losses_cotangent is not None:
             v, v_rest = (optax.tree.add(a, _tree.scale(x["loss"], b)) for a, b in ((v, g), (v_rest, g_rest)))
         if targets is not None:
-            v, v_rest = _add_target(targets[1], x["weight"], w, rest, j, v, v_rest)
+            v, v_rest = _add_target(targets[1], x["weight"], w, here, j, v, v_rest)
         by_rate = pulled.rate if by_rates else None
         by_shared = None if rates.per_step or not by_rates else optax.tree.add(by_shared, by_rate)
         if anchor is not None:
@@ -184,13 +231,28 @@ def reverse(
         carry, tail_stacked = jax.lax.scan(back, carry, (path.iterates, tail), reverse=True)
         carry, head_stacked = jax.lax.scan(back_segment, carry, (path.starts, head), reverse=True)
         stacked = jax.tree.map(lambda a, b: jnp.concatenate([a.reshape((-1, *b.shape[1:])), b]), head_stacked, tail_stacked)
-    v, by_state, v_rest, by_anchor, by_shared, by_strength = carry
-    v = optax.tree.add(v, update.pull_init(path.anchor, by_state))
+    v, by_opt_state, v_rest, by_anchor, by_shared, by_strength = carry
+    v = optax.tree.add(v, update.pull_init(path.anchor, by_opt_state))
+    if descent.begin is not None:
+        begin, (v_rest, by_state) = descent.begin, v_rest
+        pulled = jax.vjp(lambda w, rest: eqx.filter(begin(w, rest), _tree.is_floating), path.anchor, rest)[1](by_state)
+        v, v_rest = optax.tree.add(v, pulled[0]), optax.tree.add(v_rest, pulled[1])
     if anchor is not None:
         v = optax.tree.add(v, by_anchor)
     if not by_rates:
         return PathCotangents(v, v_rest, optax.tree.zeros_like(rates.tree), by_strength)
     return PathCotangents(v, v_rest, _unstack(rates, stacked) if rates.per_step else by_shared, by_strength)
+
+
+def _pull_state(descent: Descent, w: PyTree, here: Threaded, j: Array, cotangent: Threaded) -> tuple[PyTree, Threaded]:
+    """The derivatives by w, and by the rest and the state before step j, from those by the rest and the state after it."""
+    floats, others = eqx.partition(here.state, _tree.is_floating)
+
+    def advance(w, rest, floats):
+        return eqx.filter(descent.advance(w, Threaded(rest, eqx.combine(floats, others)), j), _tree.is_floating)
+
+    by_w, by_rest, by_state = jax.vjp(advance, w, here.rest, floats)[1](cotangent.state)
+    return by_w, Threaded(optax.tree.add(cotangent.rest, by_rest), by_state)
 
 
 def _add_target(gradient, weight, w, rest, j, v, v_rest):

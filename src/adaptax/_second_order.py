@@ -80,8 +80,10 @@ def differentiated_twice() -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
+        loops = "Reverse-mode differentiation does not work" in str(error)
+        first = "make its loops jax.lax.scan, or a solver's adjoint diffrax.DirectAdjoint(); or " if loops else ""
         raise InputError(
-            f"The loss cannot be differentiated twice ({first_line(error)}): use ax.MetaGradient(inner, curvature) with "
+            f"The loss cannot be differentiated twice ({first_line(error)}): {first}use ax.MetaGradient(inner, curvature) with "
             "ax.curvature.FiniteDifference() or FirstOrder(), and differences=True in a step-size rule."
         ) from error
 

@@ -14,13 +14,14 @@ from adaptax._checks import is_traced
 from adaptax._devices import beside
 from adaptax._finite import cause
 from adaptax._intake import as_task
-from adaptax._keys import GRADIENT, check_key, fold, require_keys
+from adaptax._keys import check_key, require_keys
 from adaptax._optimizers import check_optimizer
-from adaptax._recursion import Descent, check_store, forward, reverse
+from adaptax._problem_checks import check_problem
+from adaptax._recursion import check_store, forward, map_rest, reverse, threaded
 from adaptax._update import Update
 from adaptax.errors import InputError, NotFiniteWarning
 from adaptax.inner import Info, Inner
-from adaptax.inner_path import TaskPath, check_problem, exact_factors
+from adaptax.inner_path import TaskPath, descent_of, exact_factors
 from adaptax.problem import AbstractProblem, Samples, check_is_problem, settled
 from adaptax.stepsize.learned import Meta
 from adaptax.stepsize.measurement import resolve_one
@@ -29,11 +30,12 @@ from adaptax.stepsize.rules import AbstractRule
 
 
 class Adapted(NamedTuple):
-    """Adapted parameters, the inner losses l(w_0), ..., l(w_{N-1}), and `Info`."""
+    """Adapted parameters, the inner losses l(w_0), ..., l(w_{N-1}), `Info`, and the loss's last state (None without one)."""
 
     params: PyTree
     losses: Array
     info: Info
+    state: PyTree = None
 
 
 def adapt(
@@ -63,9 +65,10 @@ def adapt(
         samples: sample sizes of a resampling problem; only `step` is used.
         store: "iterates" or "sqrt", as in `ax.MetaGradient`.
 
-    Returns: `Adapted(params, losses, info)`: w_N, and l(w_0), ..., l(w_{N-1}). `info.finite` says whether all are finite. If
-    not, a `NotFiniteWarning` says where first, for which the call waits for its result; under `jax.vmap` or `jax.jit` nothing
-    can be said at once: count `~info.finite`, and ask `ax.diagnose(problem, params, inner, tasks)`.
+    Returns: `Adapted(params, losses, info, state)`: w_N, l(w_0), ..., l(w_{N-1}), and for a loss with a state s_N.
+    `info.finite` says whether all are finite. If not, a `NotFiniteWarning` says where first, for which the call waits for its
+    result; under `jax.vmap` or `jax.jit` nothing can be said at once: count `~info.finite`, and ask
+    `ax.diagnose(problem, params, inner, tasks)`.
 
     Errors: `InputError` for missing keys, an empty support set, a loss that is not scalar or does not fit.
 
@@ -108,42 +111,67 @@ def _adapt(problem, params, task, inner, key, samples, store):
 
     # All arrays that the loss uses become arguments, including those that the user's functions close over: the floating-point
     # ones are variables, and the others hold nothing that could carry a derivative.
-    converted = eqx.filter_closure_convert(path.loss, path.split.adapting, path.rest, jnp.zeros((), int))
+    # A state is an argument too, with its first value among the variables.
+    first = path.first_rest
+    taken = path.step if path.carries else path.loss
+    converted = eqx.filter_closure_convert(taken, path.split.adapting, first, jnp.zeros((), int))
     closed, others = eqx.partition(converted, _tree.is_floating)
-    rest = (path.rest, closed)
-    arrays, static = eqx.partition((others, inner, key), eqx.is_array)
+    begun, begun_others = eqx.partition(first.state if path.carries else None, _tree.is_floating)
+    rest = _Variables(path.rest, closed, begun)
+    arrays, static = eqx.partition((others, begun_others, inner, key), eqx.is_array)
 
     def parts(arrays, proximal):
-        loss, inner, key = eqx.combine(arrays, static)
+        converted, begun_others, inner, key = eqx.combine(arrays, static)
+
+        class Carried:
+            @staticmethod
+            def begin(w, rest):
+                return eqx.combine(rest.begun, begun_others)
+
+            @staticmethod
+            def step(w, rest, j):
+                variables = rest.rest if path.carries else rest
+                return eqx.combine(variables.closed, converted)(w, map_rest(lambda variables: variables.rest, rest), j)
+
+            @staticmethod
+            def advance(w, rest, j):
+                return Carried.step(w, rest, j)[1]
 
         def step_loss(w, rest, j):
-            return eqx.combine(rest[1], loss)(w, rest[0], j)
+            return Carried.step(w, rest, j)[0] if path.carries else Carried.step(w, rest, j)
 
-        def value_and_gradient(w, rest, j):
-            return inner.gradients.value_and_gradient(lambda w: step_loss(w, rest, j), w, fold(key, GRADIENT, j))
-
-        return step_loss, Descent(value_and_gradient, Update(inner.optimizer, proximal))
+        update = Update(inner.optimizer, proximal)
+        return step_loss, descent_of(inner, step_loss, update, key, Carried if path.carries else None)
 
     # Whatever the steps use is an argument: a derivative rule may not close over values of the program around it.
     @jax.custom_vjp
     def descend(w, rest, rates, proximal, arrays):
         walked = forward(parts(arrays, proximal)[1], w, rest, rates, inner.steps, store)
-        return walked.final, walked.losses
+        return walked.final, walked.losses, walked.state
 
     def descend_forward(w, rest, rates, proximal, arrays):
         check_optimizer(inner.optimizer, w, inner.steps)
         walked = forward(parts(arrays, proximal)[1], w, rest, rates, inner.steps, store)
-        return (walked.final, walked.losses), (walked, rest, rates, proximal, arrays)
+        return (walked.final, walked.losses, walked.state), (walked, rest, rates, proximal, arrays)
 
     def descend_reverse(residuals, cotangents):
         walked, rest, rates, proximal, arrays = residuals
-        by_final, by_losses = cotangents
+        by_final, by_losses, by_state = cotangents
         loss, descent = parts(arrays, proximal)
-        cotangent = (by_final, optax.tree.zeros_like(rest))
+        by_state = jax.tree.map(lambda ct, x: ct if _tree.is_floating(x) else None, by_state, walked.state)
+        cotangent = (by_final, threaded(optax.tree.zeros_like(rest), by_state if path.carries else None))
         found = reverse(*exact_factors(loss), descent, walked, rest, rates, cotangent, losses_cotangent=by_losses)
         return found.w, found.rest, Rates(found.rates, rates.per_step), found.proximal, None
 
     descend.defvjp(descend_forward, descend_reverse)
-    final, losses = descend(path.split.adapting, rest, path.rates, inner.proximal, arrays)
+    final, losses, state = descend(path.split.adapting, rest, path.rates, inner.proximal, arrays)
     finite = _tree.all_finite((final, losses))
-    return Adapted(path.params(final), losses, Info(jax.lax.stop_gradient(path.rates.mean()), losses, finite=finite))
+    return Adapted(path.params(final), losses, Info(jax.lax.stop_gradient(path.rates.mean()), losses, finite=finite), state)
+
+
+class _Variables(NamedTuple):
+    """What does not adapt: the path's own rest, arrays that the loss closes over, and the loss's first state."""
+
+    rest: PyTree
+    closed: PyTree
+    begun: PyTree

@@ -118,7 +118,7 @@ class Inner(eqx.Module):
     def learns(self) -> bool:
         """Whether the step sizes may be parameters of the outer problem."""
         return isinstance(self.stepsize, Learned) or (
-            isinstance(self.stepsize, Auto) and self.stepsize.learn and self.steps > 0
+            isinstance(self.stepsize, Auto) and self.stepsize.learn is not False and self.steps > 0
         )
 
     @property

@@ -11,19 +11,18 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Key, PyTree
 
 from adaptax import _tree
-from adaptax._drawn_once import traced
-from adaptax._keys import CURVATURE, DIRECTION, FACTOR, GRADIENT, LAST, STEP, TARGET, any_key, drawn_shape, fold, shape_of
+from adaptax._keys import CURVATURE, DIRECTION, FACTOR, GRADIENT, LAST, STEP, TARGET, fold
 from adaptax._parameters import split
-from adaptax._recursion import Descent, ForwardPass, Gradient, Product, StepLoss, forward, stepper
-from adaptax._tree import describe, first_line
+from adaptax._recursion import Descent, ForwardPass, Gradient, Point, Product, StepLoss, Threaded, forward, stepper, threaded
 from adaptax.curvature import AbstractCurvature, Exact, LocalLoss
-from adaptax.errors import DrawnOnce, InputError
 from adaptax.gradients.autodiff import AutoDiff
 from adaptax.inner import Info, Inner
-from adaptax.problem import AbstractProblem, Samples, check_not_empty, check_scalar
+from adaptax.problem import AbstractProblem, Samples
+from adaptax.sequential import Sequential, check_length
 from adaptax.stepsize.learned import LearnedRates, Meta
 from adaptax.stepsize.rates import Rates
 
@@ -48,7 +47,8 @@ class TaskPath:
     r"""The inner path $w_0, \dots, w_N$ of one task, for a resolved inner loop and arguments that have been checked.
 
     The loss of step j is a function of w and of `rest`, everything else that it may be differentiated by: the frozen
-    parameters, and with `all_arrays` also the floating-point arrays of the problem and the task.
+    parameters, and with `all_arrays` also the floating-point arrays of the problem and the task. Where the loss has a state,
+    `Threaded(rest, state)` takes the place of `rest`.
 
     Arguments:
         problem: the problem.
@@ -68,8 +68,8 @@ class TaskPath:
         >>> problem = ax.FiniteSum(lambda w, c: 0.5 * jnp.sum((w - c) ** 2), lambda key: None)
         >>> task = ax.Task(jnp.ones(2), jnp.ones(2))
         >>> path = TaskPath(problem, ax.Inner(steps=2, stepsize=0.5), jnp.zeros(2), task, None, ax.Samples())
-        >>> final, losses = path.walk()
-        >>> final, float(path.target(final, path.rest))
+        >>> last, losses = path.walk()
+        >>> last.w, float(path.target(last.w, path.rest))
         (Array([0.75, 0.75], dtype=float32), 0.0625)
 
     Source: docs/theory.md, section 1.
@@ -95,14 +95,34 @@ class TaskPath:
         self.rest, self._fixed = self.split.frozen, None
         if all_arrays:
             self.rest, self._fixed = eqx.partition((self.split.frozen, problem, task), _tree.is_floating)
+        self._unwrap: Callable[[PyTree], PyTree] = lambda rest: rest
+        self.carries = isinstance(problem, Sequential) and problem.carries
+        # Whether the outer loss is the mean of the losses along the path.
+        self.judged_on_path = isinstance(problem, Sequential) and problem.outer == "path"
+        check_length(problem, getattr(task, "support", None), self.steps)
         self.loss: StepLoss = self.loss_on(STEP, samples.step)
 
     def rebuild(self, w: PyTree, rest: PyTree) -> tuple[AbstractProblem, PyTree, PyTree]:
         """The problem, the task and the parameters at these values of the variables."""
+        rest = self._unwrap(rest.rest if isinstance(rest, Threaded) else rest)
         if self._fixed is None:
             return self.problem, self.task, eqx.combine(w, rest, self.split.static)
         frozen, problem, task = eqx.combine(rest, self._fixed)
         return problem, task, eqx.combine(w, frozen, self.split.static)
+
+    def begin(self, w: PyTree, rest: PyTree) -> PyTree:
+        """The loss's state at w_0 (None where it has none)."""
+        problem, _, params = self.rebuild(w, rest)
+        return problem.initial_state(params)
+
+    def advance(self, w: PyTree, rest: PyTree, j: Array) -> PyTree:
+        """The loss's state after step j (None where it has none)."""
+        return self.step(w, rest, j)[1] if self.carries else None
+
+    def step(self, w: PyTree, rest: PyTree, j: Array) -> tuple[Array, PyTree]:
+        """The loss of step j and its state after it, for a loss with a state."""
+        problem, task, params = self.rebuild(w, rest)
+        return problem.step_loss(params, problem.step_batch(task, params, None, 0, j), rest.state)
 
     def params(self, w: PyTree) -> PyTree:
         """All parameters of the inner problem, with w for those that adapt."""
@@ -113,17 +133,19 @@ class TaskPath:
         drawn = self._drawn if purpose == STEP and self.steps else None
 
         def loss(w, rest, j):
+            if self.carries:
+                return self.step(w, rest, j)[0]
             problem, task, params = self.rebuild(w, rest)
             if drawn is not None:
                 return problem.loss(params, jax.tree.map(lambda leaf: leaf[j], drawn.batches))
-            return problem.loss(params, problem.step_batch(task, params, fold(self.key, purpose, j), size))
+            return problem.loss(params, problem.step_batch(task, params, fold(self.key, purpose, j), size, j))
 
         return loss
 
-    def with_loss(self, loss: StepLoss, rest: PyTree = None) -> "TaskPath":
-        """The same path with another inner loss (and another `rest`, if one is given)."""
+    def with_loss(self, loss: StepLoss, rest: PyTree = None, unwrap: Callable[[PyTree], PyTree] | None = None) -> "TaskPath":
+        """The same path with another inner loss (and another `rest`, if one is given, and how the old one is found in it)."""
         other = object.__new__(TaskPath)
-        other.__dict__ = self.__dict__ | {"loss": loss}
+        other.__dict__ = self.__dict__ | {"loss": loss} | ({} if unwrap is None else {"_unwrap": unwrap})
         if rest is not None:
             other.rest = rest
         return other
@@ -141,31 +163,30 @@ class TaskPath:
     @property
     def descent(self) -> Descent:
         """One inner step on `loss`."""
-        strategy, loss = self.inner.gradients, self.loss
-
-        def value_and_gradient(w, rest, j):
-            return strategy.value_and_gradient(lambda w: loss(w, rest, j), w, fold(self.key, GRADIENT, j))
-
-        return Descent(value_and_gradient, self.inner.update)
+        return descent_of(self.inner, self.loss, self.inner.update, self.key, self if self.carries else None)
 
     @property
-    def start(self) -> tuple[PyTree, PyTree]:
-        """w_0 and the inner optimiser's state there."""
-        return self.split.adapting, self.inner.update.init(self.split.adapting)
+    def start(self) -> Point:
+        """w_0, with the inner optimiser's and the loss's state there."""
+        return self.descent.start(self.split.adapting, self.rest)
+
+    @property
+    def first_rest(self) -> PyTree:
+        """The loss's second argument at w_0."""
+        return threaded(self.rest, self.start.state)
 
     @property
     def inputs(self) -> dict[str, Any]:
         """The inputs of the steps, stacked: the number of each step and its step size."""
         return {"j": jnp.arange(self.steps), "rate": self.rates.stacked(self.steps)}
 
-    def stepper(self) -> Callable[[Any, dict], tuple[Any, Array]]:
-        """One step, `((w, optimiser state), {"j", "rate"}) -> ((w, optimiser state), loss before)`."""
+    def stepper(self) -> Callable[[Point, dict], tuple[Point, Array]]:
+        """One step, `(point, {"j", "rate"}) -> (next point, loss before)`."""
         return stepper(self.descent, self.split.adapting, self.rest, self.rates)
 
-    def walk(self) -> tuple[PyTree, Array]:
-        """w_N, and l(w_0), ..., l(w_{N-1}); no iterate is kept."""
-        (final, _), losses = jax.lax.scan(self.stepper(), self.start, self.inputs)
-        return final, losses
+    def walk(self) -> tuple[Point, Array]:
+        """The last point, and l(w_0), ..., l(w_{N-1}); no iterate is kept."""
+        return jax.lax.scan(self.stepper(), self.start, self.inputs)
 
     def forward(self, store: str = "iterates") -> ForwardPass:
         """The path with its iterates: all of them, or with store="sqrt" about 2 sqrt(N)."""
@@ -175,19 +196,26 @@ class TaskPath:
         """The task with the batches of the inner steps and the target batch of this path."""
 
         def step(carry, x):
-            params = self.params(carry[0])
+            params = self.params(carry.w)
             batch = self.problem.step_batch(self.task, params, fold(self.key, STEP, x["j"]), self.samples.step)
             stepped = self
             if isinstance(self.inner.gradients, AutoDiff):  # Other strategies ask for samples at other parameters too.
                 stepped = self.with_loss(lambda w, rest, j: self.problem.loss(self.rebuild(w, rest)[2], batch))
             return stepped.stepper()(carry, x)[0], batch
 
-        (final, _), batches = jax.lax.scan(step, self.start, self.inputs)
+        last, batches = jax.lax.scan(step, self.start, self.inputs)
+        final = last.w
         return Drawn(self.task, batches, self.target_batch(final), eqx.filter(self.params(final), _tree.is_floating))
 
     def target_batch(self, w: PyTree, *numbers: Any) -> PyTree:
         """The batch that w is judged on; other numbers draw other samples."""
         return self.problem.target_batch(self.task, self.params(w), fold(self.key, TARGET, *numbers), self.samples.target)
+
+    def judged_batch(self, w: PyTree, n: Any, *numbers: Any) -> PyTree:
+        """The batch that scores after n steps are of: the target batch, or along a path the next one."""
+        if self.judged_on_path:
+            return self.problem.step_batch(self.task, self.params(w), None, 0, n)
+        return self.target_batch(w, *numbers)
 
     def target(self, w: PyTree, rest: PyTree, j: Any = None) -> Array:
         """The target loss at w: on the last step's samples, or on those of an earlier step j."""
@@ -195,12 +223,27 @@ class TaskPath:
         if self._drawn is not None and j is None:
             return problem.target_loss(params, self._drawn.target)
         fresh = fold(self.key, TARGET) if j is None else fold(self.key, TARGET, j)
-        return problem.target_loss(params, problem.target_batch(task, params, fresh, self.samples.target))
+        state = rest.state if self.carries else None
+        return problem.outer_loss(params, problem.target_batch(task, params, fresh, self.samples.target), state)
 
     def target_gradient(self, w: PyTree, rest: PyTree, j: Any = None) -> tuple[Array, tuple[PyTree, PyTree]]:
         """The target loss and its gradient by (w, rest), formed by the inner loop's gradient strategy."""
         use = fold(self.key, LAST) if j is None else fold(self.key, LAST, j)
-        return self.inner.gradients.value_and_gradient(lambda x: self.target(x[0], x[1], j), (w, rest), use)
+        floats, others = floating(rest)
+        return self.inner.gradients.value_and_gradient(lambda x: self.target(x[0], joined(x[1], others), j), (w, floats), use)
+
+    def value(self, last: Point, losses: Array, rest: PyTree = None) -> Array:
+        """The outer loss of a path (at other values of the rest, if they are given)."""
+        rest = self.rest if rest is None else rest
+        return jnp.mean(losses) if self.judged_on_path else self.target(last.w, threaded(rest, last.state))
+
+    def outcome(self, walked: ForwardPass) -> tuple[Array, tuple[PyTree, PyTree], Array | None]:
+        """The outer loss, its derivatives by w_N and the rest, and those by the losses (None where it depends on none)."""
+        rest = threaded(self.rest, walked.state)
+        if not self.judged_on_path:
+            return *self.target_gradient(walked.final, rest), None
+        nothing = optax.tree.zeros_like((walked.final, floating(rest)[0]))
+        return jnp.mean(walked.losses), nothing, jnp.full_like(walked.losses, 1 / walked.losses.size)
 
     def curvature_loss(self, independent: bool) -> StepLoss:
         """The loss of the Hessian factors: on samples of their own, or on those of the steps."""
@@ -210,7 +253,9 @@ class TaskPath:
         """Hessian-vector products by a curvature strategy, and gradients at the same points, for the reverse recursion."""
 
         def local(w, rest, j):
-            return LocalLoss(lambda w, rest: loss(w, rest, j), w, rest, self.inner.gradients, fold(self.key, FACTOR, j))
+            floats, others = floating(rest)
+            at_step = lambda w, rest: loss(w, joined(rest, others), j)  # noqa: E731
+            return LocalLoss(at_step, w, floats, self.inner.gradients, fold(self.key, FACTOR, j))
 
         def product(w, rest, u, j):
             return curvature.product(local(w, rest, j), u, fold(self.key, DIRECTION, j))
@@ -235,51 +280,56 @@ class TaskPath:
         return Info(self.rates.mean(), losses, value)
 
 
+def floating(rest: PyTree) -> tuple[PyTree, PyTree]:
+    """The part of the rest that carries derivatives, and that of the loss's state which does not (None where it has none)."""
+    if not isinstance(rest, Threaded):
+        return rest, None
+    state, others = eqx.partition(rest.state, _tree.is_floating)
+    return Threaded(rest.rest, state), others
+
+
+def joined(rest: PyTree, others: PyTree) -> PyTree:
+    """The rest again, from its two parts."""
+    return Threaded(rest.rest, eqx.combine(rest.state, others)) if isinstance(rest, Threaded) else rest
+
+
+def descent_of(inner: Inner, loss: StepLoss, update: Any, key: Any, carried: Any = None) -> Descent:
+    """One inner step on a loss.
+
+    Arguments:
+        inner: the inner loop, whose gradient strategy is used.
+        loss: the loss of a step.
+        update: the update.
+        key: the task's key.
+        carried: an object whose `begin`, `step` and `advance` move the loss's state; None for a loss without one.
+    """
+    strategy = inner.gradients
+
+    def value_and_gradient(w, rest, j):
+        use = fold(key, GRADIENT, j)
+        if carried is not None and isinstance(strategy, AutoDiff):
+            return strategy.value_and_gradient(lambda w: carried.step(w, rest, j), w, use, has_aux=True)
+        value, gradient = strategy.value_and_gradient(lambda w: loss(w, rest, j), w, use)
+        return (value, None if carried is None else carried.advance(w, rest, j)), gradient
+
+    if carried is None:
+        return Descent(value_and_gradient, update)
+    return Descent(value_and_gradient, update, carried.begin, carried.advance)
+
+
 def exact_factors(loss: StepLoss) -> tuple[Product, Gradient]:
     """Exact Hessian-vector products of a loss, and its gradients by differentiation, for the reverse recursion."""
 
+    def at_step(rest, j):
+        floats, others = floating(rest)
+        return floats, lambda w, rest: loss(w, joined(rest, others), j)
+
     def product(w, rest, u, j):
-        return Exact().product(LocalLoss(lambda w, rest: loss(w, rest, j), w, rest), u)
+        floats, local = at_step(rest, j)
+        return Exact().product(LocalLoss(local, w, floats), u)
 
     def gradient(w, rest, j):
-        return jax.grad(loss, argnums=(0, 1))(w, rest, j)
+        floats, local = at_step(rest, j)
+        return jax.grad(local, argnums=(0, 1))(w, floats)
 
     return product, gradient
-
-
-def check_problem(problem: AbstractProblem, params: PyTree, task: PyTree, samples: Samples, *, target: bool) -> PyTree:
-    """Refuse tasks and losses that cannot be trained on, before anything is computed. Returns the shapes of a target batch."""
-
-    task = task.task if isinstance(task, Drawn) else task
-
-    def batch(draw, size):
-        try:
-            user: Any = getattr(problem, "draw", None)
-            return traced(user, task, params, any_key(), size, said="draw", remedy="use jax.random with its key", call=draw)[0]
-        except (InputError, DrawnOnce):
-            raise
-        except Exception as error:
-            text = f"draw(task, params, key, size={size}) fails ({first_line(error)}) on a task of {describe(task)}"
-            raise InputError(f"{text}: make draw, the task and the parameters fit each other.") from error
-
-    if problem.stochastic:
-        support = batch(problem.step_batch, samples.step)
-        query = batch(problem.target_batch, samples.target) if target else None
-    else:
-        if not hasattr(task, "support"):
-            raise InputError(f"A finite-sum problem needs ax.Task(support, target), not {describe(task)}.")
-        structure, shapes = shape_of(task)
-        if (drawn := drawn_shape(problem)) is not None and drawn[0] == structure and shapes != drawn[1]:
-            count = shapes[0][:1]
-            if [(*count, *shape) for shape in drawn[1]] == shapes:
-                text = f"task is a batch of {count[0]} tasks as this problem draws them"
-                raise InputError(f"{text}: give one of them, or use a function of batches such as MetaGradient(...).batch.")
-        support, query = task.support, task.target
-        if target and query is None:
-            raise InputError("This task has no target set to judge by: make it ax.Task(support, target).")
-    check_not_empty(support, "support set", "give every task at least one example to adapt on")
-    check_scalar(problem.loss, params, support, "loss", "support set")
-    if target:
-        check_not_empty(query, "target set", "give every task at least one example to judge by")
-        check_scalar(problem.target_loss, params, query, "target_loss", "target set")
-    return query

@@ -125,35 +125,49 @@ def as_callable(function: Callable, name: str) -> Callable:
 
 
 class AbstractProblem(eqx.Module):
-    """A loss and a distribution of tasks. Use `FiniteSum` or `Resampling`."""
+    """A loss and a distribution of tasks. Use `FiniteSum`, `Resampling` or `Sequential`."""
 
     loss: eqx.AbstractVar[Callable[[PyTree, PyTree], Array]]
     sample_task: eqx.AbstractVar[Callable[[Key[Array, ""]], PyTree]]
     target_loss: eqx.AbstractVar[Callable[[PyTree, PyTree], Array]]
-    metrics: eqx.AbstractVar[Callable[[PyTree, PyTree], dict[str, Array]] | None]
+    metrics: eqx.AbstractVar[Callable[..., dict[str, Array]] | None]
     trainable: eqx.AbstractVar[Selection]
     stochastic: eqx.AbstractClassVar[bool]
 
-    def step_batch(self, task: PyTree, params: PyTree, key: Key[Array, ""] | None, size: int) -> PyTree:
-        """The batch of an inner step (or of a Hessian factor) on `task` at `params`."""
+    def step_batch(self, task: PyTree, params: PyTree, key: Key[Array, ""] | None, size: int, j: Any = None) -> PyTree:
+        """The batch of inner step j (or of a Hessian factor) on `task` at `params`."""
         raise NotImplementedError("abstract")
 
     def target_batch(self, task: PyTree, params: PyTree, key: Key[Array, ""] | None, size: int) -> PyTree:
         """The batch on which the adapted parameters are judged."""
         raise NotImplementedError("abstract")
 
-    def scores(self, params: PyTree, batch: PyTree, steps: Any = None) -> dict[str, Array]:
+    def initial_state(self, params: PyTree) -> PyTree:
+        """The loss's state at w_0; None for a loss that has none."""
+        return None
+
+    def step_loss(self, params: PyTree, batch: PyTree, state: PyTree) -> tuple[Array, PyTree]:
+        """The inner loss on a batch, and the loss's next state."""
+        return self.loss(params, batch), None
+
+    def outer_loss(self, params: PyTree, batch: PyTree, state: PyTree) -> Array:
+        """The target loss on a batch."""
+        return self.target_loss(params, batch)
+
+    def scores(self, params: PyTree, batch: PyTree, steps: Any = None, state: PyTree = None) -> dict[str, Array]:
         """The outer loss and the metrics on one batch after so many inner steps, by name."""
         where = (steps,) if getattr(self.metrics, "by_step", False) else ()
-        extra = {} if self.metrics is None else dict(self.metrics(params, batch, *where))
-        return {"loss": self.target_loss(params, batch), **extra}
+        # A copy: some libraries' states may be used once only.
+        carried = () if state is None else (jax.tree.map(lambda leaf: leaf, state),)
+        extra = {} if self.metrics is None else dict(self.metrics(params, *carried, batch, *where))
+        return {"loss": self.outer_loss(params, batch, state), **extra}
 
 
 class FiniteSum(AbstractProblem):
     r"""Few-shot learning: $\min_w E_i[\,l_{T_i}(w^i_N)\,]$ with $w^i_{j+1} = w^i_j - \alpha\nabla l_{S_i}(w^i_j)$.
 
-    Losses are pure functions: batch normalisation uses the statistics of the batch given, randomness enters through the
-    batch, and running statistics are not supported. Problems are pytrees: a `loss` or `sample_task` that is a module
+    Losses are pure functions: batch normalisation uses the statistics of the batch given, and randomness enters through the
+    batch. A loss with running statistics or another state is one of `ax.Sequential`. Problems are pytrees: a `loss` or `sample_task` that is a module
     holding arrays keeps them as leaves; a plain function is static.
 
     Arguments:
@@ -197,7 +211,7 @@ class FiniteSum(AbstractProblem):
         self.metrics = None if metrics is None else as_callable(metrics, "metrics")
         self.trainable = as_selection("trainable", trainable)
 
-    def step_batch(self, task, params, key, size):
+    def step_batch(self, task, params, key, size, j=None):
         return task.support
 
     def target_batch(self, task, params, key, size):
@@ -246,7 +260,7 @@ class Resampling(AbstractProblem):
         self.metrics = None if metrics is None else as_callable(metrics, "metrics")
         self.trainable = as_selection("trainable", trainable)
 
-    def step_batch(self, task, params, key, size):
+    def step_batch(self, task, params, key, size, j=None):
         return self.draw(task, constant(params), key, size)
 
     def target_batch(self, task, params, key, size):
@@ -271,22 +285,26 @@ def settled(source: Any, compute: Callable[[], Any]) -> Any:
 def check_is_problem(problem: Any) -> None:
     """Refuse anything but a problem."""
     if not isinstance(problem, AbstractProblem):
-        raise InputError(f"The problem must be ax.FiniteSum or ax.Resampling, not {type(problem).__name__}.")
+        raise InputError(f"The problem must be ax.FiniteSum, ax.Resampling or ax.Sequential, not {type(problem).__name__}.")
 
 
-def check_scalar(function: Callable, params: PyTree, batch: PyTree, name: str, where: str) -> None:
-    """Refuse a loss that fails on this batch or does not return one floating-point number."""
+def check_scalar(
+    function: Callable, params: PyTree, batch: PyTree, name: str, where: str, call: Callable | None = None, state: PyTree = None
+) -> None:  # fmt: skip
+    """Refuse a loss that fails on this batch or does not return one floating-point number (`call` runs it otherwise)."""
+    given = "params, batch" if state is None else "params, state, batch"
     try:
-        out, _ = traced(function, params, batch, said=name, remedy="let randomness enter through the batch")
+        remedy = "let randomness enter through the batch"
+        out, _ = traced(function, params, batch, said=name, remedy=remedy, call=call)
     except (InputError, DrawnOnce):
         raise
     except Exception as error:
-        message = f"{name}(params, batch) fails on the {where} ({first_line(error)}); the batch is {describe(batch)}: "
+        message = f"{name}({given}) fails on the {where} ({first_line(error)}); the batch is {describe(batch)}: "
         raise InputError(message + "make the loss, the parameters and the batch fit each other.") from error
     shape, dtype = getattr(out, "shape", None), getattr(out, "dtype", None)
     if shape != () or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         got = type(out).__name__ if shape is None else f"{dtype}{list(shape)}"
-        raise InputError(f"{name}(params, batch) must return one floating-point number but returned {got}: take the mean.")
+        raise InputError(f"{name}({given}) must return one floating-point number but returned {got}: take the mean.")
 
 
 def check_not_empty(batch: PyTree, where: str, remedy: str) -> None:

@@ -54,6 +54,22 @@ def test_in_the_resampling_case_an_array_shares_a_step_size_unless_said(tiny):
         assert shapes == [leaf.shape if parameters else () for leaf in jax.tree.leaves(policy)]
 
 
+def test_in_the_resampling_case_n_steps_share_one_over_the_curvature_and_only_one_step_is_learned():
+    rl = ax.tasks.rl
+    made = rl.tabular(states=2, actions=2, horizon=2)
+    problem, policy = made.resampling(rl.LVC(0.9)), made.policy()
+
+    def begun(steps, **options):
+        method = ax.MetaGradient(ax.Inner(steps, Auto(tasks=2, **options)))
+        return ax.make_step(problem, method, optax.sgd(0.01), 5).init(policy)
+
+    for n, gamma in ((1, 1.0), (3, 1.0), (3, 0.5)):
+        # In the norm of the step sizes the curvature is then gamma over N.
+        assert abs(float(begun(n, gamma=gamma).estimate.curvature) - gamma / n) < 1e-5
+    assert begun(3).inner.stepsize.shape == ()
+    assert all(isinstance(state.inner.stepsize, ax.stepsize.LearnedRates) for state in (begun(1), begun(3, learn=True)))
+
+
 def test_a_step_moves_logarithms_by_the_exact_derivative(tiny):
     """Gradient descent on (w, theta) of the mean loss after adaptation, written out for the quadratic."""
     step = step_of(tiny, ax.MetaGradient(ax.Inner(3, Auto(0.5, tasks=2))))

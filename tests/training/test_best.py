@@ -91,7 +91,10 @@ def test_damage_is_told(tiny, validation, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"validation": jnp.ones(3), "evaluate_every": 4}, "validation= must be ax.FiniteSum or ax.Resampling, not"),
+        (
+            {"validation": jnp.ones(3), "evaluate_every": 4},
+            "validation= must be ax.FiniteSum, ax.Resampling or",
+        ),
         ({"evaluate_every": None}, "validation= needs evaluate_every="),
     ],
 )

@@ -150,7 +150,7 @@ def test_bad_arguments_are_refused_in_a_sentence(tiny):
         (lambda: ax.make_step(tiny.problem, tiny.fixed, tiny.adam, True), "tasks_per_step=True"),
         (lambda: ax.make_step(tiny.problem, tiny.fixed, 0.1, 2), "optax.adam"),
         (lambda: ax.make_step(tiny.problem, ax.Inner(), tiny.adam, 2), r"ax.MetaGradient\(inner\)"),
-        (lambda: ax.make_step(tiny.loss, tiny.fixed, tiny.adam, 2), "ax.FiniteSum or ax.Resampling"),
+        (lambda: ax.make_step(tiny.loss, tiny.fixed, tiny.adam, 2), "ax.FiniteSum, ax.Resampling or ax.Sequential"),
     ]
     for call, match in cases:
         with pytest.raises(ax.InputError, match=match) as refusal:

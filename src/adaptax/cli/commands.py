@@ -112,7 +112,7 @@ class Demo:
 
     out: options.OutputFolder = Path("demo")
     """Folder for sinusoids.png and demo.json."""
-    steps: options.Count = 7000
+    steps: options.Count = 5000
     """Meta-steps."""
     seed: options.Seed = 0
     """Decides the whole demonstration."""

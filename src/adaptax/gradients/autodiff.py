@@ -25,9 +25,9 @@ class AutoDiff(AbstractGradient):
 
     stochastic: ClassVar[bool] = False
 
-    def value_and_gradient(self, loss, x, key):
+    def value_and_gradient(self, loss, x, key, has_aux=False):
         try:
-            return jax.value_and_grad(loss)(x)
+            return jax.value_and_grad(loss, has_aux=has_aux)(x)
         except ValueError as error:
             if "Reverse-mode differentiation does not work" not in str(error):
                 raise

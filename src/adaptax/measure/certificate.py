@@ -15,9 +15,9 @@ from adaptax._checks import check_real, check_whole
 from adaptax._cost import Cost
 from adaptax._finite import Lost, tell
 from adaptax._keys import CERTIFICATE, RULE_TASKS, draw_tasks, first, fold, numbered, require_keys
+from adaptax._problem_checks import check_problem
 from adaptax._tree import ravel
 from adaptax.errors import InputError
-from adaptax.inner_path import check_problem
 from adaptax.measure.squared_norm import SquaredNorm, squared_norm
 from adaptax.methods.base import AbstractMethod
 from adaptax.problem import AbstractProblem

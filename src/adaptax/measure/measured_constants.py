@@ -20,10 +20,11 @@ from adaptax._finite import Lost, tell
 from adaptax._intake import as_batch
 from adaptax._keys import CONSTANTS, draw_tasks, first, numbered, own_key
 from adaptax._parameters import split
+from adaptax._problem_checks import check_problem
 from adaptax._tree import ravel, unraveller
 from adaptax.errors import InputError, NotFiniteWarning
 from adaptax.inner import Inner
-from adaptax.inner_path import TaskPath, check_problem
+from adaptax.inner_path import TaskPath
 from adaptax.measure.noise import at_point, loss_of_sample
 from adaptax.measure.path_curvature import ROUNDS, Budget, measure_path
 from adaptax.methods.metagrad import MetaGradient

@@ -13,6 +13,7 @@ from adaptax._lanczos import extremes
 from adaptax._second_order import hessian_product
 from adaptax._tree import ravel, unraveller
 from adaptax.inner_path import TaskPath
+from adaptax.sequential import refuse_sequence
 from adaptax.stepsize.rates import multiply
 
 # How many times the direction of a change follows the eigenvector found along it.
@@ -61,8 +62,9 @@ def measure_path(path: TaskPath, budget: Budget, *, by_step_sizes: bool = False)
     With `by_step_sizes` lam and mu are those in the norm of the step sizes: for one step size, alpha times the others.
     """
     problem, inner, key = path.problem, path.inner, path.key
+    refuse_sequence(problem, "Measuring the theory's constants", "watch info.losses and ax.evaluate")
     walked = path.forward()
-    points = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), walked.iterates[0], walked.final)
+    points = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), walked.iterates.w, walked.final)
     after = jnp.minimum(jnp.arange(inner.steps + 1) + 1, inner.steps)
     moves = jax.tree.map(lambda a: a[after] - a[jnp.maximum(after - 1, 0)], points)
     unravel = unraveller(path.split.adapting)

@@ -15,9 +15,10 @@ from adaptax._cost import Cost
 from adaptax._devices import beside
 from adaptax._intake import as_batch, as_task
 from adaptax._keys import check_key, first, require_keys
+from adaptax._problem_checks import check_problem
 from adaptax.errors import InputError
 from adaptax.inner import Info, Inner
-from adaptax.inner_path import TaskPath, check_problem
+from adaptax.inner_path import TaskPath
 from adaptax.problem import AbstractProblem, Samples, check_is_problem, settled
 from adaptax.stepsize.measurement import resolve_on_first, resolve_one
 

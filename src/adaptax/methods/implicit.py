@@ -18,6 +18,7 @@ from adaptax.inner import Info, Inner
 from adaptax.inner_path import TaskPath
 from adaptax.methods.base import AbstractMethod, check_parts
 from adaptax.problem import Samples
+from adaptax.sequential import refuse_sequence
 from adaptax.stepsize.learned import Learned
 
 
@@ -63,13 +64,17 @@ class Implicit(AbstractMethod):
     def stochastic(self):
         return self.inner.gradients.stochastic
 
+    def check(self, problem, key):
+        super().check(problem, key)
+        refuse_sequence(problem, "Implicit", "use ax.MetaGradient(inner)")
+
     def cost(self):
         """One product for each iteration (fewer if they converge), one for the start, and one for the frozen parameters."""
         gradient = self.inner.gradients.cost()
         return gradient.times(self.inner.steps + 1).plus(Cost(hessian_vector_products=self.iterations + 2))
 
     def products(self, path):
-        final = path.walk()[0]
+        final = path.walk()[0].w
         product = self._hessian(path, final)(path.target_gradient(final, path.rest)[1][0])
         return jnp.zeros(path.steps + 1).at[-1].set(jnp.where(_tree.all_finite(product), 0, 2))
 
@@ -85,7 +90,8 @@ class Implicit(AbstractMethod):
 
     def one_task(self, problem, params, task, key) -> tuple[Array, PyTree, Info]:
         path = TaskPath(problem, self.inner, params, task, key, self.samples)
-        final, losses = path.walk()
+        last, losses = path.walk()
+        final = last.w
         value, (g, g_frozen) = path.target_gradient(final, path.rest)
         product = self._hessian(path, final)
         strength: Any = self.inner.proximal

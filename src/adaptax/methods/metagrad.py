@@ -12,7 +12,7 @@ from adaptax import _tree
 from adaptax._checks import check_true_or_false, check_whole
 from adaptax._hoist import hoist
 from adaptax._optimizers import check_optimizer
-from adaptax._recursion import check_store, forward, recomputed_steps, reverse
+from adaptax._recursion import Point, check_store, forward, map_rest, recomputed_steps, reverse, threaded
 from adaptax._second_order import differentiated_twice
 from adaptax.curvature import AbstractCurvature, Exact, FirstOrder
 from adaptax.errors import InputError
@@ -21,6 +21,7 @@ from adaptax.inner import Inner
 from adaptax.inner_path import TaskPath
 from adaptax.methods.base import AbstractMethod, check_parts
 from adaptax.problem import Samples
+from adaptax.sequential import Sequential
 from adaptax.stepsize.rates import Rates
 
 
@@ -164,22 +165,39 @@ class MetaGradient(AbstractMethod):
         super().check(problem, key)
         if self.mode == "backprop" and problem.stochastic and self.independent_curvature:
             raise InputError('mode="backprop" reuses the step samples: pass independent_curvature=False with it.')
+        if getattr(problem, "outer", "last") == "path":
+            if self.multi_step is not None:
+                raise InputError('outer="path" judges every inner step already: leave multi_step= out, or take outer="last".')
+            if not self.inner.steps:
+                raise InputError('outer="path" takes the mean of the losses of inner steps: take one or more.')
 
     def products(self, path):
         marks, rest = jnp.zeros(max(path.steps, 1)), path.rest
+
         # The recursion carries the marks as if they were parameters that the loss does not depend on.
-        marked = path.with_loss(lambda w, rest, j: path.loss(w, rest[0], j), (rest, marks))
+        def unmarked(pair):
+            return pair[0]
+
+        marked = path.with_loss(lambda w, rest, j: path.loss(w, map_rest(unmarked, rest), j), (rest, marks), unmarked)
         factors = path.factors(self.curvature, path.curvature_loss(self.independent_curvature))
 
+        def beside(pair, marks):
+            return pair and (pair[0], map_rest(lambda rest: (rest, marks), pair[1]))
+
         def product(w, rest, u, j):
-            gradient, (h, h_rest) = factors[0](w, rest[0], u, j)
-            kind = jnp.where(_tree.all_finite(u), jnp.where(_tree.all_finite((h, h_rest)), 0, 2), 1)
-            return gradient and (gradient[0], (gradient[1], marks)), (h, (h_rest, marks.at[j].set(kind)))
+            gradient, along = factors[0](w, map_rest(unmarked, rest), u, j)
+            kind = jnp.where(_tree.all_finite(u), jnp.where(_tree.all_finite(along), 0, 2), 1)
+            return beside(gradient, marks), beside(along, marks.at[j].set(kind))
+
+        def gradient(w, rest, j):
+            return beside(factors[1](w, map_rest(unmarked, rest), j), marks)
 
         walked = marked.forward()
-        last = path.target_gradient(walked.final, rest)[1]
-        cotangent = (last[0], (last[1], marks))
-        return reverse(product, factors[1], marked.descent, walked, marked.rest, path.rates, cotangent, by_rates=False).rest[1]
+        _, last, by_losses = path.outcome(walked)
+        return reverse(
+            product, gradient, marked.descent, walked, marked.rest, path.rates, beside(last, marks),
+            by_rates=False, losses_cotangent=by_losses,
+        ).rest[1]  # fmt: skip
 
     def one_task(self, problem, params, task, key):
         path = TaskPath(problem, self.inner, params, task, key, self.samples)
@@ -196,7 +214,7 @@ class MetaGradient(AbstractMethod):
             hoisted = hoist(path.loss, path.split.adapting, path.rest)
             walked = path.with_loss(hoisted.loss, hoisted.known)
         forward_pass = walked.forward(self.store)
-        value, last = path.target_gradient(forward_pass.final, path.rest)
+        value, last, by_losses = path.outcome(forward_pass)
         targets = None
         if weights is not None:
             last = _tree.scale(weights[-1], last)
@@ -207,7 +225,7 @@ class MetaGradient(AbstractMethod):
         found = reverse(
             product, gradient, walked.descent, forward_pass, walked.rest, path.rates,
             last if hoisted is None else (last[0], optax.tree.zeros_like(hoisted.known)),
-            by_rates=path.learns, targets=targets,
+            by_rates=path.learns, losses_cotangent=by_losses, targets=targets,
         )  # fmt: skip
         by_frozen = found.rest if hoisted is None else optax.tree.add(last[1], hoisted.pull_back(found.rest))
         return value, forward_pass.losses, (found.w, by_frozen, found.rates)
@@ -218,10 +236,10 @@ class MetaGradient(AbstractMethod):
 
         def objective(w, frozen, tree):
             walked = forward(path.descent, w, frozen, Rates(tree, rates.per_step), steps, "iterates")
-            value = last = path.target(walked.final, frozen)
+            value = last = path.value(Point(walked.final, None, walked.state), walked.losses, frozen)
             if weights is not None:
-                early = jax.tree.map(lambda leaf: leaf[1:], walked.iterates[0])
-                at = jax.vmap(lambda w, j: path.target(w, frozen, j))(early, jnp.arange(1, steps))
+                early = jax.tree.map(lambda leaf: leaf[1:], walked.iterates)
+                at = jax.vmap(lambda at, j: path.target(at.w, threaded(frozen, at.state), j))(early, jnp.arange(1, steps))
                 value = jnp.sum(weights[:-1] * at) + weights[-1] * last
             return value, (last, walked.losses)
 
@@ -233,4 +251,5 @@ class MetaGradient(AbstractMethod):
     def _hoists(self, path: TaskPath) -> bool:
         """Whether part of the loss is the same at all inner steps, and nothing but its exact derivatives is asked for."""
         exact = isinstance(self.curvature, Exact) and isinstance(self.inner.gradients, AutoDiff)
-        return exact and not path.problem.stochastic and self.multi_step is None and bool(jax.tree.leaves(path.rest))
+        alike = not path.problem.stochastic and not isinstance(path.problem, Sequential)
+        return exact and alike and self.multi_step is None and bool(jax.tree.leaves(path.rest))

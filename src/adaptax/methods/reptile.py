@@ -52,7 +52,7 @@ class Reptile(AbstractMethod):
 
     def one_task(self, problem, params, task, key) -> tuple[Array, PyTree, Info]:
         path = TaskPath(problem, self.inner, params, task, key, self.samples)
-        final, losses = path.walk()
-        value = path.target(final, path.rest)
-        change = optax.tree.sub(path.split.adapting, final)
+        last, losses = path.walk()
+        value = path.value(last, losses)
+        change = optax.tree.sub(path.split.adapting, last.w)
         return value, path.outer_gradient(change, optax.tree.zeros_like(path.rest)), path.info(losses, value)

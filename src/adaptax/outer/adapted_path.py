@@ -18,6 +18,7 @@ from adaptax.inner_path import Drawn, TaskPath
 from adaptax.methods.base import AbstractMethod
 from adaptax.outer.trust_region import Divergence, Region
 from adaptax.problem import AbstractProblem
+from adaptax.sequential import refuse_sequence
 
 
 class AdaptedPath(eqx.Module):
@@ -51,6 +52,7 @@ class AdaptedPath(eqx.Module):
             tasks: the product is over at least so many tasks (default: all).
         """
         inner, problem = self.method.inner, self.problem
+        refuse_sequence(problem, "This outer optimiser", "use an optax one such as optax.adam")
         floats_now, static = eqx.partition(self.params, self.trained)
         fixed = self if isinstance(self.tasks, Drawn) else self.draw()
 

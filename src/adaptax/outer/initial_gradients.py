@@ -19,6 +19,7 @@ from adaptax.inner_path import TaskPath
 from adaptax.methods.base import AbstractMethod
 from adaptax.outer.adaptive import SmoothnessConstants, TwoSidedConstants
 from adaptax.problem import AbstractProblem, Samples
+from adaptax.sequential import refuse_sequence
 from adaptax.stepsize.walk import power_iteration
 
 # Hessian-vector products of each power iteration, and for both ends of a spectrum, of which the lower takes more.
@@ -70,7 +71,7 @@ class InitialGradients(eqx.Module):
 
     def adapted_norm(self, tasks: int, samples: int) -> Array:
         def one(path: TaskPath) -> Array:
-            return _tree.norm(jax.grad(lambda w: path.target(w, path.rest))(path.walk()[0]))
+            return _tree.norm(jax.grad(lambda w: path.target(w, path.rest))(path.walk()[0].w))
 
         return jnp.mean(self._over_tasks(one, tasks, samples))
 
@@ -116,6 +117,7 @@ class InitialGradients(eqx.Module):
         return w, end, losses, _tree.normal_like(directions, w)
 
     def _over_tasks(self, one: Callable[[TaskPath], Any], count: int, samples: int) -> Any:
+        refuse_sequence(self.problem, "This outer optimiser", "use an optax one such as optax.adam")
         """`one(path)` over tasks drawn apart from those of the meta-step, with so many samples for everything."""
         if self.from_host:
             raise InputError("AdaptiveOuter draws tasks of its own, by the problem's sample_task: train without tasks=.")

@@ -12,10 +12,12 @@ from adaptax.stepsize.rules import AbstractRule
 class Auto(AbstractRule):
     r"""The default step sizes: measured once, learned from there, and held below the edge of stability.
 
-    - **Measured**: at first $\alpha = \gamma/\hat\lambda$, with the largest curvature along the inner paths of a few tasks.
+    - **Measured**: at first $\alpha = \gamma/\hat\lambda$, with the largest curvature along the inner paths of a few tasks; in
+      the resampling case $\gamma/(N\hat\lambda)$, so that the noise of N steps does not add up.
     - **Learned**: training moves the logarithms of the step sizes together with the parameters, by the exact derivative that
       `Learned` has, with the same outer optimiser. Every parameter has its own; in the resampling case every array, since the
-      derivative by one parameter's own is mostly noise there.
+      derivative by one parameter's own is mostly noise there, and for N = 1 alone: for more steps they grow to where the
+      policies learn worse (docs/benchmarks.md, navigation), and the measured one is held.
     - **Held below the edge**: every few meta-steps the curvature in the norm of the step sizes,
       $\lambda_A = \|A^{1/2}\nabla^2l(w_j)A^{1/2}\|$, is measured along the paths that they walk. Where it is beyond the edge,
       the step sizes that make it up are lowered, by the smallest change of their logarithms that brings it back. A step
@@ -32,7 +34,8 @@ class Auto(AbstractRule):
 
     Arguments:
         gamma: the safety factor of the first value (default 1.0).
-        learn: whether training learns from there (default True).
+        learn: whether training learns from there (default None: for `ax.FiniteSum` and `ax.Sequential`, and for
+            `ax.Resampling` with N = 1).
         per: the parameters that share a step size: "parameter" (each has its own, as many numbers as adapt), "leaf" (each
             array), "scalar" (default None: "parameter" for `ax.FiniteSum`, "leaf" for `ax.Resampling`).
         per_step: whether each inner step has its own (default False).
@@ -54,7 +57,7 @@ class Auto(AbstractRule):
     """
 
     gamma: float = 1.0
-    learn: bool = eqx.field(static=True, default=True, kw_only=True)
+    learn: bool | None = eqx.field(static=True, default=None, kw_only=True)
     per: str | None = eqx.field(static=True, default=None, kw_only=True)
     per_step: bool = eqx.field(static=True, default=False, kw_only=True)
     most: float = eqx.field(static=True, default=100.0, kw_only=True)
@@ -66,7 +69,8 @@ class Auto(AbstractRule):
 
     def __post_init__(self):
         super().__post_init__()
-        self.learn = check_true_or_false("Auto", "learn", self.learn)
+        if self.learn is not None:
+            self.learn = check_true_or_false("Auto", "learn", self.learn)
         self.per_step = check_true_or_false("Auto", "per_step", self.per_step)
         if self.per is not None:
             check_per("Auto", self.per)
@@ -75,6 +79,13 @@ class Auto(AbstractRule):
 
     def alpha(self, curvature, steps):
         return self.gamma / jnp.where(curvature > 0, curvature, 1)
+
+    def first_of(self, estimate, steps, stochastic):
+        return self.alpha_of(estimate, steps) / (max(steps, 1) if stochastic else 1)
+
+    def learns(self, steps: int, stochastic: bool) -> bool:
+        """Whether training learns from the measured value."""
+        return (steps == 1 or not stochastic) if self.learn is None else self.learn
 
     def edge(self, steps: int) -> float:
         """The largest curvature in the norm of the step sizes for N = `steps`."""

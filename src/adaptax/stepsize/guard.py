@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree
 from adaptax import _tree
 from adaptax._batching import map_tasks
 from adaptax._keys import RULE, fold
+from adaptax._recursion import Point, threaded
 from adaptax.curvature.exact import Exact
 from adaptax.gradients.autodiff import AutoDiff
 from adaptax.inner import Inner
@@ -66,8 +67,9 @@ def steepest(path: TaskPath, rule: Auto, direction: PyTree) -> Steepest:
     """
 
     def point(carry, x):
-        (w, opt_state), v, best, usable = carry
-        gradient, product = curvature_at(path.loss, w, path.rest, x["j"], rule.differences, path.inner.update.proximal)
+        at, v, best, usable = carry
+        w, rest = at.w, threaded(path.rest, at.state)
+        gradient, product = curvature_at(path.loss, w, rest, x["j"], rule.differences, path.inner.update.proximal)
         rate = path.rates.tree if x["rate"] is None else x["rate"]
         root = jax.tree.map(lambda a: jnp.sqrt(jnp.abs(a)), rate)
         value, found = power_iteration(lambda v: multiply(root, product(multiply(root, v))), v, rule.iterations)
@@ -76,12 +78,13 @@ def steepest(path: TaskPath, rule: Auto, direction: PyTree) -> Steepest:
         v = _tree.select(good, found, v)
         here = Steepest(jnp.where(good, value, jnp.inf).astype(best.curvature.dtype), v, x["j"].astype(best.step.dtype))
         best = _tree.select(here.curvature > best.curvature, here, best)
-        return (path.inner.update(w, opt_state, gradient, path.split.adapting, rate), v, best, usable), None
+        new = path.inner.update(w, at.opt_state, gradient, path.split.adapting, rate)
+        return (Point(*new, path.advance(w, rest, x["j"])), v, best, usable), None
 
     nothing = Steepest(jnp.zeros(()), direction, jnp.zeros((), jnp.int32))
     start = path.start, direction, nothing, jnp.array(True)
-    ((last, _), _, best, usable), _ = jax.lax.scan(point, start, path.inputs)
-    value = jnp.where(_tree.all_finite(last), best.curvature, jnp.inf)
+    (last, _, best, usable), _ = jax.lax.scan(point, start, path.inputs)
+    value = jnp.where(_tree.all_finite(last.w), best.curvature, jnp.inf)
     return best._replace(curvature=jnp.where(usable, value, 0))
 
 

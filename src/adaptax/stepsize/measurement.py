@@ -18,9 +18,10 @@ from adaptax._finite import cause
 from adaptax._intake import as_batch
 from adaptax._keys import RULE, check_key, first, fold, require_keys
 from adaptax._parameters import split
+from adaptax._problem_checks import check_problem
 from adaptax.errors import NotFiniteWarning
 from adaptax.inner import Inner
-from adaptax.inner_path import TaskPath, check_problem
+from adaptax.inner_path import TaskPath
 from adaptax.problem import AbstractProblem, Samples
 from adaptax.stepsize.learned import Meta
 from adaptax.stepsize.rules import AbstractRule, Estimate, NoCurvature
@@ -65,7 +66,8 @@ def measure(
     def one(inputs):
         path = path_of(*inputs)
         warmup = _COLD_START if cold or rule.two_sided else 0
-        return along_path(path.loss, path.split.adapting, path.rest, rule, inner.steps, estimate, warmup, inner.update)
+        w, advance = path.split.adapting, path.advance if path.carries else None
+        return along_path(path.loss, w, path.first_rest, rule, inner.steps, estimate, warmup, inner.update, advance)
 
     def worst(values):
         return jnp.argmax(jnp.where(jnp.isfinite(values), values, -jnp.inf))
@@ -80,7 +82,7 @@ def measure(
 
     def turning(inputs):
         path = path_of(*inputs)
-        return turning_curvature(path.loss, path.split.adapting, path.rest, inner.steps, inner.update)
+        return turning_curvature(path.loss, path.split.adapting, path.first_rest, inner.steps, inner.update)
 
     if turn:
         value = values[0]
@@ -181,7 +183,7 @@ def _resolve(inner, problem, params, tasks, keys, samples, turn):
     tasks = eqx.combine(arrays, static)
     estimate = first_estimate(split(problem, inner, params, first(tasks), samples).adapting)
     estimate, flat = measure(inner, rule, estimate, problem, params, tasks, keys, samples=samples, cold=True, turn=turn)
-    return rule.alpha_of(estimate, inner.steps), estimate.curvature, flat
+    return rule.first_of(estimate, inner.steps, problem.stochastic), estimate.curvature, flat
 
 
 def resolve_one(

@@ -69,6 +69,10 @@ class AbstractRule(eqx.Module):
         """The step size for this estimate and N = `steps`."""
         return self.alpha(estimate.curvature, steps)
 
+    def first_of(self, estimate: Estimate, steps: int, stochastic: bool) -> Array:
+        """The step size to begin with; `stochastic` in the resampling case."""
+        return self.alpha_of(estimate, steps)
+
     def kept(self, old: Array) -> Array:
         """The least value that an estimate may fall to."""
         return jnp.zeros_like(old)

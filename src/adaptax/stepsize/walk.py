@@ -98,6 +98,7 @@ def along_path(
     estimate: Estimate,
     warmup: int,
     update: Update = Update(),  # noqa: B008
+    advance: Callable[[PyTree, PyTree, Array], PyTree] | None = None,
 ) -> Along:
     r"""The curvature that the rule asks for at w_0..w_{N-1} (at w_0 for N = 0), the largest of all, and the directions found.
 
@@ -113,10 +114,11 @@ def along_path(
         estimate: what is known before; its direction is where the iteration starts.
         warmup: products spent at w_0 before the walk, at least.
         update: how the walk moves w, given the gradient.
+        advance: moves the loss's state on, if it has one; `rest` is then `Threaded` with the first.
     """
     kind = estimate.curvature.dtype
 
-    def point(w, directions, j, iterations):
+    def point(w, rest, directions, j, iterations):
         gradient, damped = curvature_at(loss, w, rest, j, rule.differences, update.proximal)
         v = sum_of(*directions)
         start = optax.tree.add(v, _tree.scale(_MIX, _unit(gradient)))
@@ -134,14 +136,15 @@ def along_path(
 
     def step(carry, x):
         j, moves = x
-        (at, opt_state), directions, largest, kept = carry
-        gradient, values, directions = point(at, directions, j, rule.iterations)
+        (at, opt_state, rest), directions, largest, kept = carry
+        gradient, values, directions = point(at, rest, directions, j, rule.iterations)
         largest = jax.tree.map(jnp.fmax, largest, values)
         known = jax.tree.map(lambda now, before: jnp.fmax(now, rule.kept(before)), largest, (estimate.curvature, negative))
         alpha = rule.alpha_of(Estimate(known[0], None, known[1]), steps)
-        new = update(at, opt_state, gradient, w, alpha)
+        after = rest if advance is None else rest._replace(state=advance(at, rest, j))
+        new = (*update(at, opt_state, gradient, w, alpha), after)
         if stay:
-            new = _tree.select(moves, new, (at, opt_state))
+            new = _tree.select(moves, new, (at, opt_state, rest))
         return (new, directions, largest, _tree.select(moves, kept, directions) if stay else kept), None
 
     nothing = jnp.full_like(estimate.curvature, jnp.nan)
@@ -152,13 +155,13 @@ def along_path(
         directions = (_tree.scale(0.5, estimate.direction),) * 2
     stay, walk = 0, jnp.arange(max(steps, 1))
     if warmup and rule.two_sided:
-        _, values, directions = point(w, directions, jnp.array(0), warmup)
+        _, values, directions = point(w, rest, directions, jnp.array(0), warmup)
     elif warmup:
         # The walk stands still at first, so that one program serves the warm-up too.
         stay = -(-warmup // rule.iterations)
     numbers = jnp.concatenate([jnp.zeros(stay, walk.dtype), walk]), jnp.arange(stay + walk.size) >= stay
     kept = directions if warmup else None
-    (_, last, largest, kept), _ = jax.lax.scan(step, ((w, update.init(w)), directions, values, kept), numbers)
+    (_, last, largest, kept), _ = jax.lax.scan(step, ((w, update.init(w), rest), directions, values, kept), numbers)
     return Along(largest[0], largest[1], last if kept is None else kept)
 
 

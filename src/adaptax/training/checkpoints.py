@@ -51,14 +51,15 @@ class Checkpoints:
         """The meta-step of the newest checkpoint that counts, 0 before the first."""
         return max(map(int, self._manifest()), default=0)
 
-    def save(self, state: State) -> None:
-        """Write a checkpoint of this state; it counts when the manifest names it."""
+    def save(self, state: State, place: Any = None) -> None:
+        """Write a checkpoint of this state; it counts when the manifest names it, with its place in the tasks."""
         arrays, step = _arrays(state), int(state.step)
         with self._manager("checkpoints") as manager:
             _write_arrays(manager, step, arrays)
             kept = {str(step) for step in manager.all_steps()}
         manifest = {name: entry for name, entry in self._manifest().items() if name in kept}
-        write_json(self.folder / "manifest.json", {**manifest, str(step): self._entry("checkpoints", step, arrays)})
+        entry = self._entry("checkpoints", step, arrays) | ({} if place is None else {"tasks": place})
+        write_json(self.folder / "manifest.json", {**manifest, str(step): entry})
 
     def restore(self, like: State, older: Callable[[], State] | None = None) -> State | None:
         """The newest whole checkpoint, or None; checkpoints that the manifest does not name are removed."""
@@ -73,6 +74,11 @@ class Checkpoints:
                 return self._as(like, arrays, older)
             self._set_aside(step, manifest)
         return None
+
+    def place(self, step: int) -> Any:
+        """The place in the tasks at a checkpoint; None if none was saved."""
+        entry = self._manifest().get(str(step))
+        return entry.get("tasks") if isinstance(entry, dict) else None
 
     def load(self, like: State, older: Callable[[], State] | None = None) -> State:
         """The newest whole checkpoint, for reading: nothing is changed."""

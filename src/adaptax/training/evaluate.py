@@ -17,10 +17,12 @@ from adaptax._drawn_once import traced
 from adaptax._finite import Lost, tell
 from adaptax._intake import as_batch
 from adaptax._keys import any_key, draw_task, draw_tasks, first, numbered, own_key
+from adaptax._problem_checks import check_problem
 from adaptax.errors import InputError, NotFiniteWarning, forget_failures, raise_failure
 from adaptax.inner import Inner
-from adaptax.inner_path import TaskPath, check_problem
+from adaptax.inner_path import TaskPath
 from adaptax.problem import AbstractProblem, Samples, check_is_problem
+from adaptax.sequential import check_length, on_one_device
 from adaptax.stepsize.measurement import resolve
 from adaptax.stepsize.rules import AbstractRule
 
@@ -118,7 +120,7 @@ def judge(
     count = tasks if number else check_batch(batch, None, problem)
     count, seed = check_whole("", "tasks", count, 2), check_whole("", "seed", seed, 0)
     in_flight = check_in_flight(in_flight)
-    mesh = dev.mesh_of(devices, count)
+    mesh = None if on_one_device(problem, devices) else dev.mesh_of(devices, count)
     problem, params, inner, batch, key = dev.replicate(mesh, (problem, params, inner, batch, jax.random.key(seed)))
     forget_failures()
     rule = inner.stepsize
@@ -169,7 +171,9 @@ def _evaluate(problem, params, inner, batch, key, count, steps, samples, in_flig
     initial = inner.initial(params)
     query = check_problem(problem, initial, one_task, samples, target=True)
     if problem.metrics is not None and not getattr(problem.metrics, "by_step", False):
-        traced(problem.metrics, initial, query, said="metrics", remedy="compute them from the batch alone")
+        state = problem.initial_state(initial)
+        given_state = () if state is None else (state,)
+        traced(problem.metrics, initial, *given_state, query, said="metrics", remedy="compute them from the batch alone")
 
     def local(shared, split):
         problem, params, inner = shared
@@ -178,7 +182,9 @@ def _evaluate(problem, params, inner, batch, key, count, steps, samples, in_flig
             given, key = inputs
             # The task is drawn here, inside its group, so that no more tasks are held than are in flight.
             task = draw_task(problem, key) if given is None else given
-            return _scores(TaskPath(problem, inner, params, task, own_key(key), samples, steps=steps[-1]), steps)
+            path = TaskPath(problem, inner, params, task, own_key(key), samples, steps=steps[-1])
+            check_length(problem, task.support, steps[-1] + path.judged_on_path)
+            return _scores(path, steps)
 
         return (), map_tasks(one, split, in_flight)
 
@@ -196,7 +202,7 @@ def _scores(path: TaskPath, steps: tuple[int, ...]) -> dict[str, Array]:
     def visit(carry, n):
         inside, taken = carry
         inside = jax.lax.fori_loop(taken, n, descend, inside)
-        w = inside[0]
-        return (inside, n), path.problem.scores(path.params(w), path.target_batch(w, n), n)
+        batch = path.judged_batch(inside.w, n, n)
+        return (inside, n), path.problem.scores(path.params(inside.w), batch, n, inside.state)
 
     return jax.lax.scan(visit, (path.start, jnp.array(0)), jnp.array(steps))[1]

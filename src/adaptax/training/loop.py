@@ -1,10 +1,10 @@
 """The host loop around compiled runs of meta-steps: it records, measures, saves, and stops when nothing is finite."""
 
+import contextlib
 import dataclasses
-import itertools
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -18,7 +18,9 @@ from adaptax._checks import check_whole
 from adaptax.errors import HostFailure, InputError, forget_failures, raise_failure
 from adaptax.methods.base import AbstractMethod
 from adaptax.problem import AbstractProblem
+from adaptax.sequential import on_one_device
 from adaptax.training.callbacks import BestState, Certificate, Evaluation, check_callbacks, check_measurement, columns_of
+from adaptax.training.chunk import run_chunk
 from adaptax.training.history import History
 from adaptax.training.memory import Memory
 from adaptax.training.older import older, with_direction
@@ -27,7 +29,8 @@ from adaptax.training.resuming import check_resumable, describe_run
 from adaptax.training.run import Run
 from adaptax.training.skipped import Skipped, explain
 from adaptax.training.stability import StabilityMonitor
-from adaptax.training.step import NOTED, State, Step, make_step, run_chunk
+from adaptax.training.step import State, Step, make_step
+from adaptax.training.stream import Stream, picked
 
 # Meta-steps in one compiled run at most, and about how long one may take before the host looks at it.
 _CAPACITY = 512
@@ -86,8 +89,9 @@ def train(
 
     Where tasks come from:
         tasks: task batches from the host, one for each meta-step, instead of `problem.sample_task`; each is one pytree of
-            stacked tasks, or a list of tasks. When a run is resumed, the batches of the meta-steps already taken are drawn
-            from it and dropped.
+            stacked tasks, or a list of tasks. A thread draws them ahead of time, never more than the run needs. An iterator
+            with `get_state` and `set_state`, as grain has, is saved with each checkpoint, and a resumed run goes on from
+            there at once; from another one the batches of the meta-steps already taken are drawn and dropped.
         state: a state to go on from, instead of `params` (which then only gives the structure).
 
     What is kept:
@@ -146,7 +150,8 @@ def train(
     _check_arguments(state, out, resume, checkpoint_every, callback, tasks)
     optimizer = default_optimizer(steps) if optimizer is None else optimizer
     step = make_step(problem, method, optimizer, tasks_per_step, in_flight=in_flight, memory=memory)
-    step = dataclasses.replace(step, mesh=dev.mesh_of(devices, step.tasks_per_step))
+    mesh = None if on_one_device(problem, devices) else dev.mesh_of(devices, step.tasks_per_step)
+    step = dataclasses.replace(step, mesh=mesh)
     run = None if out is None else Run(out)
     own = _own_callbacks(step, run, seed + _SEED_OFFSET, evaluate_every, validation, monitor_every, certify)
     watched = check_callbacks([*own, *check_callbacks(callbacks)])
@@ -158,34 +163,36 @@ def train(
     elif run is not None:
         found = run.check(config or {}, resume)
 
-    stream, ahead = None, None
-    if tasks is not None:
-        stream = iter(tasks)
-        ahead = step.given(_next(stream, 0), params)
-        stream = itertools.chain([ahead], stream)
-    start = step.init(params, seed, ahead) if state is None else state
-    for entry in own:
-        if isinstance(entry, StabilityMonitor):
-            entry.check(start)
-    first = int(start.step)
-    history = History(first, watched)
-    if run is not None and found:
-        run.raise_steps(steps)
-        restored = run.restore(start, lambda: older(step, start))
-        start = start if restored is None else with_direction(step, restored, ahead)
-        history.load(run, int(start.step), watched)
-        for entry in watched:
-            if hasattr(entry, "resume"):
-                entry.resume(run.series(entry.name))
-    elif run is not None:
-        # Compiled, and refused if it cannot be, before anything is written.
-        _try(step, dev.replicate(step.mesh, start), ahead)
-        run.create(config or {})
-    if stream is not None:
-        stream = itertools.islice(stream, int(start.step) - first, None)
+    begun = 0 if state is None else int(state.step)
+    opened = (
+        contextlib.nullcontext()
+        if tasks is None
+        else contextlib.closing(Stream(tasks, lambda batch: step.given(batch, params), steps - begun))
+    )
+    with opened as stream:
+        ahead = None if stream is None else stream.first
+        start = step.init(params, seed, ahead) if state is None else state
+        for entry in own:
+            if isinstance(entry, StabilityMonitor):
+                entry.check(start)
+        history = History(begun, watched)
+        if run is not None and found:
+            run.raise_steps(steps)
+            restored = run.restore(start, lambda: older(step, start))
+            start = start if restored is None else with_direction(step, restored, ahead)
+            history.load(run, int(start.step), watched)
+            for entry in watched:
+                if hasattr(entry, "resume"):
+                    entry.resume(run.series(entry.name))
+        elif run is not None:
+            # Compiled, and refused if it cannot be, before anything is written.
+            _try(step, dev.replicate(step.mesh, start), ahead)
+            run.create(config or {})
+        if stream is not None and int(start.step) > begun:
+            stream.skip(int(start.step) - begun, None if run is None else run.place(int(start.step)))
 
-    state = dev.replicate(step.mesh, start)
-    state = _loop(step, state, steps, stream, run, history, checkpoint_every, watched, callback, max_skipped)
+        state = dev.replicate(step.mesh, start)
+        state = _loop(step, state, steps, stream, run, history, checkpoint_every, watched, callback, max_skipped)
     last = dev.collect(step.mesh, state)
     best = next((entry for entry in own if isinstance(entry, BestState)), None)
     return (last if best is None else best.choose(last)), history.arrays()
@@ -208,7 +215,7 @@ def _own_callbacks(step, run, seed, evaluate_every, validation: Any, monitor_eve
     if validation is not None and evaluate_every is None:
         raise InputError("validation= needs evaluate_every= to say when the state is judged.")
     if validation is not None and not isinstance(validation, AbstractProblem):
-        raise InputError(f"validation= must be ax.FiniteSum or ax.Resampling, not {type(validation).__name__}.")
+        raise InputError(f"validation= must be ax.FiniteSum, ax.Resampling or ax.Sequential, not {type(validation).__name__}.")
     if certify and monitor_every is None:
         raise InputError("certify=True needs monitor_every= to say when the gradient's bound is measured.")
     for name, value in (("evaluate_every", evaluate_every), ("monitor_every", monitor_every)):
@@ -236,26 +243,23 @@ def _try(step: Step, state: State, batch: PyTree) -> None:
 
 def _loop(step, state, steps, stream, run, history, checkpoint_every, callbacks, callback, max_skipped):
     length, saved, skipped = 1, None if run is None else run.newest(), Skipped(step)
+    capacity, place = _CAPACITY if stream is None else stream.capacity, None
 
     def keep(state):
         nonlocal saved
         if run is not None and saved != int(state.step):
-            run.save(state)
+            run.save(state, place)
             saved = int(state.step)
 
     while (done := int(state.step)) < steps:
         if int(state.skipped) >= max_skipped:
             raise Diverged(_DIVERGED.format(count=max_skipped, step=done, why=_why_again(step, state, stream)))
-        stop = _next_stop(done, min(done + length, steps), checkpoint_every, callbacks)
+        stop = _next_stop(done, min(done + min(length, capacity), steps), checkpoint_every, callbacks)
         began = time.perf_counter()
         forget_failures()
-        batch = None if stream is None else step.given(_next(stream, done), state.params)
+        batches = None if stream is None else dev.beside(stream.take(stop - done), state.params)
         before = state
-        if stream is None:
-            new, chunk, taken = run_chunk(step, state, jnp.array(stop - done), _CAPACITY, jnp.array(max_skipped))
-        else:
-            new, info = step(state, batch)
-            chunk, taken = {name: np.asarray(info[name])[None] for name in NOTED}, 1
+        new, chunk, taken = run_chunk(step, state, jnp.array(stop - done), capacity, jnp.array(max_skipped), batches)
         taken = int(taken)
         try:
             raise_failure()
@@ -263,6 +267,7 @@ def _loop(step, state, steps, stream, run, history, checkpoint_every, callbacks,
             keep(state)
             raise
         state = new
+        place = None if stream is None else stream.state_after(taken)
         chunk = {name: np.asarray(values)[:taken] for name, values in chunk.items()}
         # Long enough to hide the host's work, short enough to be watched; results do not depend on it.
         if taken == length and time.perf_counter() - began < _SECONDS:
@@ -284,18 +289,23 @@ def _loop(step, state, steps, stream, run, history, checkpoint_every, callbacks,
         if diverged or done >= steps:
             keep(state)
         if diverged:
-            why = explain(step, state, {name: values[-1] for name, values in chunk.items()}, batch)
+            last = None if batches is None else picked(batches, taken - 1)
+            why = explain(step, state, {name: values[-1] for name, values in chunk.items()}, last)
             raise Diverged(_DIVERGED.format(count=max_skipped, step=done, why=why))
 
-        def replay(count, before=before, after=state, taken=taken):
-            return after if count == taken else run_chunk(step, before, jnp.array(count), _CAPACITY, jnp.array(max_skipped))[0]
+        def replay(count, before=before, after=state, taken=taken, batches=batches):
+            """The state after so many of these meta-steps, and the last one's tasks."""
+            state = after
+            if count != taken:
+                state = run_chunk(step, before, jnp.array(count), capacity, jnp.array(max_skipped), batches)[0]
+            return state, None if batches is None else picked(batches, count - 1)
 
-        skipped.add(chunk, replay, batch)
+        skipped.add(chunk, replay)
     skipped.end()
     return state
 
 
-def _why_again(step: Step, state: State, stream: Iterator[PyTree] | None) -> str:
+def _why_again(step: Step, state: State, stream: Stream | None) -> str:
     """Why the last meta-step of a run that had ended was not finite: it is taken once more."""
     if stream is not None:
         return "whose tasks came from tasks= and are gone, something was not finite: begin anew to see what."
@@ -322,10 +332,3 @@ def _measure(callbacks: list[Any], state: State, done: int, run: Run | None, his
             history.note(done, columns_of(callback, entry))
             if run is not None:
                 run.append_measurement(callback.name, {"step": done, **entry})
-
-
-def _next(stream: Iterator[PyTree], done: int) -> PyTree:
-    try:
-        return next(stream)
-    except StopIteration:
-        raise InputError(f"tasks= ended after {done} batches: it must give one batch for every meta-step.") from None

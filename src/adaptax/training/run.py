@@ -104,11 +104,16 @@ class Run:
         """The meta-step of the newest checkpoint, 0 before the first."""
         return self.checkpoints.newest()
 
-    def save(self, state: State) -> None:
-        """Write a checkpoint; the lines that lead up to it are on the disk before it counts."""
+    def save(self, state: State, place: Any = None) -> None:
+        """Write a checkpoint; the lines that lead up to it are on the disk before it counts.
+
+        Arguments:
+            state: the state.
+            place: the state of the iterator that tasks came from, for JSON, if it has one.
+        """
         for path in self._lines():
             flush(path)
-        self.checkpoints.save(state)
+        self.checkpoints.save(state, place)
 
     def restore(self, like: State, older: Callable[[], State] | None = None) -> State | None:
         """The state to go on from, or None; all later lines are taken back."""
@@ -116,6 +121,10 @@ class Run:
         for path in self._lines():
             _cut(path, 0 if state is None else int(state.step))
         return state
+
+    def place(self, step: int) -> Any:
+        """The state of the iterator that tasks came from at a checkpoint; None if none was saved."""
+        return self.checkpoints.place(step)
 
     def append(self, first_step: int, record: dict[str, np.ndarray]) -> None:
         """Append one line of the history for each meta-step of a record."""

@@ -34,20 +34,19 @@ class Skipped:
         # The warning of the first one, kept until it is clear that the run goes on and does not end there as `Diverged`.
         self.held: str | None = None
 
-    def add(self, chunk: dict[str, np.ndarray], replay: Callable[[int], State], batch: PyTree) -> None:
+    def add(self, chunk: dict[str, np.ndarray], replay: Callable[[int], tuple[State, PyTree]]) -> None:
         """Count the meta-steps of one compiled run, and warn of the first one.
 
         Arguments:
             chunk: the records of its meta-steps.
-            replay: the state after so many of its meta-steps.
-            batch: the tasks, where they come from the host.
+            replay: the state after so many of its meta-steps, and the last one's tasks where they come from the host.
         """
         bad = chunk["skipped"] | (chunk["not_finite"] > 0)
         self.taken, self.bad = self.taken + len(bad), self.bad + int(bad.sum())
         self.skipped += int(chunk["skipped"].sum())
         if self.first is None and bad.any():
             k = int(np.argmax(bad))
-            state = replay(k + 1)
+            state, batch = replay(k + 1)
             self.first = int(state.step) - 1
             end = "was skipped" if chunk["skipped"][k] else "has a loss that is not finite"
             why = explain(self.step, state, {name: values[k] for name, values in chunk.items()}, batch)

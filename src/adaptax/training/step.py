@@ -144,7 +144,8 @@ class Step(eqx.Module):
     @property
     def learns(self) -> bool:
         """Whether the step sizes of `ax.stepsize.Auto` are learned."""
-        return isinstance(self.method.inner.stepsize, Auto) and self.method.learns
+        rule = self.method.inner.stepsize
+        return isinstance(rule, Auto) and self.method.learns and rule.learns(self.method.inner.steps, self.problem.stochastic)
 
     @property
     def guard(self) -> Auto | None:
@@ -355,7 +356,7 @@ def _first_estimate(step, params, key, tasks, turn):
     samples = step.method.samples
     estimate = first_estimate(split(step.problem, inner, params, first(few), samples).adapting)
     estimate, flat = measure(inner, rule, estimate, step.problem, params, few, keys, samples=samples, cold=True, turn=turn)
-    return estimate, inner.with_stepsize(rule.alpha_of(estimate, inner.steps)), flat
+    return estimate, inner.with_stepsize(rule.first_of(estimate, inner.steps, step.problem.stochastic)), flat
 
 
 @eqx.filter_jit
@@ -363,34 +364,3 @@ def _one_step(step, state, tasks):
     few = tasks
     tasks = None if tasks is None else step.split(tasks)
     return dev.spread(step.mesh, lambda shared, local: (step.advance(shared[0], local, shared[1]), ()), (state, few), tasks)[0]
-
-
-@eqx.filter_jit
-def run_chunk(step: Step, state: State, count: Array, capacity: int, max_skipped: Array) -> tuple[State, dict, Array]:
-    """Up to `count` meta-steps in one compiled program, fewer if too many in a row are skipped.
-
-    `count` is an array and at most `capacity`, so that chunks of any length share one program.
-
-    Returns: the state, the records (arrays of length `capacity`), and how many meta-steps were taken.
-    """
-
-    def run(shared, _):
-        state, count, limit = shared
-        arrays, static = eqx.partition(state, eqx.is_array)
-        number = jnp.result_type(float)
-        record = {name: jnp.zeros((capacity,), bool if name == "skipped" else number) for name in NOTED}
-
-        def more(carry):
-            taken, arrays, _ = carry
-            return (taken < count) & (eqx.combine(arrays, static).skipped < limit)
-
-        def take(carry):
-            taken, arrays, record = carry
-            state, info = step.advance(eqx.combine(arrays, static), None, None)
-            record = {name: values.at[taken].set(info[name].astype(values.dtype)) for name, values in record.items()}
-            return taken + 1, eqx.filter(state, eqx.is_array), record
-
-        taken, arrays, record = jax.lax.while_loop(more, take, (jnp.zeros((), jnp.int32), arrays, record))
-        return (eqx.combine(arrays, static), record, taken), ()
-
-    return dev.spread(step.mesh, run, (state, count, max_skipped), ())[0]
