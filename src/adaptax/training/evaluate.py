@@ -183,7 +183,7 @@ def _evaluate(problem, params, inner, batch, key, count, steps, samples, in_flig
             # The task is drawn here, inside its group, so that no more tasks are held than are in flight.
             task = draw_task(problem, key) if given is None else given
             path = TaskPath(problem, inner, params, task, own_key(key), samples, steps=steps[-1])
-            check_length(problem, task.support, steps[-1] + path.judged_on_path)
+            check_length(problem, getattr(task, "support", None), steps[-1] + path.judged_on_path)
             return _scores(path, steps)
 
         return (), map_tasks(one, split, in_flight)
