@@ -186,9 +186,9 @@ def memory_method(result: dict) -> str:
 
 def difference_widths(result: dict) -> str:
     text = (
-        "Relative error of Hv of `FiniteDifference` over its width, single precision, `conv4` with 32 channels at its "
-        f"initial parameters, 5-way 1-shot: median [range] over {result['tasks']} tasks. Leaving the Hessian out has an "
-        "error of 1."
+        "Relative error of Hv of `FiniteDifference` in single precision, at the initial parameters of networks with relu and "
+        f"max pool: median [range] over {result['tasks']} tasks. The default finds a width for each product; below it are "
+        "central differences of one width. Leaving the Hessian out has an error of 1."
     )
     return f"{text}\n\n{widths.table(result)}"
 

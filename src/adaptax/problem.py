@@ -167,8 +167,8 @@ class FiniteSum(AbstractProblem):
     r"""Few-shot learning: $\min_w E_i[\,l_{T_i}(w^i_N)\,]$ with $w^i_{j+1} = w^i_j - \alpha\nabla l_{S_i}(w^i_j)$.
 
     Losses are pure functions: batch normalisation uses the statistics of the batch given, and randomness enters through the
-    batch. A loss with running statistics or another state is one of `ax.Sequential`. Problems are pytrees: a `loss` or `sample_task` that is a module
-    holding arrays keeps them as leaves; a plain function is static.
+    batch. A loss with running statistics or another state is one of `ax.Sequential`. Problems are pytrees: a `loss` or
+    `sample_task` that is a module holding arrays keeps them as leaves; a plain function is static.
 
     Arguments:
         loss: `loss(params, batch) -> scalar`, the inner loss, called with `task.support`.

@@ -43,6 +43,8 @@ def bad_values(hint):
             found += ["nan", "inf", *(repr(end) for end in ends if abs(end) < 1e300)]
         elif isinstance(bound, options.StepSizeText):
             found += ["0", "edge:-1", "sharp"]
+        elif isinstance(bound, options.NetworkText):
+            found += ["quux", "networks:", "a:b:c"]
         elif isinstance(bound, options.NewFolder):
             found.append("file/under")
     return found

@@ -73,6 +73,19 @@ class StepSizeText:
         canonical_stepsize(value, name)
 
 
+class NetworkText:
+    """A network of the library, or a function of one's own."""
+
+    known = ("conv4", "resnet12")
+
+    def check(self, name: str, value: str) -> None:
+        module, colon, function = value.partition(":")
+        if value not in self.known and not (
+            colon and function.isidentifier() and all(map(str.isidentifier, module.split(".")))
+        ):
+            raise InputError(f"{name} {value} must be conv4, resnet12, or MODULE:FUNCTION for a network of your own.")
+
+
 # The rules of step sizes and their factors.
 RULES = {"auto": 1.0, "edge": 1.0, "guaranteed": 1 / 8}
 
@@ -109,6 +122,7 @@ NotNegative = Annotated[float, Real(least=0)]
 Fraction = Annotated[float, Real(least=0, most=1)]
 Widths = Annotated[tuple[int, ...], Whole(1)]
 StepSize = Annotated[str, tyro.conf.arg(metavar="NUMBER|auto|edge|guaranteed"), StepSizeText()]
+NetworkName = Annotated[str, tyro.conf.arg(metavar="conv4|resnet12|MODULE:FUNCTION"), NetworkText()]
 OutputFolder = Annotated[Path, NewFolder()]
 
 # Options that may be left out: their help says in words what happens then.

@@ -54,8 +54,9 @@ class Images(Training):
     method: Literal["maml", "prototypical", "pretrain"] = "maml"
     """maml; prototypical: no adaptation, images go to the nearest class mean of the features (--inner-steps 0); pretrain:
     a classifier of all training classes, fine-tuned when it is judged by up to 2 N steps of --stepsize NUMBER."""
-    model: Literal["conv4", "resnet12"] = "conv4"
-    """The network."""
+    model: options.NetworkName = "conv4"
+    """The network; or a function of your own, called as function(outputs, key=..., image=(height, width, channels)), that
+    returns one: any pytree that takes images (n, height, width, channels) to outputs (n, outputs)."""
     channels: options.Count = 32
     """Channels of conv4's blocks, or of the first of resnet12's."""
     norm: Literal["batch", "group", "layer"] = "batch"
@@ -96,12 +97,13 @@ class Images(Training):
             raise InputError("--validation needs --evaluate-every to say when the network is judged: add --evaluate-every 100.")
 
     def kinks(self) -> str | None:
-        return {"conv4": "relu units and max pools", "resnet12": "leaky relu units and max pools"}[self.model]
+        return {"conv4": "relu units and max pools", "resnet12": "leaky relu units and max pools"}.get(self.model)
 
     def build(self):
         import adaptax as ax
         from adaptax.cli.building import Built, initial_key, inner_of, method_of, optimizer_of
         from adaptax.cli.families.image_data import how_read, judged_on, load
+        from adaptax.models.protocol import TakesGiven, offers
 
         train, validation, test, left_out = load(self)
         sizes = (self.ways, self.shots, self.queries)
@@ -110,12 +112,10 @@ class Images(Training):
         # Images to judge by are neither turned nor distorted.
         held_out = ax.tasks.few_shot(test, *sizes, rotations=False)
         chosen_by = None if validation is None else ax.tasks.few_shot(validation, *sizes, rotations=False)
+        calibrated_on = problem
         if self.method == "prototypical":
             problem, held_out = ax.tasks.prototypical(problem), ax.tasks.prototypical(held_out)
             chosen_by = None if chosen_by is None else ax.tasks.prototypical(chosen_by)
-        elif self.norm == "batch":
-            held_out = ax.tasks.both_accuracies(held_out)
-        calibration = problem if self.norm == "batch" and self.method != "prototypical" else None
         start = ax.models.shared_head(self.ways) if self.head == "shared" else None
         inner = inner_of(self, adapt=_in_head if self.adapt == "head" else None, start=start)
         if start is not None and isinstance(inner.stepsize, ax.stepsize.Auto):
@@ -128,6 +128,10 @@ class Images(Training):
             problem = ax.tasks.joint_classification(problem)
             trained, outputs, tuned = ax.Inner(0, 1.0), problem.loss.ways, _FreshHead(inner)
         params = self._network(outputs, held_out, initial_key(self.seed))
+        calibration = None
+        # Predictions by the statistics of the support set too, where the network can be given statistics.
+        if self.norm == "batch" and self.method != "prototypical" and offers(params, TakesGiven):
+            held_out, calibration = ax.tasks.both_accuracies(held_out), calibrated_on
         return Built(
             problem, params, method_of(self, trained), optimizer_of(self), held_out, judged_on(train, test), left_out,
             validation=chosen_by, calibration=calibration, tuned=tuned, reading={"images": how_read(train)},
@@ -138,10 +142,13 @@ class Images(Training):
         import jax
 
         import adaptax as ax
+        from adaptax.cli.families.own_network import own_network
 
-        make = {"conv4": ax.models.conv4, "resnet12": ax.models.resnet12}[self.model]
         images = jax.eval_shape(problem.sample_task, jax.random.key(0)).support[0]
-        return make(outputs, key=key, channels=self.channels, image=images.shape[1:], norm=self.norm)
+        if self.model in options.NetworkText.known:
+            make = {"conv4": ax.models.conv4, "resnet12": ax.models.resnet12}[self.model]
+            return make(outputs, key=key, channels=self.channels, image=images.shape[1:], norm=self.norm)
+        return own_network(self.model, outputs, key, images)
 
 
 @dataclass(frozen=True)
