@@ -84,7 +84,7 @@ def networks(data: Path) -> dict[str, Network]:
     """The networks of the table."""
     characters = ax.tasks.few_shot(ax.tasks.read_characters(data), 5, 1, 5)
     conv4 = ax.models.conv4(5, key=jax.random.key(0), channels=32)
-    resnet = ax.models.resnet12(5, key=jax.random.key(0), channels=16)
+    resnet = ax.models.resnet12(5, key=jax.random.key(0), channels=16, image=(32, 32, 3))
     mlp, waves = eqx.nn.MLP(1, 1, 64, 3, key=jax.random.key(0)), ax.tasks.sinusoid()
     return {
         "Conv4, Omniglot": Network(conv4, characters.loss, characters.sample_task),

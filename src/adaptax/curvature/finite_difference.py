@@ -59,21 +59,16 @@ class FiniteDifference(AbstractCurvature):
 
     delta: Any = eqx.field(default=None, kw_only=True)
     stochastic: ClassVar[bool] = False
+    gives_gradient: ClassVar[bool] = False
 
     def __check_init__(self):
         check_smoothing(self)
-
-    @property
-    def gives_gradient(self) -> bool:
-        """Whether `product` returns the gradient at w too."""
-        return self.delta is None
 
     def product(self, local, v, key=None):
         length = _tree.norm(v)
         unit = _tree.scale(jnp.where(length > 0, 1 / jnp.where(length > 0, length, 1), 0), v)
         if self.delta is None:
-            here = local.gradient(local.w)
-            return here, _tree.scale(length, _searched(local, here, unit))
+            return None, _tree.scale(length, _searched(local, local.gradient(local.w), unit))
         delta = radius(self.delta, local.w, 1 / 2)
         difference = optax.tree.sub(
             local.gradient(_tree.shift(local.w, delta, unit)), local.gradient(_tree.shift(local.w, -delta, unit))
