@@ -89,9 +89,9 @@ def networks(data: Path) -> dict[str, Network]:
     return {
         "Conv4, Omniglot": Network(conv4, characters.loss, characters.sample_task),
         "Conv4, noise": Network(conv4, characters.loss, noise(28, 1)),
-        "ResNet-12, noise": Network(resnet, characters.loss, noise(32, 3)),
         "relu network, sinusoids": Network(mlp, lambda w, b: jnp.mean((jax.vmap(w)(b[0]) - b[1]) ** 2), waves.sample_task),
         "transformer, random text": transformer(),
+        "ResNet-12, noise": Network(resnet, characters.loss, noise(32, 3)),
     }
 
 
@@ -136,9 +136,10 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=20)
     arguments = parser.parse_args()
     keys = [jax.random.key(i) for i in range(arguments.tasks)]
-    found = {name: errors(network, keys) for name, network in networks(arguments.data).items()}
-    result = measurement(parser, arguments) | {"tasks": arguments.tasks, "errors": found}
-    (RESULTS / "difference_widths.json").write_text(json.dumps(result, indent=1) + "\n")
+    result = measurement(parser, arguments) | {"tasks": arguments.tasks, "errors": {}}
+    for name, network in networks(arguments.data).items():
+        result["errors"][name] = errors(network, keys)
+        (RESULTS / "difference_widths.json").write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))
 
 

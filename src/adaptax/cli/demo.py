@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 INNER_STEPS, TASKS_PER_STEP, HIDDEN = 10, 25, (40, 40)
 JUDGED_AFTER, HELD_OUT, DRAWN = (0, 1, 2, 5, 10, 20), 1000, 3
 # Baselines choose among these step sizes on validation tasks, which are not those that judge.
-STEP_SIZES, VALIDATION = tuple(float(f"{10.0 ** (k / 3):.2g}") for k in range(-12, -2)), 200
+STEP_SIZES, VALIDATION = tuple(float(f"{10.0 ** (k / 3):.2g}") for k in range(-12, -3)), 1000
 
 
 def demo(options: "Demo") -> int:
@@ -88,8 +88,8 @@ def _tuned(problem: ax.FiniteSum, params: Any) -> ax.Inner:
         # The largest steps may diverge, and are not chosen then.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotFiniteWarning)
-            found = ax.evaluate(problem, params, inner, [INNER_STEPS], VALIDATION, SEED + 2).mean["loss"][0]
-        return found if np.isfinite(found) else np.inf
+            found = ax.evaluate(problem, params, inner, JUDGED_AFTER[-2:], VALIDATION, SEED + 2).mean["loss"]
+        return found[0] if np.isfinite(found).all() else np.inf
 
     return min((ax.Inner(INNER_STEPS, alpha) for alpha in STEP_SIZES), key=loss)
 
