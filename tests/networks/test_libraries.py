@@ -66,3 +66,16 @@ def test_the_outer_optimiser_trains_it_and_evaluation_judges_by_running_statisti
     before, after = (ax.evaluate(made, params, state.inner, [STEPS], 40).mean for params in (network.params, state.params))
     assert after["loss"] < before["loss"] - 0.1
     np.testing.assert_array_equal(after["loss"], after["cross entropy"])
+
+
+def test_a_run_is_saved_and_resumed_bit_for_bit(network, tmp_path):
+    made, method, optimizer = problem(network), ax.MetaGradient(ax.Inner(STEPS, ALPHA)), optax.adam(0.01)
+
+    def train(steps, **options):
+        return ax.train(made, network.params, method, optimizer=optimizer, steps=steps, tasks_per_step=2, seed=0, **options)[0]
+
+    out = {"out": tmp_path / "run", "checkpoint_every": 2}
+    train(2, **out)
+    resumed, whole = train(4, **out, resume=True), train(4)
+    for a, b in zip(*(jax.tree.leaves(eqx.filter(state.params, eqx.is_array)) for state in (resumed, whole)), strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -16,12 +16,20 @@ from adaptax.curvature.base import AbstractCurvature, LocalLoss
 _NARROWER, _WIDTHS, _AGREE = 4.0, 6, 0.05
 
 
+class _Secant(NamedTuple):
+    """The change of the gradient between two points on the line, over their distance, which is its width."""
+
+    slope: PyTree
+    width: Array
+
+
 class _Search(NamedTuple):
-    """Where the search for a width stands: how many were tried, the last two differences, the mean of the best pair, how far
-    apart that pair is, and whether it agrees."""
+    """Where the search for a width stands: how many were tried, the gradients at the last two points, the two secants between
+    the last two widths, the mean of the pair of secants that agrees best, how far apart that pair is, and whether it agrees."""
 
     tried: Array
-    sides: PyTree
+    ends: tuple[PyTree, PyTree]
+    between: tuple[_Secant, _Secant]
     best: PyTree
     apart: Array
     agrees: Array
@@ -34,12 +42,12 @@ class FiniteDifference(AbstractCurvature):
     and rounding adds about $\epsilon\|\nabla l\|\,\|v\|/\delta$. Nothing is differentiated twice.
 
     Without `delta` the width is found for each product. Where a relu or a max pool changes its branch between two points,
-    their gradients jump, and the difference is wrong by the jump over $\delta$, however smooth the loss is beside it. So the
-    two sides $D_\pm = \pm(\nabla l(w\pm\delta\hat v)-\nabla l(w))/\delta$ are compared with each other and with those of the
-    width before. A jump in one of two differences sets them far apart, so the pair that differs least is the estimate (its
-    mean, weighted by width; of two sides of one width it is the central difference). Widths fall by a factor of 4 from
-    $\epsilon^{1/2}\|w\|/d^{1/4}$, with d parameters of a number type of precision $\epsilon$, until a pair agrees within 5 %,
-    or six were tried: 3 gradients a product on smooth losses, at most 13.
+    their gradients jump, and the difference is wrong by the jump over their distance, however smooth the loss is beside it.
+    So gradients are taken at $w$ and at $w\pm\delta_k\hat v$, with widths $\delta_k$ that fall by a factor of 4 from
+    $\epsilon^{1/2}\|w\|/d^{1/4}$, d parameters of a number type of precision $\epsilon$. Each secant between neighbours among
+    these points is an estimate, and a jump spoils one of them alone. The pair of secants that differs least is taken, by its
+    mean weighted by width; it ends the search when it agrees within 5 %, or after six widths. Smooth losses take 3 gradients
+    a product (the mean is then the central difference), others up to 13.
 
     Arguments:
         delta: $\delta$, an absolute distance, for central differences of that width by two gradients a product (default None:
@@ -83,32 +91,43 @@ def _searched(local: LocalLoss, here: PyTree, unit: PyTree) -> PyTree:
     """The Hessian times a unit direction, by the pair of differences that agrees best."""
     widest = radius(None, local.w, 1 / 2) * sum(leaf.size for leaf in jax.tree.leaves(local.w)) ** 0.25
 
-    def sides(width):
-        forward = optax.tree.sub(local.gradient(_tree.shift(local.w, width, unit)), here)
-        backward = optax.tree.sub(here, local.gradient(_tree.shift(local.w, -width, unit)))
-        return _tree.scale(1 / width, forward), _tree.scale(1 / width, backward)
+    def ends(width):
+        return local.gradient(_tree.shift(local.w, width, unit)), local.gradient(_tree.shift(local.w, -width, unit))
 
-    def better(search, one, other, share):
-        """The search with a pair of differences, of which the first has this share in the mean."""
-        mean = optax.tree.add(_tree.scale(share, one), _tree.scale(1 - share, other))
-        apart = _tree.norm(optax.tree.sub(one, other))
+    def secant(above, below, width):
+        return _Secant(_tree.scale(1 / width, optax.tree.sub(above, below)), width)
+
+    def inner(points, width):
+        return secant(points[0], here, width), secant(here, points[1], width)
+
+    def better(search, one, other):
+        """The search with a pair of secants."""
+        share = one.width / (one.width + other.width)
+        mean = optax.tree.add(_tree.scale(share, one.slope), _tree.scale(1 - share, other.slope))
+        apart = _tree.norm(optax.tree.sub(one.slope, other.slope))
         found = mean, apart, apart <= _AGREE * _tree.norm(mean)
         best = _tree.select(apart < search.apart, found, (search.best, search.apart, search.agrees))
-        return _Search(search.tried, search.sides, *best)
+        return _Search(search.tried, search.ends, search.between, *best)
 
-    first = sides(widest)
-    start = _tree.scale(0.5, optax.tree.add(*first))
-    begun = _Search(jnp.array(1), first, start, jnp.full_like(_tree.norm(start), jnp.inf), jnp.array(False))
+    first = ends(widest)
+    sides = inner(first, widest)
+    middle = _tree.scale(0.5, optax.tree.add(sides[0].slope, sides[1].slope))
+    # Distances to what there is not yet are NaN, and never the smallest.
+    none = _Secant(jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), middle), widest)
+    start = _Search(jnp.array(1), first, (none, none), middle, jnp.full_like(_tree.norm(middle), jnp.inf), jnp.array(False))
 
     def more(search):
         return (search.tried < _WIDTHS) & ~search.agrees
 
     def narrower(search):
-        new = sides(widest * _NARROWER ** -search.tried.astype(widest.dtype))
-        found = better(search._replace(tried=search.tried + 1), *new, 0.5)
-        for before in search.sides:
-            for now in new:
-                found = better(found, before, now, _NARROWER / (1 + _NARROWER))
-        return found._replace(sides=new)
+        width = widest * _NARROWER ** -search.tried.astype(widest.dtype)
+        new, (above, below) = ends(width), search.ends
+        gap = (_NARROWER - 1) * width
+        between = secant(above, new[0], gap), secant(new[1], below, gap)
+        known, secants = search.between, (*between, *inner(new, width))
+        for i, one in enumerate(secants):
+            for other in (*secants[i + 1 :], *known):
+                search = better(search, one, other)
+        return search._replace(tried=search.tried + 1, ends=new, between=between)
 
-    return jax.lax.while_loop(more, narrower, better(begun, *first, 0.5)).best
+    return jax.lax.while_loop(more, narrower, better(start, *sides)).best
