@@ -68,8 +68,8 @@ class TaskPath:
         >>> problem = ax.FiniteSum(lambda w, c: 0.5 * jnp.sum((w - c) ** 2), lambda key: None)
         >>> task = ax.Task(jnp.ones(2), jnp.ones(2))
         >>> path = TaskPath(problem, ax.Inner(steps=2, stepsize=0.5), jnp.zeros(2), task, None, ax.Samples())
-        >>> last, losses = path.walk()
-        >>> last.w, float(path.target(last.w, path.rest))
+        >>> final, losses = path.walk()
+        >>> final, float(path.target(final, path.rest))
         (Array([0.75, 0.75], dtype=float32), 0.0625)
 
     Source: docs/theory.md, section 1.
@@ -184,8 +184,13 @@ class TaskPath:
         """One step, `(point, {"j", "rate"}) -> (next point, loss before)`."""
         return stepper(self.descent, self.split.adapting, self.rest, self.rates)
 
-    def walk(self) -> tuple[Point, Array]:
-        """The last point, and l(w_0), ..., l(w_{N-1}); no iterate is kept."""
+    def walk(self) -> tuple[PyTree, Array]:
+        """w_N, and l(w_0), ..., l(w_{N-1}); no iterate is kept."""
+        last, losses = self.to_end()
+        return last.w, losses
+
+    def to_end(self) -> tuple[Point, Array]:
+        """The same with the last point, which has the states too."""
         return jax.lax.scan(self.stepper(), self.start, self.inputs)
 
     def forward(self, store: str = "iterates") -> ForwardPass:

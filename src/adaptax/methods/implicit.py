@@ -74,7 +74,7 @@ class Implicit(AbstractMethod):
         return gradient.times(self.inner.steps + 1).plus(Cost(hessian_vector_products=self.iterations + 2))
 
     def products(self, path):
-        final = path.walk()[0].w
+        final = path.walk()[0]
         product = self._hessian(path, final)(path.target_gradient(final, path.rest)[1][0])
         return jnp.zeros(path.steps + 1).at[-1].set(jnp.where(_tree.all_finite(product), 0, 2))
 
@@ -90,8 +90,7 @@ class Implicit(AbstractMethod):
 
     def one_task(self, problem, params, task, key) -> tuple[Array, PyTree, Info]:
         path = TaskPath(problem, self.inner, params, task, key, self.samples)
-        last, losses = path.walk()
-        final = last.w
+        final, losses = path.walk()
         value, (g, g_frozen) = path.target_gradient(final, path.rest)
         product = self._hessian(path, final)
         strength: Any = self.inner.proximal

@@ -52,7 +52,7 @@ class Reptile(AbstractMethod):
 
     def one_task(self, problem, params, task, key) -> tuple[Array, PyTree, Info]:
         path = TaskPath(problem, self.inner, params, task, key, self.samples)
-        last, losses = path.walk()
+        last, losses = path.to_end()
         value = path.value(last, losses)
         change = optax.tree.sub(path.split.adapting, last.w)
         return value, path.outer_gradient(change, optax.tree.zeros_like(path.rest)), path.info(losses, value)

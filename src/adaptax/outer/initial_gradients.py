@@ -71,7 +71,7 @@ class InitialGradients(eqx.Module):
 
     def adapted_norm(self, tasks: int, samples: int) -> Array:
         def one(path: TaskPath) -> Array:
-            return _tree.norm(jax.grad(lambda w: path.target(w, path.rest))(path.walk()[0].w))
+            return _tree.norm(jax.grad(lambda w: path.target(w, path.rest))(path.walk()[0]))
 
         return jnp.mean(self._over_tasks(one, tasks, samples))
 
