@@ -123,8 +123,8 @@ def test_curvature_strategies_and_reptile_walk_the_same_path():
     exact = ax.MetaGradient(inner)(problem(), w, one)
     close = ax.MetaGradient(inner, ax.curvature.FiniteDifference())(problem(), w, one)
     assert relative(close[1], exact[1]) < 1e-4
-    assert relative(close[0], exact[0]) == 0
-    assert relative(ax.Reptile(inner)(problem(), w, one)[0], exact[0]) == 0
+    assert relative(close[0], exact[0]) < 1e-14
+    assert relative(ax.Reptile(inner)(problem(), w, one)[0], exact[0]) < 1e-14
     for name in ("first", "path"):
         other = ax.MetaGradient(inner, ax.curvature.FirstOrder())(problem(outer="path" if name == "path" else "last"), w, one)[
             1

@@ -58,7 +58,7 @@ def test_batches_are_drawn_once_and_are_those_of_the_method(x64, name, independe
 
 
 def test_strategies_that_ask_for_other_samples_get_them(x64):
-    method = ax.MetaGradient(ax.Inner(N, 0.2), ax.curvature.FiniteDifference(), samples=SAMPLES)
+    method = ax.MetaGradient(ax.Inner(N, 0.2), ax.curvature.FiniteDifference(delta=0.01), samples=SAMPLES)
     assert not method.keeps_draws and not ax.Reptile(ax.Inner(N, 0.2)).keeps_draws
     _, _, counts = one_step(OUTER["proximal"](), method)
     # Each product differs gradients at two shifted parameters.
