@@ -123,7 +123,7 @@ def table(result: dict) -> str:
     """Median and range over tasks, as markdown."""
     kinds = list(result["errors"])
     lines = ["| width | " + " | ".join(kinds) + " |", "| --- " * (1 + len(kinds)) + "|"]
-    for width in map(str, WIDTHS):
+    for width in (w for w in map(str, WIDTHS) if all(w in result["errors"][kind] for kind in kinds)):
         cells = [result["errors"][kind][width] for kind in kinds]
         cells = [f"{statistics.median(x):.2g} [{min(x):.2g}, {max(x):.2g}]" for x in cells]
         lines.append(f"| {'default' if width == 'None' else f'δ = {width}'} | " + " | ".join(cells) + " |")
