@@ -61,3 +61,17 @@ def images(ways=3, channels=8, side=16, shots=2):
     labels = jnp.tile(jnp.arange(ways), shots)
     support, target = (jax.random.normal(k, (ways * shots, side, side, 1)) for k in keys)
     return ax.FiniteSum(cross_entropy, no_tasks), model, ax.Task((support, labels), (target, labels))
+
+
+class Stop(Exception):
+    """An interruption."""
+
+
+def stop_at(step):
+    """A callback that interrupts training at a meta-step."""
+
+    def callback(state, record):
+        if int(state.step) >= step:
+            raise Stop
+
+    return callback

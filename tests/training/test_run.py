@@ -5,23 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import Stop, stop_at
 
 import adaptax as ax
 from adaptax.training import loop
 from adaptax.training.checkpoints import DamagedCheckpoint
 from adaptax.training.run import Run
-
-
-class Stop(Exception):
-    """An interruption."""
-
-
-def stop_at(step):
-    def callback(state, record):
-        if int(state.step) >= step:
-            raise Stop
-
-    return callback
 
 
 def contents(folder):

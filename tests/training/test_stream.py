@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from helpers import Stop, stop_at
 
 import adaptax as ax
 from adaptax.training import stream
@@ -28,18 +29,6 @@ class Counting:
 
     def set_state(self, state):
         self.next = self.back(state)
-
-
-class Stop(Exception):
-    """An interruption."""
-
-
-def stop_at(step):
-    def callback(state, record):
-        if int(state.step) >= step:
-            raise Stop
-
-    return callback
 
 
 FORMS = {
