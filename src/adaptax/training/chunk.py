@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from adaptax import _devices as dev
+from adaptax.stepsize.rules import AbstractRule
 from adaptax.training.step import NOTED, State, Step
 
 
@@ -20,7 +21,11 @@ def run_chunk(
 
     Returns: the state, the records (arrays of length `capacity`), and how many meta-steps were taken.
     """
-    few, tasks = tasks, None if tasks is None else step.split(tasks)
+    few, rule = None, step.guard or step.method.inner.stepsize
+    if tasks is not None:
+        # A rule measures on the first tasks, which every device has; the others are cut over the devices.
+        few = jax.tree.map(lambda leaf: leaf[: rule.tasks], tasks) if isinstance(rule, AbstractRule) else None
+        tasks = step.split(tasks)
 
     def batch(batches, index):
         return None if batches is None else jax.tree.map(lambda leaf: leaf[:, index], batches)
