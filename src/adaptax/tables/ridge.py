@@ -101,7 +101,7 @@ class RidgeModel(eqx.Module):
         # Rows without a mask are rows of zeros, which change nothing.
         gram = (phi * s) @ phi.T
         # Rows that are nearly equal would else make it singular in single precision.
-        ridge = self.noise + _RELATIVE * jnp.trace(gram) / len(x)
+        ridge = self.noise + _RELATIVE * jnp.trace(gram) / jnp.maximum(jnp.sum(mask), 1)
         lower = jnp.linalg.cholesky(gram + ridge * jnp.eye(len(x)))
         rest = (y - phi @ self.mean) * mask[:, None]
         weights = self.mean + s[:, None] * (phi.T @ jax.scipy.linalg.cho_solve((lower, True), rest))
