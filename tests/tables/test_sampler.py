@@ -129,3 +129,22 @@ def test_frames_of_pandas_and_polars(library):
     given = ax.tasks.table(frame, group="shop", target="sales", support=3, queries=5)
     for a, b in zip(jax.tree.leaves(tasks_of(given, 5)), jax.tree.leaves(tasks_of(problem(), 5)), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_rows_from_sources():
+    """A list of rows, and a dataset with columns, are the same table as a mapping of columns."""
+    frame = {"g": np.repeat([0, 1], 6), "x": np.arange(12.0), "y": np.arange(12.0) ** 2}
+
+    class Dataset:
+        column_names = tuple(frame)
+
+        def __getitem__(self, name):
+            return frame[name].tolist()
+
+    rows = [{name: column[i].item() for name, column in frame.items()} for i in range(12)]
+    key = jax.random.key(0)
+    tasks = [ax.tasks.table(source, group="g", target="y", support=2).sample_task(key) for source in (frame, rows, Dataset())]
+    for task in tasks[1:]:
+        jax.tree.map(np.testing.assert_array_equal, task, tasks[0])
+    with pytest.raises(ax.InputError, match="Row 3 has the names 'g', and row 0 others"):
+        ax.tasks.table([*rows[:3], {"g": 1}], group="g", target="y")

@@ -29,7 +29,8 @@ def table(
     tasks have one shape.
 
     Arguments:
-        frame: a DataFrame of pandas or polars, or a mapping from names to columns.
+        frame: a DataFrame of pandas or polars, a mapping from names to columns, a dataset of Hugging Face, or a random-access
+            source of rows (`len(source)`, `source[i]`), each a mapping from names to values.
         group: the column that says which rows belong together, of any type.
         target: the column to predict: numbers, or whole numbers 0, 1, ... with a loss for classes.
         support: how many rows to adapt on, or the smallest and the largest number, between which each task draws (default 10).
@@ -58,6 +59,7 @@ def table(
 
     Source: the finite-sum case of Ji, Yang, Liang (2022), on groups of rows.
     """
+    frame = by_column(frame)
     names = columns(frame)
     chosen = [name for name in names if name not in (group, target)] if features is None else list(features)
     for name in (group, target, *([] if order is None else [order]), *chosen):
@@ -77,6 +79,28 @@ def table(
     return FiniteSum(mean_squared_error if loss is None else loss, rows)
 
 
+def by_column(frame: Any) -> Any:
+    """A table with columns: a source of rows is read, row by row.
+
+    Errors: `InputError` if the rows have not all the same names.
+    """
+    if isinstance(frame, Mapping) or hasattr(frame, "columns"):
+        return frame
+    if names := getattr(frame, "column_names", None):
+        return {name: np.asarray(list(frame[name])) for name in names}
+    if isinstance(frame, str | bytes) or not (hasattr(frame, "__len__") and hasattr(frame, "__getitem__")) or not len(frame):
+        return frame
+    rows = [frame[i] for i in range(len(frame))]
+    if not all(isinstance(row, Mapping) for row in rows):
+        return frame
+    for i, row in enumerate(rows):
+        if row.keys() != rows[0].keys():
+            raise InputError(
+                f"Row {i} has the names {', '.join(map(repr, row))}, and row 0 others: give all rows the same ones."
+            )
+    return {name: np.asarray([row[name] for row in rows]) for name in rows[0]}
+
+
 def columns(frame: Any) -> list[str]:
     """The names of a table's columns.
 
@@ -86,7 +110,8 @@ def columns(frame: Any) -> list[str]:
         return list(frame)
     if hasattr(frame, "columns") and hasattr(frame, "__getitem__"):
         return list(frame.columns)
-    raise InputError(f"A table is a DataFrame of pandas or polars, or a mapping of columns, not {type(frame).__name__}.")
+    kinds = "a DataFrame of pandas or polars, a mapping of columns, or a source of rows that are mappings"
+    raise InputError(f"A table is {kinds}, not {type(frame).__name__}: make one.")
 
 
 def numbers(frame: Any, name: str) -> np.ndarray:

@@ -195,7 +195,7 @@ def test_no_room_and_no_folder(source, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"cannot be written to .*: choose another folder"):
         prepare_images(source, tmp_path / "file", 8)
     for wrong in (None, 3, "a\0b"):
-        with pytest.raises(InputError, match="are read from the path"):
+        with pytest.raises(InputError, match="takes the path of a folder"):
             prepare_images(wrong, tmp_path / "cache", 8)
     usage = shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)

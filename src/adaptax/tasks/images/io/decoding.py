@@ -57,7 +57,7 @@ def decode(data: bytes, name: str, size: int, channels: int, crop: bool) -> np.n
                 raise ValueError(f"it has {width} x {height} pixels, which is too large")
             if image.mode not in MODES:
                 raise ValueError(f"its mode is {image.mode}, which is not 8-bit grey or colour")
-            return fit(_opaque(upright(image)), size, channels, crop)
+            return fit(opaque(upright(image)), size, channels, crop)
     except Exception as error:  # Pillow documents no list of what a damaged picture may raise
         reason = "it is not a picture" if isinstance(error, UnidentifiedImageError) else first_line(error)
         message = f"{name!r} cannot be read ({reason})"
@@ -96,7 +96,7 @@ def upright(image):
     return image if turned is None else image.transpose(turned)
 
 
-def _opaque(image):
+def opaque(image):
     """Lay a picture that has transparent pixels over white; return any other as it is."""
     from PIL import Image
 

@@ -143,7 +143,9 @@ def fingerprint(source: str | os.PathLike, contents: bool = False) -> str:
     Errors: `InputError` if the source cannot be read.
     """
     if not isinstance(source, str | os.PathLike) or "\0" in os.fspath(source):
-        raise InputError("Images are read from the path of a folder, zip, tar or npz: give one.")
+        raise InputError(
+            "prepare_images takes the path of a folder, zip, tar or npz: give one, or read a source by read_images."
+        )
     path = os.fspath(source)
     with reading_errors(path):
         if not os.path.isdir(path):

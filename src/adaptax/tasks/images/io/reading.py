@@ -3,9 +3,10 @@
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from adaptax.tasks.images.io.copies import checksum, find_copies
 from adaptax.tasks.images.io.decoding import MAX_BYTES, decode
 from adaptax.tasks.images.io.find_classes import find_classes
 from adaptax.tasks.images.io.npz import NpzImages
+from adaptax.tasks.images.io.records import Records, is_source
 from adaptax.tasks.images.io.sources import open_source, reading_errors, refuse_pickle
 
 Progress = Callable[[int, int], None]
@@ -76,14 +78,17 @@ class Contents:
 
 
 def read_images(
-    path: str | os.PathLike,
+    path: Any,
     size: int = 84,
     channels: int = 3,
     split: str | None = None,
     crop: bool = False,
     progress: Progress | None = None,
+    *,
+    image: str = "image",
+    label: str = "label",
 ) -> ImageClasses:
-    """Read images by class into memory, from a folder, a zip, a tar or an npz. Nothing is written.
+    """Read images by class into memory, from a folder, a zip, a tar, an npz or a random-access source. Nothing is written.
 
     A folder, `.zip`, `.tar`, `.tar.gz` or `.tar.bz2` holds class folders, `class/image.jpg`, at any depth; or lists
     `train.csv`, `val.csv`, `test.csv` of `filename,label`, as mini-ImageNet does. CIFAR-FS, FC100, CUB-200-2011 and
@@ -98,13 +103,19 @@ def read_images(
     to a split of class folders. A list that cannot be used is named in an error, or in a warning if folders tell classes.
     A class that is in several splits has to be read by `split=`, so that it is never two classes.
 
+    A random-access source has `len(source)` and `source[i]`: a dataset of Hugging Face or of torchvision, a source of grain, a
+    list. A record is a mapping with the fields `image` and `label`, or a pair of an image and a label. An image is a Pillow
+    picture, an array of uint8 of shape (H, W), (H, W, 1) or (H, W, 3), or the bytes of a picture. A label is a text or a whole
+    number; numbers get the names of `source.features[label].names` or `source.classes`, where there are such.
+
     Arguments:
-        path: the folder or file.
+        path: the folder or file, or the source.
         size: side of the images in pixels, 1 to 1024 (default 84); pictures are resized with antialiasing (Lanczos).
         channels: 3 (colour, the default) or 1 (grey).
         split: take only the classes in folders below one of this name, or in the list or its column of splits (default: all).
         crop: True takes the largest square in the middle; False (default) scales each side by its own factor.
         progress: called as `progress(done, total)`, in numbers of images, after each image.
+        image, label: the names of the fields in the records of a source (default "image" and "label").
 
     Returns: `ImageClasses`.
 
@@ -130,10 +141,10 @@ def read_images(
     al. (2018).
     """
     spec = ImageSpec(size, channels, split, crop)
-    with open_contents(path, spec) as contents:
+    with open_contents(Records(path, image, label) if is_source(path) else path, spec) as contents:
         shape = (sum(contents.counts), spec.size, spec.size, spec.channels)
         if (count := math.prod(shape)) > MAX_MEMORY:
-            message = f"'{path}' at size {spec.size} takes {count / 2**30:.0f} GiB"
+            message = f"'{contents.path}' at size {spec.size} takes {count / 2**30:.0f} GiB"
             raise InputError(f"{message}: use prepare_images, which keeps the images in a file, or a smaller size.")
         images = np.empty(shape, np.uint8)
         contents.fill(images, progress)
@@ -148,10 +159,25 @@ def warn_of(doubts: list[str]) -> None:
 
 
 @contextmanager
-def open_contents(path: str | os.PathLike, spec: ImageSpec) -> Iterator[Contents]:
-    """Open a folder, zip, tar or npz. Its pictures can be read until the end of the `with` block."""
+def open_contents(path: "str | os.PathLike | Records", spec: ImageSpec) -> Iterator[Contents]:
+    """Open a folder, zip, tar, npz or source. Its pictures can be read until the end of the `with` block."""
+    if isinstance(path, Records):
+        if spec.split is not None:
+            raise InputError(
+                f"{path.path} is a source, which has no splits: leave out split=, and give the source of one split."
+            )
+        doubts: list[str] = []
+        check_told_apart(path.classes, path.path, doubts.append)
+        rows = _rows(path.classes)
+        found = ((rows[i], picture) for i, picture in path.pictures(spec.size, spec.channels, spec.crop))
+        yield Contents(path.path, *_sizes(path.classes), found, [f"record {i}" for i in rows], doubts)
+        return
     if not isinstance(path, str | os.PathLike) or isinstance(path := os.fspath(path), bytes) or "\0" in path:
-        raise InputError("Images are read from the path of a folder, zip, tar or npz: give one.")
+        if isinstance(path, Mapping) and path:
+            raise InputError(f"{type(path).__name__} is a mapping of {', '.join(map(repr, path))}: give one of its values.")
+        raise InputError(
+            "Images are read from the path of a folder, zip, tar or npz, or from a source with len() and [i]: give one."
+        )
     if path.lower().endswith(".npz"):
         with ExitStack() as stack:
             with reading_errors(path):
@@ -159,7 +185,7 @@ def open_contents(path: str | os.PathLike, spec: ImageSpec) -> Iterator[Contents
                 npz = NpzImages(path, stack)
             if spec.split is not None:
                 raise InputError(f"'{path}' is an npz, which has no splits: leave out split=, or split what is read.")
-            doubts: list[str] = []
+            doubts = []
             check_told_apart(npz.classes, path, doubts.append)
             rows = _rows(npz.classes)
             read = _with_input_errors(path, npz.pictures(spec.size, spec.channels, spec.crop))
