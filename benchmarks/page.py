@@ -51,6 +51,7 @@ SECTIONS = (
     Section("From start to first meta-step", "first_step", "python benchmarks/first_step.py", page_speed.first_step),
     Section("What the defaults learn", "learning", "python benchmarks/learning.py --data FOLDER", page_speed.learning),
     Section("Tables: a new group from a few rows", "grouped", "python benchmarks/grouped.py", page_grouped.grouped),
+    Section("Tables: time and memory of a fit", "table_scale", "python benchmarks/table_scale.py", page_grouped.scale),
     Section("Few-shot characters", "images", "python benchmarks/images.py --data FOLDER", page_images.images),
     Section(
         "Time to 90 %", "time_to_accuracy", "python benchmarks/time_to_accuracy.py --data FOLDER", page_images.time_to_accuracy
@@ -61,6 +62,7 @@ SECTIONS = (
         "Finite differences and kinks", "difference_widths", "python benchmarks/difference_widths.py --data ZIP",
         page_speed.difference_widths,
     ),
+    Section("Errors by precision", "precision", "python benchmarks/precision.py --data ZIP", page_speed.precision),
     Section("Few tasks a meta-step: memory", "memory_method", "python benchmarks/memory_method.py", page_speed.memory_method),
     Section("Where the time of an image network goes", "roofline", "python benchmarks/roofline.py", page_images.roofline),
     Section("Images on a GPU", "gpu_images", "python benchmarks/gpu_images.py --deterministic", page_images.gpu_images),

@@ -12,6 +12,7 @@ import memory_method as remembered
 import memory_peers as resident
 import navigation_speed as navigation
 import peers as sides
+import precision as arithmetic
 import strategies as methods
 from tables import rows_of
 
@@ -191,6 +192,17 @@ def difference_widths(result: dict) -> str:
         "central differences of one width. Leaving the Hessian out has an error of 1."
     )
     return f"{text}\n\n{widths.table(result)}"
+
+
+def precision(result: dict) -> str:
+    text = (
+        "Relative error of the meta-gradient against the same in double precision, at the initial parameters: median (largest) "
+        f"over {result['tasks']} tasks; α is 0.01 on sinusoids and 0.1 elsewhere. TF32 is emulated here: the factors of every "
+        "product keep ten binary digits after the first. Its error enters by the inner steps, which amplify what rounds them; "
+        "in the Hessian-vector products, two thirds of the work, it stays small. So "
+        '`precision="bfloat16_curvature"` and `"tensorfloat32_curvature"` round those alone.'
+    )
+    return f"{text}\n\n{arithmetic.table(result)}"
 
 
 def provenance(result: dict) -> str:

@@ -73,7 +73,18 @@ def hoist(loss: StepLoss, w: PyTree, rest: PyTree) -> Hoisted:
         kept = [next(floats if kind else fixed) for kind in real]
         return second(*jax.tree.leaves(w), jnp.asarray(j, int), *kept)[0]
 
-    return Hoisted(remainder, known, lambda cotangent: jax.tree.unflatten(rest_tree, pull(cotangent)[0]))
+    dtypes = [x.dtype for x in known]
+
+    def wide_remainder(w, wide, j):
+        return remainder(w, _cast(wide, dtypes), j)
+
+    # Derivatives by what is known are summed over the steps, in single precision where the loss has less.
+    wide = [x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in known]
+    return Hoisted(wide_remainder, wide, lambda cotangent: jax.tree.unflatten(rest_tree, pull(_cast(cotangent, dtypes))[0]))
+
+
+def _cast(leaves: list[Array], dtypes: list) -> list[Array]:
+    return [x.astype(dtype) for x, dtype in zip(leaves, dtypes, strict=True)]
 
 
 def _program(jaxpr: Jaxpr, inputs, outputs, steps) -> Callable[..., list[Array]]:

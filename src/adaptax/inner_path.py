@@ -5,6 +5,7 @@ the same key and take the same steps.
 """
 
 from collections.abc import Callable
+from copy import copy
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from jaxtyping import Array, Key, PyTree
 from adaptax import _tree
 from adaptax._keys import CURVATURE, DIRECTION, FACTOR, GRADIENT, LAST, STEP, TARGET, fold
 from adaptax._parameters import split
+from adaptax._precision import ARITHMETICS, evaluate
 from adaptax._recursion import Descent, ForwardPass, Gradient, Point, Product, StepLoss, Threaded, forward, stepper, threaded
 from adaptax.curvature import AbstractCurvature, Exact, LocalLoss
 from adaptax.gradients.autodiff import AutoDiff
@@ -59,6 +61,7 @@ class TaskPath:
         samples: sample sizes of a resampling problem.
         steps: how many steps the step sizes are for (default: N).
         all_arrays: whether the arrays of the problem and the task are variables too.
+        precision: the arithmetic of the losses, as in `ax.MetaGradient`.
 
     Attributes: `split` (the parameters w_0 in three parts), `rest`, `loss` (of step j), `rates` (the step sizes).
 
@@ -77,19 +80,14 @@ class TaskPath:
 
     def __init__(
         self, problem: AbstractProblem, inner: Inner, params: PyTree, task: PyTree, key: Key[Array, ""] | None,
-        samples: Samples, *, steps: int | None = None, all_arrays: bool = False,
+        samples: Samples, *, steps: int | None = None, all_arrays: bool = False, precision: str | None = None,
     ):  # fmt: skip
         inner.check_meta(params)
         self._drawn = task if isinstance(task, Drawn) else None
         task = task.task if isinstance(task, Drawn) else task
-        self.problem, self.inner, self.outer_params, self.task, self.key, self.samples = (
-            problem,
-            inner,
-            params,
-            task,
-            key,
-            samples,
-        )
+        self.problem, self.inner, self.outer_params, self.task = problem, inner, params, task
+        self.key, self.samples = key, samples
+        self.arithmetic, self._curvature_arithmetic = ARITHMETICS[precision]
         self.steps = inner.steps if steps is None else steps
         self.split = split(problem, inner, params, task, samples)
         self.rest, self._fixed = self.split.frozen, None
@@ -122,7 +120,7 @@ class TaskPath:
     def step(self, w: PyTree, rest: PyTree, j: Array) -> tuple[Array, PyTree]:
         """The loss of step j and its state after it, for a loss with a state."""
         problem, task, params = self.rebuild(w, rest)
-        return problem.step_loss(params, problem.step_batch(task, params, None, 0, j), rest.state)
+        return evaluate(self.arithmetic, problem.step_loss, params, problem.step_batch(task, params, None, 0, j), rest.state)
 
     def params(self, w: PyTree) -> PyTree:
         """All parameters of the inner problem, with w for those that adapt."""
@@ -137,15 +135,16 @@ class TaskPath:
                 return self.step(w, rest, j)[0]
             problem, task, params = self.rebuild(w, rest)
             if drawn is not None:
-                return problem.loss(params, jax.tree.map(lambda leaf: leaf[j], drawn.batches))
-            return problem.loss(params, problem.step_batch(task, params, fold(self.key, purpose, j), size, j))
+                return evaluate(self.arithmetic, problem.loss, params, jax.tree.map(lambda leaf: leaf[j], drawn.batches))
+            batch = problem.step_batch(task, params, fold(self.key, purpose, j), size, j)
+            return evaluate(self.arithmetic, problem.loss, params, batch)
 
         return loss
 
     def with_loss(self, loss: StepLoss, rest: PyTree = None, unwrap: Callable[[PyTree], PyTree] | None = None) -> "TaskPath":
         """The same path with another inner loss (and another `rest`, if one is given, and how the old one is found in it)."""
-        other = object.__new__(TaskPath)
-        other.__dict__ = self.__dict__ | {"loss": loss} | ({} if unwrap is None else {"_unwrap": unwrap})
+        other = copy(self)
+        other.loss, other._unwrap = loss, self._unwrap if unwrap is None else unwrap
         if rest is not None:
             other.rest = rest
         return other
@@ -205,7 +204,8 @@ class TaskPath:
             batch = self.problem.step_batch(self.task, params, fold(self.key, STEP, x["j"]), self.samples.step)
             stepped = self
             if isinstance(self.inner.gradients, AutoDiff):  # Other strategies ask for samples at other parameters too.
-                stepped = self.with_loss(lambda w, rest, j: self.problem.loss(self.rebuild(w, rest)[2], batch))
+                loss = self.problem.loss
+                stepped = self.with_loss(lambda w, rest, j: evaluate(self.arithmetic, loss, self.rebuild(w, rest)[2], batch))
             return stepped.stepper()(carry, x)[0], batch
 
         last, batches = jax.lax.scan(step, self.start, self.inputs)
@@ -226,10 +226,11 @@ class TaskPath:
         """The target loss at w: on the last step's samples, or on those of an earlier step j."""
         problem, task, params = self.rebuild(w, rest)
         if self._drawn is not None and j is None:
-            return problem.target_loss(params, self._drawn.target)
+            return evaluate(self.arithmetic, problem.target_loss, params, self._drawn.target)
         fresh = fold(self.key, TARGET) if j is None else fold(self.key, TARGET, j)
         state = rest.state if self.carries else None
-        return problem.outer_loss(params, problem.target_batch(task, params, fresh, self.samples.target), state)
+        batch = problem.target_batch(task, params, fresh, self.samples.target)
+        return evaluate(self.arithmetic, problem.outer_loss if self.carries else problem.target_loss, params, batch, state)
 
     def target_gradient(self, w: PyTree, rest: PyTree, j: Any = None) -> tuple[Array, tuple[PyTree, PyTree]]:
         """The target loss and its gradient by (w, rest), formed by the inner loop's gradient strategy."""
@@ -251,8 +252,15 @@ class TaskPath:
         return jnp.mean(walked.losses), nothing, jnp.full_like(walked.losses, 1 / walked.losses.size)
 
     def curvature_loss(self, independent: bool) -> StepLoss:
-        """The loss of the Hessian factors: on samples of their own, or on those of the steps."""
-        return self.loss_on(CURVATURE, self.samples.curvature) if independent else self.loss_on(STEP, self.samples.step)
+        """The loss of the Hessian factors: on samples of their own, or on those of the steps; in an arithmetic of its own."""
+        path = copy(self)
+        path.arithmetic = self._curvature_arithmetic
+        return path.loss_on(CURVATURE, self.samples.curvature) if independent else path.loss_on(STEP, self.samples.step)
+
+    @property
+    def one_arithmetic(self) -> bool:
+        """Whether the Hessian factors are formed in the arithmetic of the steps."""
+        return self.arithmetic == self._curvature_arithmetic
 
     def factors(self, curvature: AbstractCurvature, loss: StepLoss) -> tuple[Product, Gradient]:
         """Hessian-vector products by a curvature strategy, and gradients at the same points, for the reverse recursion."""

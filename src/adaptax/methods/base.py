@@ -102,6 +102,10 @@ class AbstractMethod(eqx.Module):
         """The method at a meta-step; the same one unless it changes in training."""
         return self
 
+    def path(self, problem: AbstractProblem, params: PyTree, task: PyTree, key: Any) -> TaskPath:
+        """The inner path of one task, in the method's arithmetic."""
+        return TaskPath(problem, self.inner, params, task, key, self.samples, precision=getattr(self, "precision", None))
+
     def one_task(self, problem: AbstractProblem, params: PyTree, task: PyTree, key: Any) -> tuple[Array, PyTree, Info]:
         """The meta-gradient of one task, for a resolved inner loop and arguments that have been checked."""
         raise NotImplementedError("abstract")

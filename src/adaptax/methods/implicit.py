@@ -15,7 +15,6 @@ from adaptax._keys import CURVATURE
 from adaptax._second_order import hessian_product
 from adaptax.errors import InputError
 from adaptax.inner import Info, Inner
-from adaptax.inner_path import TaskPath
 from adaptax.methods.base import AbstractMethod, check_parts
 from adaptax.problem import Samples
 from adaptax.sequential import refuse_sequence
@@ -89,7 +88,7 @@ class Implicit(AbstractMethod):
         return product
 
     def one_task(self, problem, params, task, key) -> tuple[Array, PyTree, Info]:
-        path = TaskPath(problem, self.inner, params, task, key, self.samples)
+        path = self.path(problem, params, task, key)
         final, losses = path.walk()
         value, (g, g_frozen) = path.target_gradient(final, path.rest)
         product = self._hessian(path, final)

@@ -12,6 +12,7 @@ from adaptax import _tree
 from adaptax._checks import check_true_or_false, check_whole
 from adaptax._hoist import hoist
 from adaptax._optimizers import check_optimizer
+from adaptax._precision import check_precision
 from adaptax._recursion import Point, check_store, forward, map_rest, recomputed_steps, reverse, threaded
 from adaptax._second_order import differentiated_twice
 from adaptax.curvature import AbstractCurvature, Exact, FirstOrder
@@ -82,9 +83,15 @@ class MetaGradient(AbstractMethod):
             sampled path, as backpropagation gives. Without effect on finite-sum problems, which draw nothing.
         multi_step: `ax.MultiStep(anneal)`: an outer loss at every inner step (default: at the last). The value reported
             stays the target loss at w_N.
+        precision: the arithmetic of the losses. Iterates, derivatives on their way back, sums over steps and tasks, and a
+            loss's state keep the type of the parameters. None (default): the type of the parameters; products of float32 are
+            formed in full, also on devices that would round their factors, unless `jax_default_matmul_precision` is set.
+            "bfloat16_curvature": Hessian-vector products in bfloat16, about two thirds of the work, and the steps as by None.
+            "tensorfloat32_curvature": the same with TF32, on devices that have it. "bfloat16": everything in bfloat16.
+            `ax.adapt`, evaluation and step-size rules go by None. [Errors](benchmarks.md#errors-by-precision).
 
-    Errors: `InputError` for an unknown mode or store, and for "backprop" of a resampling problem with independent
-    curvature, which backpropagation cannot have.
+    Errors: `InputError` for an unknown mode, store or precision, for "bfloat16" with a strategy that takes differences, and for
+    "backprop" of a resampling problem with independent curvature, which backpropagation cannot have.
 
     Example:
         >>> import adaptax as ax, jax.numpy as jnp
@@ -104,6 +111,7 @@ class MetaGradient(AbstractMethod):
     samples: Samples
     independent_curvature: bool = eqx.field(static=True)
     multi_step: MultiStep | None
+    precision: str | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -115,6 +123,7 @@ class MetaGradient(AbstractMethod):
         samples: Samples = Samples(),  # noqa: B008
         independent_curvature: bool = True,
         multi_step: MultiStep | None = None,
+        precision: str | None = None,
     ):
         check_parts("MetaGradient", inner, samples)
         if not isinstance(curvature, AbstractCurvature):
@@ -129,8 +138,9 @@ class MetaGradient(AbstractMethod):
         if multi_step is not None and not isinstance(multi_step, MultiStep):
             raise InputError("multi_step= must be ax.MultiStep(anneal).")
         check_store(store)
+        check_precision(precision, mode, curvature, inner.gradients)
         self.inner, self.curvature, self.mode, self.store = inner, curvature, mode, store
-        self.samples, self.multi_step = samples, multi_step
+        self.samples, self.multi_step, self.precision = samples, multi_step, precision
         self.independent_curvature = check_true_or_false("MetaGradient", "independent_curvature", independent_curvature)
 
     @property
@@ -149,7 +159,7 @@ class MetaGradient(AbstractMethod):
         multi_step = None if self.multi_step is None else self.multi_step.at(step)
         return MetaGradient(
             self.inner, self.curvature.at(step), mode=self.mode, store=self.store, samples=self.samples,
-            independent_curvature=self.independent_curvature, multi_step=multi_step,
+            independent_curvature=self.independent_curvature, multi_step=multi_step, precision=self.precision,
         )  # fmt: skip
 
     def cost(self):
@@ -200,7 +210,7 @@ class MetaGradient(AbstractMethod):
         ).rest[1]  # fmt: skip
 
     def one_task(self, problem, params, task, key):
-        path = TaskPath(problem, self.inner, params, task, key, self.samples)
+        path = self.path(problem, params, task, key)
         check_optimizer(self.inner.optimizer, path.split.adapting, self.inner.steps, not isinstance(self.curvature, FirstOrder))
         weights = None if self.multi_step is None or not self.inner.steps else self.multi_step.weights(self.inner.steps)
         differentiate = self._by_backpropagation if self.mode == "backprop" else self._by_recursion
@@ -220,14 +230,21 @@ class MetaGradient(AbstractMethod):
             last = _tree.scale(weights[-1], last)
             earlier = jnp.concatenate([jnp.zeros((1,)), weights[:-1]])
             targets = earlier, lambda w, frozen, j: path.target_gradient(w, frozen, j)[1]
-        loss = path.curvature_loss(self.independent_curvature) if hoisted is None else hoisted.loss
-        product, gradient = path.factors(self.curvature, loss)
+        loss, behind, known = path.curvature_loss(self.independent_curvature), hoisted, None
+        if hoisted is not None and not path.one_arithmetic:
+            behind = hoist(loss, path.split.adapting, path.rest)
+            known = behind.known
+        product, gradient = path.factors(self.curvature, loss if behind is None else behind.loss)
+        if known is not None:
+            # The way back in another arithmetic has a known part of its own.
+            one, other = product, gradient
+            product, gradient = (lambda w, _, u, j: one(w, known, u, j)), (lambda w, _, j: other(w, known, j))
         found = reverse(
             product, gradient, walked.descent, forward_pass, walked.rest, path.rates,
-            last if hoisted is None else (last[0], optax.tree.zeros_like(hoisted.known)),
+            last if behind is None else (last[0], optax.tree.zeros_like(behind.known)),
             by_rates=path.learns, losses_cotangent=by_losses, targets=targets,
         )  # fmt: skip
-        by_frozen = found.rest if hoisted is None else optax.tree.add(last[1], hoisted.pull_back(found.rest))
+        by_frozen = found.rest if behind is None else optax.tree.add(last[1], behind.pull_back(found.rest))
         return value, forward_pass.losses, (found.w, by_frozen, found.rates)
 
     def _by_backpropagation(self, path: TaskPath, weights: Array | None):

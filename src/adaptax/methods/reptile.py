@@ -6,7 +6,6 @@ from jaxtyping import Array, PyTree
 from adaptax._cost import Cost
 from adaptax.errors import InputError
 from adaptax.inner import Info, Inner
-from adaptax.inner_path import TaskPath
 from adaptax.methods.base import AbstractMethod, check_parts
 from adaptax.problem import Samples
 from adaptax.stepsize.learned import Learned
@@ -51,7 +50,7 @@ class Reptile(AbstractMethod):
         return self.inner.gradients.cost().times(self.inner.steps).plus(Cost(losses=1))
 
     def one_task(self, problem, params, task, key) -> tuple[Array, PyTree, Info]:
-        path = TaskPath(problem, self.inner, params, task, key, self.samples)
+        path = self.path(problem, params, task, key)
         last, losses = path.to_end()
         value = path.value(last, losses)
         change = optax.tree.sub(path.split.adapting, last.w)

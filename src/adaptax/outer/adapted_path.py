@@ -14,7 +14,7 @@ from adaptax import _devices as dev
 from adaptax import _tree
 from adaptax._batching import map_tasks
 from adaptax._second_order import differentiated_twice, hessian_product, push_forward
-from adaptax.inner_path import Drawn, TaskPath
+from adaptax.inner_path import Drawn
 from adaptax.methods.base import AbstractMethod
 from adaptax.outer.trust_region import Divergence, Region
 from adaptax.problem import AbstractProblem
@@ -58,7 +58,7 @@ class AdaptedPath(eqx.Module):
 
         def adapted(floats: PyTree, drawn: Drawn, key: Any) -> PyTree:
             """w_N from the outer problem's floating-point parameters, on batches already drawn."""
-            path = TaskPath(problem, inner, eqx.combine(floats, static), drawn, key, self.method.samples)
+            path = self.method.path(problem, eqx.combine(floats, static), drawn, key)
             return path.params(path.forward().final if inner.steps else path.split.adapting)
 
         def mean(function: Callable[..., Any], few: int | None = None) -> Any:
@@ -113,7 +113,7 @@ class AdaptedPath(eqx.Module):
 
         def one(inputs):
             task, key = inputs
-            return TaskPath(self.problem, self.method.inner, self.params, task, key, self.method.samples).drawn()
+            return self.method.path(self.problem, self.params, task, key).drawn()
 
         return dataclasses.replace(self, tasks=map_tasks(one, (self.tasks, self.keys)))
 

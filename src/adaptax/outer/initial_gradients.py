@@ -117,8 +117,8 @@ class InitialGradients(eqx.Module):
         return w, end, losses, _tree.normal_like(directions, w)
 
     def _over_tasks(self, one: Callable[[TaskPath], Any], count: int, samples: int) -> Any:
-        refuse_sequence(self.problem, "This outer optimiser", "use an optax one such as optax.adam")
         """`one(path)` over tasks drawn apart from those of the meta-step, with so many samples for everything."""
+        refuse_sequence(self.problem, "This outer optimiser", "use an optax one such as optax.adam")
         if self.from_host:
             raise InputError("AdaptiveOuter draws tasks of its own, by the problem's sample_task: train without tasks=.")
         tasks, keys = draw_tasks(self.problem, numbered(fold(self.key, INITIAL_GRADIENTS), jnp.arange(count)))

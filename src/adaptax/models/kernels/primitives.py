@@ -8,6 +8,8 @@ All operands have a leading axis, which counts sets of filters. Under `vmap` ove
 axis holds the tasks.
 """
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -31,22 +33,22 @@ _PIXELS = 2048
 
 
 def convolve(x: Float[Array, "n h w inputs"], weight: Float[Array, "k k inputs outputs"]) -> Float[Array, "n h w outputs"]:
-    """`plain.convolve` with fast derivatives of any order."""
+    """`plain.convolve` with fast derivatives of any order, whose products have the precision that JAX is asked for here."""
     dtype = jnp.result_type(x, weight)
     x, weight = (jnp.asarray(part, dtype)[None] for part in (x, weight))
-    return _convolution.bind(x, weight)[0]
+    return _convolution.bind(x, weight, precision=jax.config.jax_default_matmul_precision)[0]  # type: ignore[attr-defined]
 
 
 _convolution, _correlation = Primitive("same_convolution"), Primitive("filter_correlation")
 
 
 @_convolution.def_abstract_eval
-def _(x, weight):
+def _(x, weight, *, precision):
     return ShapedArray((*x.shape[:-1], weight.shape[-1]), x.dtype)
 
 
 @_correlation.def_abstract_eval
-def _(x, y, *, size):
+def _(x, y, *, size, precision):
     return ShapedArray((x.shape[0], size, size, x.shape[-1], y.shape[-1]), x.dtype)
 
 
@@ -55,20 +57,20 @@ def _turned(weight):
     return weight[:, ::-1, ::-1].swapaxes(-1, -2)
 
 
-def _convolution_by_x(ct, x, weight):
-    return _convolution.bind(ct, _turned(weight))
+def _convolution_by_x(ct, x, weight, *, precision):
+    return _convolution.bind(ct, _turned(weight), precision=precision)
 
 
-def _convolution_by_weight(ct, x, weight):
-    return _correlation.bind(x, ct, size=weight.aval.shape[1])
+def _convolution_by_weight(ct, x, weight, *, precision):
+    return _correlation.bind(x, ct, size=weight.aval.shape[1], precision=precision)
 
 
-def _correlation_by_x(ct, x, y, *, size):
-    return _convolution.bind(y, _turned(ct))
+def _correlation_by_x(ct, x, y, *, size, precision):
+    return _convolution.bind(y, _turned(ct), precision=precision)
 
 
-def _correlation_by_y(ct, x, y, *, size):
-    return _convolution.bind(x, ct)
+def _correlation_by_y(ct, x, y, *, size, precision):
+    return _convolution.bind(x, ct, precision=precision)
 
 
 ad.defbilinear(_convolution, _convolution_by_x, _convolution_by_weight)
@@ -157,7 +159,7 @@ def _winograd_pays(x, size, outputs):
     return size == 3 and x.dtype.itemsize >= 4 and min(inputs, outputs) >= _WIDE and n * (-(-h // 4)) * (-(-w // 4)) >= _TILES
 
 
-def _convolution_on_cpu(x, weight):
+def _convolution_on_cpu(x, weight, *, precision):
     """A matrix product, Winograd's algorithm, or the compiler's convolution, for one set of filters after another."""
 
     def one(x, weight):
@@ -174,7 +176,7 @@ def _convolution_on_cpu(x, weight):
     return _each(one, x, weight)
 
 
-def _correlation_on_cpu(x, y, *, size):
+def _correlation_on_cpu(x, y, *, size, precision):
     """Winograd's algorithm, or a matrix product that sums over pixels, for as many images at a time as the caches hold."""
     inputs, outputs = x.shape[-1], y.shape[-1]
 
@@ -220,16 +222,17 @@ def _neighbours(x, size, columns):
     return jnp.concatenate(seen, axis=-1).reshape(-1, size**2 * inputs)
 
 
-def _convolution_elsewhere(x, weight):
+def _convolution_elsewhere(x, weight, *, precision):
     """The compiler's convolution for one set of filters. It is slow for several sets, so each of these is a matrix product."""
-    if x.shape[0] == 1 and weight.shape[1] > 1:
-        return plain.convolve(x[0], weight[0])[None]
-    return jax.vmap(_products)(x, weight)
+    with jax.default_matmul_precision(precision) if precision else contextlib.nullcontext():
+        if x.shape[0] == 1 and weight.shape[1] > 1:
+            return plain.convolve(x[0], weight[0])[None]
+        return jax.vmap(_products)(x, weight)
 
 
-def _correlation_elsewhere(x, y, *, size):
+def _correlation_elsewhere(x, y, *, size, precision):
     weight = jax.ShapeDtypeStruct((x.shape[0], size, size, x.shape[-1], y.shape[-1]), x.dtype)
-    return jax.linear_transpose(lambda weight: _convolution_elsewhere(x, weight), weight)(y)[0]
+    return jax.linear_transpose(lambda weight: _convolution_elsewhere(x, weight, precision=precision), weight)(y)[0]
 
 
 def _products(x, weight):
@@ -247,4 +250,4 @@ for _primitive, _on_cpu, _elsewhere in (
 ):
     mlir.register_lowering(_primitive, mlir.lower_fun(_on_cpu, multiple_results=False), platform="cpu")
     mlir.register_lowering(_primitive, mlir.lower_fun(_elsewhere, multiple_results=False))
-    _primitive.def_impl(jax.jit(_primitive.bind, static_argnames="size"))
+    _primitive.def_impl(jax.jit(_primitive.bind, static_argnames=("size", "precision")))
