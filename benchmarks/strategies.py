@@ -36,7 +36,7 @@ def rows(alpha: float, steps: int, head: str) -> dict:
         "first order": ax.MetaGradient(inner, c.FirstOrder()),
         "finite difference": ax.MetaGradient(inner, c.FiniteDifference()),
         "GGS, Q = 10": ax.MetaGradient(inner, c.GaussianSmoothing()),
-        "GGS, Q = 10, antithetic": ax.MetaGradient(inner, c.GaussianSmoothing(antithetic=True)),
+        "GGS, Q = 10, δ = 1e-3": ax.MetaGradient(inner, c.GaussianSmoothing(delta=1e-3)),
         "zeroth order, Q = 10": ax.MetaGradient(inner, c.ZerothOrder()),
         "losses alone, Q = 10": ax.MetaGradient(values_only, c.ZerothOrder()),
         "ANIL": ax.MetaGradient(ax.Inner(steps, alpha, adapt=lambda path: head in path)),

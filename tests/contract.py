@@ -134,7 +134,7 @@ ROWS = {
     "differences": Row(gradient(FiniteDifference(delta=WIDTH)), 10 * WIDTH**2),
     "differences learned": Row(gradient(FiniteDifference(), learned={"per": "leaf"}), 1e-8),
     "smoothing": Row(gradient(GaussianSmoothing(samples=2)), "mean"),
-    "antithetic": Row(gradient(GaussianSmoothing(samples=2, antithetic=True), learned={}), "mean"),
+    "antithetic": Row(gradient(GaussianSmoothing(samples=2, delta=1e-3, antithetic=True), learned={}), "mean"),
     "smoothing momentum": Row(gradient(GaussianSmoothing(samples=2), optimizer=OPTIMIZERS["momentum"]), "mean"),
     "values": Row(gradient(ZerothOrder(samples=2)), "mean"),
     "values uncorrected": Row(gradient(ZerothOrder(samples=2, stein=False)), None),

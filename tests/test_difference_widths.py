@@ -7,6 +7,9 @@ import pytest
 from helpers import relative
 
 import adaptax as ax
+from adaptax import _tree
+from adaptax._cost import Cost
+from adaptax._smoothing import average
 from adaptax.curvature import LocalLoss
 
 SEARCH = ax.curvature.FiniteDifference()
@@ -91,3 +94,34 @@ def test_limits():
     assert relative(SEARCH.product(square, jnp.ones(3))[1][0], 2 * jnp.ones(3)) < 1e-3
     broken = LocalLoss(lambda w, _: jnp.sum(jnp.sqrt(w)), -jnp.ones(3))
     assert not jnp.any(jnp.isfinite(SEARCH.product(broken, jnp.ones(3))[1][0]))
+
+
+@pytest.mark.parametrize("kind", ["relu", "max pool"])
+def test_smoothing_by_default_is_right_along_each_direction(kind):
+    """Near the mean over the same directions with exact products, where one width for all is not."""
+    loss, w = network(kind)
+    batch = jax.random.normal(jax.random.key(2), (64, 9)), jax.random.normal(jax.random.key(3), (64,))
+    local = LocalLoss(lambda w, _: loss(w, batch), w)
+    v = jax.grad(lambda w: loss(w, batch))(w)
+
+    @jax.jit
+    def both(key):
+        def term(u):
+            return _tree.scale(_tree.dot(u, v), ax.curvature.Exact().product(local, u)[1][0])
+
+        default, wide = (
+            ax.curvature.GaussianSmoothing(samples=20, delta=delta).product(local, v, key)[1][0] for delta in (None, 0.03)
+        )
+        return default, wide, average(term, w, 20, key)
+
+    found = [both(jax.random.key(i)) for i in range(5)]
+    assert np.median([relative(a, c) for a, _, c in found]) < 0.02
+    assert np.median([relative(b, c) for _, b, c in found]) > 0.1
+
+
+def test_smoothing_takes_an_antithetic_form_for_a_width_of_ones_own_alone():
+    with pytest.raises(ax.InputError, match="pass delta="):
+        ax.curvature.GaussianSmoothing(antithetic=True)
+    costs = [ax.curvature.GaussianSmoothing(samples=4, **more).cost(Cost(gradients=1)).gradients for more in
+             ({}, {"delta": 1e-3}, {"delta": 1e-3, "antithetic": True})]  # fmt: skip
+    assert costs == [9, 5, 8]

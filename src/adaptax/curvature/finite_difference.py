@@ -76,7 +76,7 @@ class FiniteDifference(AbstractCurvature):
         length = _tree.norm(v)
         unit = _tree.scale(jnp.where(length > 0, 1 / jnp.where(length > 0, length, 1), 0), v)
         if self.delta is None:
-            return None, _tree.scale(length, _searched(local, local.gradient(local.w), unit))
+            return None, _tree.scale(length, searched(local, local.gradient(local.w), unit))
         delta = radius(self.delta, local.w, 1 / 2)
         difference = optax.tree.sub(
             local.gradient(_tree.shift(local.w, delta, unit)), local.gradient(_tree.shift(local.w, -delta, unit))
@@ -87,7 +87,7 @@ class FiniteDifference(AbstractCurvature):
         return gradient.times(3 if self.delta is None else 2)
 
 
-def _searched(local: LocalLoss, here: PyTree, unit: PyTree) -> PyTree:
+def searched(local: LocalLoss, here: PyTree, unit: PyTree) -> PyTree:
     """The Hessian times a unit direction, by the pair of differences that agrees best."""
     widest = radius(None, local.w, 1 / 2) * sum(leaf.size for leaf in jax.tree.leaves(local.w)) ** 0.25
 
