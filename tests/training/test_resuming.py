@@ -185,6 +185,24 @@ def test_a_run_is_prolonged_from_python(tmp_path):
         train(tmp_path / "run", steps=6, resume=True)
 
 
+def test_a_schedule_that_changes_its_own_numbers_is_the_same(tmp_path):
+    """That of optax turns a whole number of steps into a float when it is first called."""
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.05, 4))
+    before = fingerprint(optimizer)
+    train(tmp_path / "run", optimizer=optimizer, steps=2)
+    assert fingerprint(optimizer) == before
+    assert int(train(tmp_path / "run", optimizer=optimizer, steps=4, resume=True)[0].step) == 4
+    assert fingerprint(optax.adam(optax.cosine_decay_schedule(0.05, 5))) != before
+
+
+def test_the_default_optimiser_is_scheduled_and_cannot_be_prolonged(tmp_path):
+    options = {"tasks_per_step": 2, "out": tmp_path / "run"}
+    ax.train(PROBLEM, jnp.ones(3), METHOD, steps=2, **options)
+    with pytest.raises(ax.InputError, match="begun for steps=2, and its optimiser is scheduled over them"):
+        ax.train(PROBLEM, jnp.ones(3), METHOD, steps=4, resume=True, **options)
+    assert int(ax.train(PROBLEM, jnp.ones(3), METHOD, steps=2, resume=True, **options)[0].step) == 2
+
+
 def test_a_run_of_guaranteed_from_before_it_told_signs_apart_goes_on(tmp_path):
     method = ax.MetaGradient(ax.Inner(2, ax.stepsize.Guaranteed(every=1, decay=0.5)))
     folder = tmp_path / "run"
@@ -216,6 +234,12 @@ def test_what_cannot_be_compared_is_said(tmp_path):
     path.write_text(json.dumps({name: config[name] for name in ("steps", "tasks_per_step", "seed", "method")}))
     with pytest.warns(NotCompared, match="its optimizer, problem could not be compared, since it was begun before"):
         train(tmp_path / "old", optimizer=optax.adam(0.07), resume=True)
+    # And as they were while checksums told 2 from 2.0.
+    path.write_text(
+        json.dumps({**{name: config[name] for name in config if name != "checksums"}, "code": {"problem": "other"}})
+    )
+    with pytest.warns(NotCompared, match="its problem could not be compared, since it was begun before"):
+        train(tmp_path / "old", optimizer=optax.adam(0.05), resume=True)
     # Under other versions functions are compared by their names alone.
     train(tmp_path / "moved")
     environment = tmp_path / "moved" / "environment.json"

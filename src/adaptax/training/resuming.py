@@ -21,13 +21,17 @@ import jax
 import numpy as np
 import optax
 
+from adaptax.errors import InputError
+from adaptax.methods import MetaGradient
 from adaptax.problem import AbstractProblem
 from adaptax.stepsize.rules import Guaranteed
 from adaptax.training.run import Run, differences
 
 _COMPARED = ("problem", "method", "optimizer", "memory")
 _REFUSED, _TOLD = ("code", "called"), ("attributes", "containers")
-_CHECKSUMS = _REFUSED + _TOLD
+# How checksums are formed: those of another number are not compared.
+_FORM = 2
+_CHECKSUMS = (*_REFUSED, *_TOLD, "checksums")
 
 
 class NotCompared(UserWarning):
@@ -42,7 +46,8 @@ def describe_run(steps: int, tasks_per_step: int, seed: int, **parts: Any) -> di
         "tasks_per_step": tasks_per_step,
         "seed": seed,
         **{name: describe(part) for name, part in given.items()},
-        **{kind: {name: getattr(fingerprint(part), kind) for name, part in given.items()} for kind in _CHECKSUMS},
+        **{kind: {name: getattr(fingerprint(part), kind) for name, part in given.items()} for kind in _REFUSED + _TOLD},
+        "checksums": _FORM,
     }
 
 
@@ -62,15 +67,22 @@ def check_resumable(run: Run, here: dict[str, Any], resume: bool) -> bool:
         sorted({name for kind in kinds for name, sum in here[kind].items() if saved.get(kind, {}).get(name, sum) != sum})
         for kinds in (_REFUSED, _TOLD)
     )
+    former = {name for kind in _REFUSED for name in saved.get(kind, {})} if saved.get("checksums") != _FORM else set()
+    if former:
+        other = moved = []
     same_versions = not any(text.startswith(("python", "packages")) for text in run.changed_environment())
     if same_versions:
         told += [
             f"the functions or arrays of {name} differ" for name in other if not any(t.startswith(f"{name} is ") for t in told)
         ]
+    longer = isinstance(saved.get("steps"), int) and saved["steps"] != here["steps"]
+    if resume and longer and told == ["the functions or arrays of optimizer differ"]:
+        text = f"{run.folder.name} was begun for steps={saved['steps']}, and its optimiser is scheduled over them, as the default is"
+        raise InputError(f"{text}: give the same steps=, or begin with an optimizer= that is not, such as optax.adam(1e-3).")
     run.refuse(told)
-    unknown = sorted(set(_COMPARED) & set(here) - set(saved))
+    unknown = sorted(set(_COMPARED) & set(here) - (set(saved) - former))
     if resume and unknown:
-        _warn(run, unknown, "could not be compared, since it was begun before they were saved")
+        _warn(run, unknown, "could not be compared, since it was begun before they were saved so")
     if resume and other and not same_versions:
         _warn(run, other, "could not be compared, since it began under other versions")
     if resume and moved and same_versions:
@@ -137,6 +149,8 @@ def _feed(digest: Any, value: Any, seen: dict[int, int], plain: list[Any], found
     def say(*words: Any) -> None:
         digest.update(("\0".join(map(str, words)) + "\n").encode())
 
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # some schedules of optax make numbers of one kind of their own when they are first called
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         say(type(value).__name__, repr(value))
         return
@@ -207,6 +221,7 @@ def _found_by_name(function: types.FunctionType) -> list[Any]:
 def _fields(value: Any) -> list[Any]:
     """The fields of a module or dataclass, without an option that older runs did not have and that is not used."""
     later = {"trainable"} if isinstance(value, AbstractProblem) and value.trainable is None else set()
+    later |= {"precision"} if isinstance(value, MetaGradient) and value.precision is None else set()
     later |= {"gamma_plus"} if isinstance(value, Guaranteed) and value.gamma_plus == 1 else set()
     return [field for field in dataclasses.fields(value) if field.name not in later]
 
