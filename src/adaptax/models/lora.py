@@ -55,8 +55,8 @@ class LoRA(eqx.Module):
 
 
 def lora(
-    params: PyTree, rank: int = 4, where: Callable[[str], bool] | None = None, *, key: Key[Array, ""], scale: float = 1.0,
-    freeze: bool = True,
+    params: PyTree, rank: int = 4, where: Callable[[str], bool] | None = None, *, key: Key[Array, ""],
+    scale: float | None = None, freeze: bool = True,
 ) -> LoRA:  # fmt: skip
     r"""Low-rank adapters on chosen matrices of any parameters: $W + \tfrac{\text{scale}}{r}AB$, with A zero at first.
 
@@ -71,7 +71,7 @@ def lora(
             leaves of at least two axes whose last two are larger than r). The last two axes are those of the matrix; axes
             before them, such as that of stacked layers, have an adapter for each entry.
         key: for B, whose entries are normal with variance 1/n, n the number of its columns.
-        scale: the factor of AB, over the rank (default 1).
+        scale: the factor of AB, over the rank (default: the rank, so that the factor is 1).
         freeze: whether the base is constant (default True).
 
     Returns: `LoRA`, to be meta-trained in the place of `params`; its `merged()` are parameters for the network.
@@ -92,7 +92,8 @@ def lora(
 
     Source: Hu et al. (2022), LoRA: low-rank adaptation of large language models, arXiv 2106.09685.
     """
-    rank, scale = check_whole("lora", "rank", rank), check_real("lora", "scale", scale, above=0)
+    rank = check_whole("lora", "rank", rank)
+    scale = float(rank) if scale is None else check_real("lora", "scale", scale, above=0)
     if where is not None and not callable(where):
         raise InputError("lora(where=...) must be a function of a leaf's path, such as lambda path: 'attention' in path.")
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)

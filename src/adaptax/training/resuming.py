@@ -77,7 +77,7 @@ def check_resumable(run: Run, here: dict[str, Any], resume: bool) -> bool:
         ]
     longer = isinstance(saved.get("steps"), int) and saved["steps"] != here["steps"]
     if resume and longer and told == ["the functions or arrays of optimizer differ"]:
-        text = f"{run.folder.name} was begun for steps={saved['steps']}, and its optimiser is scheduled over them, as the default is"
+        text = f"{run.folder.name} was begun for steps={saved['steps']}, and its optimiser is scheduled over them"
         raise InputError(f"{text}: give the same steps=, or begin with an optimizer= that is not, such as optax.adam(1e-3).")
     run.refuse(told)
     unknown = sorted(set(_COMPARED) & set(here) - (set(saved) - former))
