@@ -1,7 +1,9 @@
 """Fixtures shared by all tests."""
 
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -13,6 +15,20 @@ jax.config.update("jax_num_cpu_devices", 2)
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".lstrip()
 jax.config.update("jax_disable_most_optimizations", True)
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+def pytest_configure(config):
+    """Workers share what they compile, in a folder that goes with the run."""
+    if jax.config.jax_compilation_cache_dir is None:
+        if not hasattr(config, "workerinput"):
+            config.programs = os.environ["ADAPTAX_TEST_PROGRAMS"] = tempfile.mkdtemp(prefix="adaptax-programs-")
+        jax.config.update("jax_compilation_cache_dir", os.environ["ADAPTAX_TEST_PROGRAMS"])
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+
+
+def pytest_unconfigure(config):
+    if (folder := getattr(config, "programs", None)) is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module", autouse=True)

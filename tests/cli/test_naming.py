@@ -63,6 +63,7 @@ PARAMETERS = [pytest.param(*case, marks=() if ONCE[case[2:]] is case else pytest
 
 def arguments(command, name, value):
     run = ["RUN"] if command[0] in ("adapt", "evaluate", "measure", "video") else []
+    run += ["--support=file", "--predict=file"] if command[0] == "adapt" else []
     return [*command, *run, f"{options.flag(name)}={value}"]
 
 

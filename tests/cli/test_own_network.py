@@ -1,6 +1,7 @@
 """`adaptax train images --model MODULE:FUNCTION`: a network of the user's own."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -61,6 +62,19 @@ def test_a_network_of_ones_own_is_trained_evaluated_and_resumed(folder, capsys):
     assert main([*mine, "--resume", "--steps", "8"]) == 0
     assert json.loads((folder / "run" / "evaluation.json").read_text())["step"] == 8
     assert main(["evaluate", "run", "--tasks", "10"]) == 0
+    capsys.readouterr()
+    # What was trained is used: it adapts to three classes, and tells their other pictures apart.
+    for k in (1, 3, 5):
+        (folder / "few" / f"class{k}").mkdir(parents=True)
+        shutil.copy(folder / "photos" / f"class{k}" / "0.png", folder / "few" / f"class{k}")
+    asked = ["adapt", "run", "--support", "few", "--predict", "photos/class3"]
+    assert main(asked) == 2
+    assert "has a network of your own: name its function, --model my_networks:plain" in capsys.readouterr().err
+    assert main([*asked, "--model", "nothing_here:plain"]) == 2
+    assert main([*asked, "--model", "my_networks:plain"]) == 0
+    rows = (folder / "predictions.csv").read_text().splitlines()[1:]
+    assert len(rows) == 6 and {row.split(",")[1] for row in rows} <= {"class1", "class3", "class5"}
+    assert main(["adapt", "sinusoid", "--support", "few", "--predict", "few", "--model", "my_networks:plain"]) == 2
     capsys.readouterr()
 
 

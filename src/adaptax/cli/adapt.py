@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import adaptax as ax
+from adaptax._archive import kind_of
+from adaptax.cli.families.own_network import own_network
 from adaptax.cli.table import adapt as adapt_table
 from adaptax.cli.table import features, read_frame
 from adaptax.errors import InputError
+from adaptax.learner.file import FORMAT, about_of
+from adaptax.learner.load import FILE
 from adaptax.report.table_model import worth
 from adaptax.tasks.images import read_images
 from adaptax.tasks.images.io.decoding import SUFFIXES, decode
@@ -26,7 +30,7 @@ def adapt(options: "Adapt") -> int:
     """Adapt, predict and write a CSV file. Returns the exit code."""
     if not options.out.absolute().parent.is_dir():
         raise InputError(f"--out {options.out} is in a folder that is not there: make it first.")
-    learner = ax.load(options.run)
+    learner = ax.load(options.run, params=_own_network(options))
     if not isinstance(learner, ax.Learner):
         if "table" not in learner.about_:
             raise InputError(f"{options.run} does not say which columns it takes: use it from Python, by adapt and predict.")
@@ -44,6 +48,23 @@ def adapt(options: "Adapt") -> int:
         raise InputError("The adaptation was not finite: look for wrong values in --support.")
     _explain(learner, predictor, options.explain)
     return 0
+
+
+def _own_network(options: "Adapt") -> Any:
+    """The network of the user's own that was trained, if it was one, as --model makes it."""
+    import jax
+
+    path = options.run / FILE if options.run.is_dir() else options.run
+    learner = path.is_file() and kind_of(path) == FORMAT
+    said = about_of(path).get("images", {}) if learner else {}
+    if (own := said.get("network")) is None:
+        if options.model is not None:
+            raise InputError(f"--model {options.model} is for a network of your own, and {options.run} has none: leave it out.")
+        return None
+    if options.model is None:
+        raise InputError(f"{options.run} has a network of your own: name its function, --model {own['function']}.")
+    images = jax.ShapeDtypeStruct((2, said["size"], said["size"], said["channels"]), np.float32)
+    return own_network(options.model, own["outputs"], jax.random.key(0), images)
 
 
 def _images(learner: ax.Learner, options: "Adapt") -> ax.Predictor:

@@ -57,6 +57,8 @@ class Adapt:
     """The CSV file to write."""
     explain: bool = False
     """Say how the loss fell along the steps, and which error is to be expected."""
+    model: options.OwnNetwork = None
+    """The function of a network of your own, as in training; it is imported only if you name it here."""
 
     def execute(self) -> int:
         from adaptax.cli.adapt import adapt

@@ -11,6 +11,7 @@ import enum
 import functools
 import math
 import typing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,17 +74,19 @@ class StepSizeText:
         canonical_stepsize(value, name)
 
 
+@dataclass(frozen=True)
 class NetworkText:
     """A network of the library, or a function of one's own."""
 
-    known = ("conv4", "resnet12")
+    known: tuple[str, ...] = ("conv4", "resnet12")
 
     def check(self, name: str, value: str) -> None:
         module, colon, function = value.partition(":")
         if value not in self.known and not (
             colon and function.isidentifier() and all(map(str.isidentifier, module.split(".")))
         ):
-            raise InputError(f"{name} {value} must be conv4, resnet12, or MODULE:FUNCTION for a network of your own.")
+            others = "".join(f"{known}, " for known in self.known) + "or " * bool(self.known)
+            raise InputError(f"{name} {value} must be {others}MODULE:FUNCTION for a network of your own.")
 
 
 # The rules of step sizes and their factors.
@@ -122,6 +125,7 @@ NotNegative = Annotated[float, Real(least=0)]
 Fraction = Annotated[float, Real(least=0, most=1)]
 Widths = Annotated[tuple[int, ...], Whole(1)]
 StepSize = Annotated[str, tyro.conf.arg(metavar="NUMBER|auto|edge|guaranteed"), StepSizeText()]
+OwnNetwork = Annotated[str | None, tyro.conf.arg(metavar="MODULE:FUNCTION", help_behavior_hint=""), NetworkText(())]
 NetworkName = Annotated[str, tyro.conf.arg(metavar="conv4|resnet12|MODULE:FUNCTION"), NetworkText()]
 OutputFolder = Annotated[Path, NewFolder()]
 

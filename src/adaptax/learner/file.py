@@ -104,6 +104,12 @@ def read(path: Path, *, problem: AbstractProblem | None, params: PyTree, inner: 
     return Contents(problem, filled, inner, header["about"])
 
 
+def about_of(path: Path) -> dict[str, Any]:
+    """What a file says of how it came about, where its network is the user's own; else nothing."""
+    header = archive.read(path, FORMAT, VERSION, {"network", "about"})[0]
+    return header["about"] if header["network"] is None else {}
+
+
 def _resolved(inner: Inner) -> LearnedRates | Array | None:
     """The step sizes in use, None if they are not measured yet."""
     stepsize = inner.stepsize

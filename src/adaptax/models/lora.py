@@ -93,7 +93,7 @@ def lora(
     Source: Hu et al. (2022), LoRA: low-rank adaptation of large language models, arXiv 2106.09685.
     """
     rank = check_whole("lora", "rank", rank)
-    scale = float(rank) if scale is None else check_real("lora", "scale", scale, above=0)
+    alpha: float = rank if scale is None else check_real("lora", "scale", scale, above=0)
     if where is not None and not callable(where):
         raise InputError("lora(where=...) must be a function of a leaf's path, such as lambda path: 'attention' in path.")
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
@@ -109,7 +109,7 @@ def lora(
         adapters.append(_pair(leaf, rank, jax.random.fold_in(key, number)) if chosen else None)
     if not any(places):
         raise InputError(f"lora finds no matrix with sides above rank={rank}: let where= select at least one.")
-    return LoRA(params, jax.tree.unflatten(structure, adapters), scale, check_true_or_false("lora", "freeze", freeze))
+    return LoRA(params, jax.tree.unflatten(structure, adapters), alpha, check_true_or_false("lora", "freeze", freeze))
 
 
 def _pair(leaf: Any, rank: int, key: Any) -> tuple[Array, Array]:

@@ -134,8 +134,13 @@ class Images(Training):
             held_out, calibration = ax.tasks.both_accuracies(held_out), calibrated_on
         return Built(
             problem, params, method_of(self, trained), optimizer_of(self), held_out, judged_on(train, test), left_out,
-            validation=chosen_by, calibration=calibration, tuned=tuned, reading={"images": how_read(train)},
+            validation=chosen_by, calibration=calibration, tuned=tuned,
+            reading={"images": how_read(train) | self._own(outputs)},
         )  # fmt: skip
+
+    def _own(self, outputs: int) -> dict[str, Any]:
+        """What a network of the user's own is made by, for those who load what was trained."""
+        return {} if self.model in options.NetworkText.known else {"network": {"function": self.model, "outputs": outputs}}
 
     def _network(self, outputs: int, problem: "ax.FiniteSum", key: Any) -> Any:
         """The network that is asked for, of the images' size."""
