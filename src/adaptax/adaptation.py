@@ -21,7 +21,7 @@ from adaptax._recursion import check_store, forward, map_rest, reverse, threaded
 from adaptax._update import Update
 from adaptax.errors import InputError, NotFiniteWarning
 from adaptax.inner import Info, Inner
-from adaptax.inner_path import TaskPath, descent_of, exact_factors
+from adaptax.inner_path import TaskPath, descent_of, factors_of
 from adaptax.problem import AbstractProblem, Samples, check_is_problem, settled
 from adaptax.stepsize.learned import Meta
 from adaptax.stepsize.measurement import resolve_one
@@ -160,7 +160,7 @@ def _adapt(problem, params, task, inner, key, samples, store):
         loss, descent = parts(arrays, proximal)
         by_state = jax.tree.map(lambda ct, x: ct if _tree.is_floating(x) else None, by_state, walked.state)
         cotangent = (by_final, threaded(optax.tree.zeros_like(rest), by_state if path.carries else None))
-        found = reverse(*exact_factors(loss), descent, walked, rest, rates, cotangent, losses_cotangent=by_losses)
+        found = reverse(*factors_of(loss), descent, walked, rest, rates, cotangent, losses_cotangent=by_losses)
         return found.w, found.rest, Rates(found.rates, rates.per_step), found.proximal, None
 
     descend.defvjp(descend_forward, descend_reverse)

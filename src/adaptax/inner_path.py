@@ -265,18 +265,7 @@ class TaskPath:
     def factors(self, curvature: AbstractCurvature, loss: StepLoss) -> tuple[Product, Gradient]:
         """Hessian-vector products by a curvature strategy, and gradients at the same points, for the reverse recursion."""
 
-        def local(w, rest, j):
-            floats, others = floating(rest)
-            at_step = lambda w, rest: loss(w, joined(rest, others), j)  # noqa: E731
-            return LocalLoss(at_step, w, floats, self.inner.gradients, fold(self.key, FACTOR, j))
-
-        def product(w, rest, u, j):
-            return curvature.product(local(w, rest, j), u, fold(self.key, DIRECTION, j))
-
-        def gradient(w, rest, j):
-            return local(w, rest, j).gradient(w)
-
-        return product, gradient
+        return factors_of(loss, curvature, self.inner.gradients, self.key)
 
     def outer_gradient(self, by_w: PyTree, by_frozen: PyTree, by_rates: PyTree = None) -> PyTree:
         """The derivative by the outer problem's parameters, from those by w_0, the frozen parameters and the step sizes."""
@@ -330,19 +319,20 @@ def descent_of(inner: Inner, loss: StepLoss, update: Any, key: Any, carried: Any
     return Descent(value_and_gradient, update, carried.begin, carried.advance)
 
 
-def exact_factors(loss: StepLoss) -> tuple[Product, Gradient]:
-    """Exact Hessian-vector products of a loss, and its gradients by differentiation, for the reverse recursion."""
+def factors_of(
+    loss: StepLoss, curvature: AbstractCurvature = Exact(), gradients: Any = AutoDiff(), key: Any = None  # noqa: B008
+) -> tuple[Product, Gradient]:  # fmt: skip
+    """Hessian-vector products of a loss by a curvature strategy, and its gradients at the same points, for the recursion."""
 
-    def at_step(rest, j):
+    def local(w, rest, j):
         floats, others = floating(rest)
-        return floats, lambda w, rest: loss(w, joined(rest, others), j)
+        at_step = lambda w, rest: loss(w, joined(rest, others), j)  # noqa: E731
+        return LocalLoss(at_step, w, floats, gradients, fold(key, FACTOR, j))
 
     def product(w, rest, u, j):
-        floats, local = at_step(rest, j)
-        return Exact().product(LocalLoss(local, w, floats), u)
+        return curvature.product(local(w, rest, j), u, fold(key, DIRECTION, j))
 
     def gradient(w, rest, j):
-        floats, local = at_step(rest, j)
-        return jax.grad(local, argnums=(0, 1))(w, floats)
+        return local(w, rest, j).gradient(w)
 
     return product, gradient
