@@ -77,7 +77,7 @@ class ForwardPass(NamedTuple):
         state: the loss's state at w_N (None where it has none).
         losses: l(w_0), ..., l(w_{N-1}).
         starts: points at which a segment begins, or None.
-        iterates: points: all, or those of the last steps, which fill no segment.
+        iterates: points: all that are kept, or those of the last steps, which fill no segment.
     """
 
     anchor: PyTree
@@ -118,18 +118,31 @@ def stepper(descent: Descent, anchor: PyTree, rest: PyTree, rates: Rates) -> Cal
     return step
 
 
-def forward(descent: Descent, w: PyTree, rest: PyTree, rates: Rates, steps: int, store: str) -> ForwardPass:
-    """Take `steps` inner steps, keeping every iterate, or with store="sqrt" about 2 sqrt(N) of them."""
+def forward(
+    descent: Descent, w: PyTree, rest: PyTree, rates: Rates, steps: int, store: str, truncate: int | None = None
+) -> ForwardPass:
+    """Take `steps` inner steps, keeping every iterate, or with store="sqrt" about 2 sqrt(N) of them.
+
+    With `truncate`, only iterates of so many last steps are kept. The point where these begin counts as w_0 for derivatives.
+    """
     one = stepper(descent, w, rest, rates)
 
     def step(carry, x):
         new, value = one(carry, x)
         return new, (carry, value)
 
-    xs, start = _inputs(rates, steps), descent.start(w, rest)
+    xs, start, before, skipped = _inputs(rates, steps), descent.start(w, rest), None, _skipped(steps, truncate)
+    if skipped:
+        early, xs = (jax.tree.map(lambda x, part=part: x[part], xs) for part in (slice(skipped), slice(skipped, None)))
+        (moved, *others), before = jax.lax.stop_gradient(jax.lax.scan(one, start, early))
+        start, steps = Point(jax.tree.map(lambda x, w: x + (w - jax.lax.stop_gradient(w)), moved, w), *others), steps - skipped
+
+    def all_losses(*parts):
+        return jnp.concatenate(parts if before is None else (before, *parts))
+
     if store == "iterates":
         last, (iterates, losses) = jax.lax.scan(step, start, xs)
-        return ForwardPass(w, last.w, last.state, losses, None, iterates)
+        return ForwardPass(w, last.w, last.state, all_losses(losses), None, iterates)
 
     def segment(carry, xs):
         new, losses = jax.lax.scan(one, carry, xs)
@@ -138,7 +151,12 @@ def forward(descent: Descent, w: PyTree, rest: PyTree, rates: Rates, steps: int,
     head, tail = _segments(xs, steps)
     middle, (starts, head_losses) = jax.lax.scan(segment, start, head)
     last, (iterates, tail_losses) = jax.lax.scan(step, middle, tail)
-    return ForwardPass(w, last.w, last.state, jnp.concatenate([head_losses.reshape(-1), tail_losses]), starts, iterates)
+    return ForwardPass(w, last.w, last.state, all_losses(head_losses.reshape(-1), tail_losses), starts, iterates)
+
+
+def _skipped(steps: int, truncate: int | None) -> int:
+    """The steps before those that are differentiated."""
+    return 0 if truncate is None else max(steps - truncate, 0)
 
 
 def recomputed_steps(steps: int, store: str) -> int:
@@ -161,6 +179,7 @@ def reverse(
     by_rates: bool = True,
     losses_cotangent: Array | None = None,
     targets: tuple[Array, Gradient] | None = None,
+    truncate: int | None = None,
 ) -> PathCotangents:
     r"""Carry the derivative at w_N back to w_0.
 
@@ -175,8 +194,10 @@ def reverse(
         by_rates: whether derivatives by the step sizes are wanted (else they are zero).
         losses_cotangent: derivatives by the losses along the path, if anything depends on them.
         targets: weights c_0..c_{N-1} and the gradient of an outer loss whose values at w_j the objective adds, so weighted.
+        truncate: the same as in the forward pass.
     """
     steps, update = path.losses.shape[0], descent.update
+    skipped = _skipped(steps, truncate)
     anchor = path.anchor if update.proximal is not None else None
     asked = (by_rates and update.linear) or losses_cotangent is not None
 
@@ -211,6 +232,7 @@ def reverse(
         return (v, pulled.opt_state, v_rest, by_anchor, by_shared, by_strength), by_rate if rates.per_step else None
 
     xs = _inputs(rates, steps) | {"loss": losses_cotangent, "weight": None if targets is None else targets[0]}
+    xs, steps = jax.tree.map(lambda x: x[skipped:], xs), steps - skipped
     state_like = eqx.filter(jax.eval_shape(update.init, path.final), _tree.is_floating)
     by_shared = optax.tree.zeros_like(rates.tree) if by_rates and not rates.per_step else None
     carry: Any = (
@@ -232,8 +254,13 @@ def reverse(
         carry, head_stacked = jax.lax.scan(back_segment, carry, (path.starts, head), reverse=True)
         stacked = jax.tree.map(lambda a, b: jnp.concatenate([a.reshape((-1, *b.shape[1:])), b]), head_stacked, tail_stacked)
     v, by_opt_state, v_rest, by_anchor, by_shared, by_strength = carry
-    v = optax.tree.add(v, update.pull_init(path.anchor, by_opt_state))
-    if descent.begin is not None:
+    if rates.per_step and skipped:
+        stacked = jax.tree.map(lambda x: jnp.concatenate([jnp.zeros((skipped, *x.shape[1:]), x.dtype), x]), stacked)
+    if not skipped:
+        v = optax.tree.add(v, update.pull_init(path.anchor, by_opt_state))
+    if descent.begin is not None and skipped:
+        v_rest = v_rest.rest
+    elif descent.begin is not None:
         begin, (v_rest, by_state) = descent.begin, v_rest
         pulled = jax.vjp(lambda w, rest: eqx.filter(begin(w, rest), _tree.is_floating), path.anchor, rest)[1](by_state)
         v, v_rest = optax.tree.add(v, pulled[0]), optax.tree.add(v_rest, pulled[1])

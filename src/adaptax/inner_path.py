@@ -192,9 +192,9 @@ class TaskPath:
         """The same with the last point, which has the states too."""
         return jax.lax.scan(self.stepper(), self.start, self.inputs)
 
-    def forward(self, store: str = "iterates") -> ForwardPass:
-        """The path with its iterates: all of them, or with store="sqrt" about 2 sqrt(N)."""
-        return forward(self.descent, self.split.adapting, self.rest, self.rates, self.steps, store)
+    def forward(self, store: str = "iterates", truncate: int | None = None) -> ForwardPass:
+        """The path with its iterates: all of them, or with store="sqrt" about 2 sqrt(N); with `truncate`, of the last steps."""
+        return forward(self.descent, self.split.adapting, self.rest, self.rates, self.steps, store, truncate)
 
     def drawn(self) -> Drawn:
         """The task with the batches of the inner steps and the target batch of this path."""

@@ -77,6 +77,9 @@ class MetaGradient(AbstractMethod):
         mode: "recursion" (default), or "backprop": plain backpropagation through the loop, an independent check.
         store: "iterates" (default) keeps all N iterates; "sqrt" keeps about $\sqrt N$ and recomputes the others, which
             costs one more gradient a step.
+        truncate: K: only the last K steps are differentiated, $\prod_{j=N-K}^{N-1}(I - \alpha\hat H_j)\,\nabla l_i(w_N)$, and
+            only their iterates are kept (default None: all). The error is at most $((1+\alpha L)^{N-K} - 1)$ times the
+            result; docs/theory.md, section 1, says when it is small.
         samples: sample sizes S, D, T of a resampling problem.
         independent_curvature: whether Hessian factors draw samples of their own (default): an estimate of the gradient
             of the exact-path objective, unbiased given the path. False reuses the step's samples: the gradient of the
@@ -112,6 +115,7 @@ class MetaGradient(AbstractMethod):
     independent_curvature: bool = eqx.field(static=True)
     multi_step: MultiStep | None
     precision: str | None = eqx.field(static=True)
+    truncate: int | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -124,6 +128,7 @@ class MetaGradient(AbstractMethod):
         independent_curvature: bool = True,
         multi_step: MultiStep | None = None,
         precision: str | None = None,
+        truncate: int | None = None,
     ):
         check_parts("MetaGradient", inner, samples)
         if not isinstance(curvature, AbstractCurvature):
@@ -141,6 +146,7 @@ class MetaGradient(AbstractMethod):
         check_precision(precision, mode, curvature, inner.gradients)
         self.inner, self.curvature, self.mode, self.store = inner, curvature, mode, store
         self.samples, self.multi_step, self.precision = samples, multi_step, precision
+        self.truncate = None if truncate is None else check_whole("MetaGradient", "truncate", truncate)
         self.independent_curvature = check_true_or_false("MetaGradient", "independent_curvature", independent_curvature)
 
     @property
@@ -160,16 +166,20 @@ class MetaGradient(AbstractMethod):
         return MetaGradient(
             self.inner, self.curvature.at(step), mode=self.mode, store=self.store, samples=self.samples,
             independent_curvature=self.independent_curvature, multi_step=multi_step, precision=self.precision,
+            truncate=self.truncate,
         )  # fmt: skip
 
     def cost(self):
         steps, gradient = self.inner.steps, self.inner.gradients.cost()
         by_rates = self.inner.learns
-        gradients = steps + (steps if self.multi_step is not None and steps else 1)
+        kept = steps if self.truncate is None else min(steps, self.truncate)
+        # Weights of an outer loss at w_1..w_N, of which those at w_{N-K}..w_N count.
+        judged = steps if kept == steps else kept + 1
+        gradients = steps + (judged if self.multi_step is not None and steps else 1)
         if self.mode == "recursion":
             again = not self.inner.update.linear or (by_rates and not self.curvature.gives_gradient)
-            gradients += recomputed_steps(steps, self.store) + (steps if again else 0)
-        return gradient.times(gradients).plus(self.curvature.cost(gradient).times(steps))
+            gradients += recomputed_steps(kept, self.store) + (kept if again else 0)
+        return gradient.times(gradients).plus(self.curvature.cost(gradient).times(kept))
 
     def check(self, problem, key):
         super().check(problem, key)
@@ -202,11 +212,11 @@ class MetaGradient(AbstractMethod):
         def gradient(w, rest, j):
             return beside(factors[1](w, map_rest(unmarked, rest), j), marks)
 
-        walked = marked.forward()
+        walked = marked.forward(truncate=self.truncate)
         _, last, by_losses = path.outcome(walked)
         return reverse(
             product, gradient, marked.descent, walked, marked.rest, path.rates, beside(last, marks),
-            by_rates=False, losses_cotangent=by_losses,
+            by_rates=False, losses_cotangent=by_losses, truncate=self.truncate,
         ).rest[1]  # fmt: skip
 
     def one_task(self, problem, params, task, key):
@@ -223,7 +233,7 @@ class MetaGradient(AbstractMethod):
         if self._hoists(path):
             hoisted = hoist(path.loss, path.split.adapting, path.rest)
             walked = path.with_loss(hoisted.loss, hoisted.known)
-        forward_pass = walked.forward(self.store)
+        forward_pass = walked.forward(self.store, self.truncate)
         value, last, by_losses = path.outcome(forward_pass)
         targets = None
         if weights is not None:
@@ -242,7 +252,7 @@ class MetaGradient(AbstractMethod):
         found = reverse(
             product, gradient, walked.descent, forward_pass, walked.rest, path.rates,
             last if behind is None else (last[0], optax.tree.zeros_like(behind.known)),
-            by_rates=path.learns, losses_cotangent=by_losses, targets=targets,
+            by_rates=path.learns, losses_cotangent=by_losses, targets=targets, truncate=self.truncate,
         )  # fmt: skip
         by_frozen = found.rest if behind is None else optax.tree.add(last[1], behind.pull_back(found.rest))
         return value, forward_pass.losses, (found.w, by_frozen, found.rates)
@@ -252,12 +262,13 @@ class MetaGradient(AbstractMethod):
         rates, steps = path.rates, self.inner.steps
 
         def objective(w, frozen, tree):
-            walked = forward(path.descent, w, frozen, Rates(tree, rates.per_step), steps, "iterates")
+            walked = forward(path.descent, w, frozen, Rates(tree, rates.per_step), steps, "iterates", self.truncate)
             value = last = path.value(Point(walked.final, None, walked.state), walked.losses, frozen)
             if weights is not None:
-                early = jax.tree.map(lambda leaf: leaf[1:], walked.iterates)
-                at = jax.vmap(lambda at, j: path.target(at.w, threaded(frozen, at.state), j))(early, jnp.arange(1, steps))
-                value = jnp.sum(weights[:-1] * at) + weights[-1] * last
+                first = 1 if self.truncate is None else max(steps - self.truncate, 1)
+                early = jax.tree.map(lambda leaf: leaf[first - steps :], walked.iterates) if first < steps else None
+                at = jax.vmap(lambda at, j: path.target(at.w, threaded(frozen, at.state), j))(early, jnp.arange(first, steps))
+                value = jnp.sum(weights[first - 1 : -1] * at) + weights[-1] * last
             return value, (last, walked.losses)
 
         differentiate = jax.value_and_grad(objective, argnums=(0, 1, 2), has_aux=True)
