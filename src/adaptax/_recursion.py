@@ -11,7 +11,6 @@ $(\partial_w Z)^\top\bar z_{j+1}$ and $(\partial_r Z)^\top\bar z_{j+1}$.
 """
 
 from collections.abc import Callable
-from math import isqrt
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -21,6 +20,8 @@ import optax
 from jaxtyping import Array, PyTree
 
 from adaptax import _tree
+from adaptax._schedule import check as is_number_of_places
+from adaptax._schedule import places_for, schedule
 from adaptax._update import Update
 from adaptax.errors import InputError
 from adaptax.stepsize.rates import Rates
@@ -76,15 +77,13 @@ class ForwardPass(NamedTuple):
         final: w_N.
         state: the loss's state at w_N (None where it has none).
         losses: l(w_0), ..., l(w_{N-1}).
-        starts: points at which a segment begins, or None.
-        iterates: points: all that are kept, or those of the last steps, which fill no segment.
+        iterates: points: those of all steps that are differentiated, or those that are kept (see `_schedule`).
     """
 
     anchor: PyTree
     final: PyTree
     state: PyTree
     losses: Array
-    starts: PyTree | None
     iterates: PyTree
 
 
@@ -119,39 +118,54 @@ def stepper(descent: Descent, anchor: PyTree, rest: PyTree, rates: Rates) -> Cal
 
 
 def forward(
-    descent: Descent, w: PyTree, rest: PyTree, rates: Rates, steps: int, store: str, truncate: int | None = None
+    descent: Descent, w: PyTree, rest: PyTree, rates: Rates, steps: int, store: str | int, truncate: int | None = None
 ) -> ForwardPass:
-    """Take `steps` inner steps, keeping every iterate, or with store="sqrt" about 2 sqrt(N) of them.
+    """Take `steps` inner steps, keeping every iterate, or with a number for `store` as many as that.
 
     With `truncate`, only iterates of so many last steps are kept. The point where these begin counts as w_0 for derivatives.
     """
     one = stepper(descent, w, rest, rates)
-
-    def step(carry, x):
-        new, value = one(carry, x)
-        return new, (carry, value)
-
     xs, start, before, skipped = _inputs(rates, steps), descent.start(w, rest), None, _skipped(steps, truncate)
     if skipped:
         early, xs = (jax.tree.map(lambda x, part=part: x[part], xs) for part in (slice(skipped), slice(skipped, None)))
         (moved, *others), before = jax.lax.stop_gradient(jax.lax.scan(one, start, early))
         start, steps = Point(jax.tree.map(lambda x, w: x + (w - jax.lax.stop_gradient(w)), moved, w), *others), steps - skipped
+    places = kept_places(steps, store)
+    if places is None:
 
-    def all_losses(*parts):
-        return jnp.concatenate(parts if before is None else (before, *parts))
+        def keep_all(at, x):
+            new, loss = one(at, x)
+            return new, (at, loss)
 
-    if store == "iterates":
-        last, (iterates, losses) = jax.lax.scan(step, start, xs)
-        return ForwardPass(w, last.w, last.state, all_losses(losses), None, iterates)
+        last, (iterates, losses) = jax.lax.scan(keep_all, start, xs)
+    else:
 
-    def segment(carry, xs):
-        new, losses = jax.lax.scan(one, carry, xs)
-        return new, (carry, losses)
+        def step(carry, x):
+            (at, kept), (x, place) = carry, x
+            new, loss = one(at, x)
+            return (new, _put(kept, place, at)), loss
 
-    head, tail = _segments(xs, steps)
-    middle, (starts, head_losses) = jax.lax.scan(segment, start, head)
-    last, (iterates, tail_losses) = jax.lax.scan(step, middle, tail)
-    return ForwardPass(w, last.w, last.state, all_losses(head_losses.reshape(-1), tail_losses), starts, iterates)
+        plan = schedule(steps, places)
+        kept = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (places + 1, *leaf.shape)), start)
+        (last, iterates), losses = jax.lax.scan(step, (start, kept), (xs, jnp.asarray(plan.keep)))
+    losses = losses if before is None else jnp.concatenate([before, losses])
+    return ForwardPass(w, last.w, last.state, losses, iterates)
+
+
+def _put(kept: PyTree, place: Array, point: PyTree) -> PyTree:
+    """Points with another one at a place."""
+    return jax.tree.map(lambda leaf, new: jax.lax.dynamic_update_index_in_dim(leaf, new, place, 0), kept, point)
+
+
+def _get(kept: PyTree, place: Array) -> PyTree:
+    """The point at a place."""
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, place, 0, keepdims=False), kept)
+
+
+def kept_places(steps: int, store: str | int) -> int | None:
+    """The places for iterates; None where each has one."""
+    places = {"iterates": steps, "sqrt": places_for(steps)}.get(store, store)
+    return places if places < steps - 1 else None
 
 
 def _skipped(steps: int, truncate: int | None) -> int:
@@ -159,12 +173,10 @@ def _skipped(steps: int, truncate: int | None) -> int:
     return 0 if truncate is None else max(steps - truncate, 0)
 
 
-def recomputed_steps(steps: int, store: str) -> int:
+def recomputed_steps(steps: int, store: str | int) -> int:
     """How many inner steps the reverse recursion takes once more."""
-    if store == "iterates":
-        return 0
-    length = max(isqrt(steps), 1)
-    return max(steps // length - 1, 0) * length
+    places = kept_places(steps, store)
+    return 0 if places is None else schedule(steps, places).again
 
 
 def reverse(
@@ -179,6 +191,7 @@ def reverse(
     by_rates: bool = True,
     losses_cotangent: Array | None = None,
     targets: tuple[Array, Gradient] | None = None,
+    store: str | int = "iterates",
     truncate: int | None = None,
 ) -> PathCotangents:
     r"""Carry the derivative at w_N back to w_0.
@@ -194,7 +207,7 @@ def reverse(
         by_rates: whether derivatives by the step sizes are wanted (else they are zero).
         losses_cotangent: derivatives by the losses along the path, if anything depends on them.
         targets: weights c_0..c_{N-1} and the gradient of an outer loss whose values at w_j the objective adds, so weighted.
-        truncate: the same as in the forward pass.
+        store, truncate: the same as in the forward pass.
     """
     steps, update = path.losses.shape[0], descent.update
     skipped = _skipped(steps, truncate)
@@ -239,20 +252,28 @@ def reverse(
         cotangent[0], optax.tree.zeros_like(state_like), cotangent[1], optax.tree.zeros_like(anchor), by_shared,
         optax.tree.zeros_like(update.proximal),
     )  # fmt: skip
-    if path.starts is None:
+    places = kept_places(steps, store)
+    if places is None:
         carry, stacked = jax.lax.scan(back, carry, (path.iterates, xs), reverse=True)
     else:
-        one = stepper(descent, path.anchor, rest, rates)
+        one, plan = stepper(descent, path.anchor, rest, rates), schedule(steps, places)
+        advances = [jnp.asarray(part) for part in (plan.source, plan.target, plan.start, plan.count)]
 
-        def back_segment(carry, inputs):
-            start, xs = inputs
-            recomputed = jax.lax.scan(lambda c, x: (one(c, x)[0], c), start, xs)[1]
-            return jax.lax.scan(back, carry, (recomputed, xs), reverse=True)
+        def advance(carry):
+            made, kept = carry
+            source, target, first, count = (part[made] for part in advances)
+            point = jax.lax.fori_loop(first, first + count, lambda j, at: one(at, _get(xs, j))[0], _get(kept, source))
+            return made + 1, _put(kept, target, point)
 
-        head, tail = _segments(xs, steps)
-        carry, tail_stacked = jax.lax.scan(back, carry, (path.iterates, tail), reverse=True)
-        carry, head_stacked = jax.lax.scan(back_segment, carry, (path.starts, head), reverse=True)
-        stacked = jax.tree.map(lambda a, b: jnp.concatenate([a.reshape((-1, *b.shape[1:])), b]), head_stacked, tail_stacked)
+        def back_again(carry, inputs):
+            (made, kept, carry), (end, place, x) = carry, inputs
+            made, kept = jax.lax.while_loop(lambda state: state[0] < end, advance, (made, kept))
+            carry, by_rate = back(carry, (_get(kept, place), x))
+            return (made, kept, carry), by_rate
+
+        inputs = jnp.asarray(plan.ends), jnp.asarray(plan.place), xs
+        first = jnp.zeros((), jnp.int32), path.iterates, carry
+        (_, _, carry), stacked = jax.lax.scan(back_again, first, inputs, reverse=True)
     v, by_opt_state, v_rest, by_anchor, by_shared, by_strength = carry
     if rates.per_step and skipped:
         stacked = jax.tree.map(lambda x: jnp.concatenate([jnp.zeros((skipped, *x.shape[1:]), x.dtype), x]), stacked)
@@ -295,14 +316,6 @@ def _inputs(rates: Rates, steps: int) -> dict[str, Any]:
     return {"j": jnp.arange(steps), "rate": rates.stacked(steps)}
 
 
-def _segments(xs: PyTree, steps: int) -> tuple[PyTree, PyTree]:
-    """Cut the steps into about sqrt(N) segments of equal length and a shorter tail."""
-    length = max(isqrt(steps), 1)
-    count = recomputed_steps(steps, "sqrt") // length
-    head = jax.tree.map(lambda x: x[: count * length].reshape((count, length, *x.shape[1:])), xs)
-    return head, jax.tree.map(lambda x: x[count * length :], xs)
-
-
 def _unstack(rates: Rates, stacked: PyTree) -> PyTree:
     """Derivatives by the stored entries of per-step rates, from those by each step's (the last one is repeated)."""
 
@@ -313,7 +326,8 @@ def _unstack(rates: Rates, stacked: PyTree) -> PyTree:
     return jax.tree.map(fold, rates.tree, stacked)
 
 
-def check_store(store: str) -> None:
-    """Refuse anything but the two ways to keep iterates."""
-    if store not in ("iterates", "sqrt"):
-        raise InputError(f'store={store!r} must be "iterates" (fastest) or "sqrt" (least memory).')
+def check_store(store: str | int) -> None:
+    """Refuse anything but the ways to keep iterates."""
+    if store not in ("iterates", "sqrt") and not is_number_of_places(store):
+        text = f'store={store!r} must be "iterates" (fastest), "sqrt", or the number of iterates to keep (least memory)'
+        raise InputError(f"{text}, at least 1.")

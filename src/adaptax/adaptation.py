@@ -46,7 +46,7 @@ def adapt(
     key: Key[Array, ""] | None = None,
     *,
     samples: Samples = Samples(),  # noqa: B008
-    store: str = "iterates",
+    store: str | int = "iterates",
 ) -> Adapted:
     r"""Adapt to one task by N gradient steps; differentiable, with the reverse recursion as its derivative rule.
 
@@ -63,7 +63,7 @@ def adapt(
         inner: the inner loop; a rule that is not resolved is estimated on this task.
         key: for a resampling problem, and for gradients that draw directions.
         samples: sample sizes of a resampling problem; only `step` is used.
-        store: "iterates" or "sqrt", as in `ax.MetaGradient`.
+        store: "iterates", "sqrt" or a number of iterates, as in `ax.MetaGradient`.
 
     Returns: `Adapted(params, losses, info, state)`: w_N, l(w_0), ..., l(w_{N-1}), and for a loss with a state s_N.
     `info.finite` says whether all are finite. If not, a `NotFiniteWarning` says where first, for which the call waits for its
@@ -160,7 +160,7 @@ def _adapt(problem, params, task, inner, key, samples, store):
         loss, descent = parts(arrays, proximal)
         by_state = jax.tree.map(lambda ct, x: ct if _tree.is_floating(x) else None, by_state, walked.state)
         cotangent = (by_final, threaded(optax.tree.zeros_like(rest), by_state if path.carries else None))
-        found = reverse(*factors_of(loss), descent, walked, rest, rates, cotangent, losses_cotangent=by_losses)
+        found = reverse(*factors_of(loss), descent, walked, rest, rates, cotangent, losses_cotangent=by_losses, store=store)
         return found.w, found.rest, Rates(found.rates, rates.per_step), found.proximal, None
 
     descend.defvjp(descend_forward, descend_reverse)

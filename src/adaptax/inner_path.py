@@ -192,8 +192,8 @@ class TaskPath:
         """The same with the last point, which has the states too."""
         return jax.lax.scan(self.stepper(), self.start, self.inputs)
 
-    def forward(self, store: str = "iterates", truncate: int | None = None) -> ForwardPass:
-        """The path with its iterates: all of them, or with store="sqrt" about 2 sqrt(N); with `truncate`, of the last steps."""
+    def forward(self, store: str | int = "iterates", truncate: int | None = None) -> ForwardPass:
+        """The path with its iterates: all of them, or as many as `store` says; with `truncate`, of the last steps."""
         return forward(self.descent, self.split.adapting, self.rest, self.rates, self.steps, store, truncate)
 
     def drawn(self) -> Drawn:

@@ -75,8 +75,10 @@ class MetaGradient(AbstractMethod):
         inner: the inner loop (`method.inner`).
         curvature: how $\hat H_j v$ is formed (default `ax.curvature.Exact()`).
         mode: "recursion" (default), or "backprop": plain backpropagation through the loop, an independent check.
-        store: "iterates" (default) keeps all N iterates; "sqrt" keeps about $\sqrt N$ and recomputes the others, which
-            costs one more gradient a step.
+        store: "iterates" (default) keeps all N iterates. A whole number k keeps k of them and takes the steps between them
+            again, as few as can be: each at most r times, with r the least number for which $\binom{k+r+1}{k} \ge N$
+            (k = 8: 3.3 gradients more a step at N = 1,024). "sqrt" is the k of about $\sqrt{2N}$ at which no step is
+            taken again more than once.
         truncate: K: only the last K steps are differentiated, $\prod_{j=N-K}^{N-1}(I - \alpha\hat H_j)\,\nabla l_i(w_N)$, and
             only their iterates are kept (default None: all). The error is at most $((1+\alpha L)^{N-K} - 1)$ times the
             result; docs/theory.md, section 1, says when it is small.
@@ -110,7 +112,7 @@ class MetaGradient(AbstractMethod):
     inner: Inner
     curvature: AbstractCurvature
     mode: str = eqx.field(static=True)
-    store: str = eqx.field(static=True)
+    store: str | int = eqx.field(static=True)
     samples: Samples
     independent_curvature: bool = eqx.field(static=True)
     multi_step: MultiStep | None
@@ -123,7 +125,7 @@ class MetaGradient(AbstractMethod):
         curvature: AbstractCurvature = Exact(),  # noqa: B008
         *,
         mode: str = "recursion",
-        store: str = "iterates",
+        store: str | int = "iterates",
         samples: Samples = Samples(),  # noqa: B008
         independent_curvature: bool = True,
         multi_step: MultiStep | None = None,
@@ -212,11 +214,11 @@ class MetaGradient(AbstractMethod):
         def gradient(w, rest, j):
             return beside(factors[1](w, map_rest(unmarked, rest), j), marks)
 
-        walked = marked.forward(truncate=self.truncate)
+        walked = marked.forward(self.store, self.truncate)
         _, last, by_losses = path.outcome(walked)
         return reverse(
             product, gradient, marked.descent, walked, marked.rest, path.rates, beside(last, marks),
-            by_rates=False, losses_cotangent=by_losses, truncate=self.truncate,
+            by_rates=False, losses_cotangent=by_losses, store=self.store, truncate=self.truncate,
         ).rest[1]  # fmt: skip
 
     def one_task(self, problem, params, task, key):
@@ -252,7 +254,7 @@ class MetaGradient(AbstractMethod):
         found = reverse(
             product, gradient, walked.descent, forward_pass, walked.rest, path.rates,
             last if behind is None else (last[0], optax.tree.zeros_like(behind.known)),
-            by_rates=path.learns, losses_cotangent=by_losses, targets=targets, truncate=self.truncate,
+            by_rates=path.learns, losses_cotangent=by_losses, targets=targets, store=self.store, truncate=self.truncate,
         )  # fmt: skip
         by_frozen = found.rest if behind is None else optax.tree.add(last[1], behind.pull_back(found.rest))
         return value, forward_pass.losses, (found.w, by_frozen, found.rates)
