@@ -44,6 +44,8 @@ JOBS = (
     Job(20, "time_to_accuracy.py --data FOLDER"),
     Job(15, "memory_method.py"),
     Job(3, "table_scale.py"),
+    Job(3, "host_batches.py"),
+    Job(15, "store.py"),
     Job(15, "precision.py --data FOLDER/images_background_small1.zip"),
     Job(15, "difference_widths.py --data FOLDER/images_background_small1.zip"),
     Job(20, "images.py --data FOLDER --only pretrain"),

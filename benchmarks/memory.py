@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py [--steps 1 4 16 64]
 
-The compiler's own analysis, for adaptax's recursion (both stores), for adaptax's backpropagation through the loop, and for
+The compiler's own analysis, for adaptax's recursion (three stores), for adaptax's backpropagation through the loop, and for
 plain JAX (`peer_jax.py`: its own network, `grad` through a `scan`), with `jax.checkpoint` around the inner step and without.
 Nothing is run. Prints one table and writes results/memory.json.
 """
@@ -23,6 +23,7 @@ ALPHA = 0.1
 KINDS = {
     "recursion": "adaptax, recursion",
     "recursion_sqrt": 'adaptax, recursion, `store="sqrt"`',
+    "recursion_8": "adaptax, recursion, `store=8`",
     "backpropagation": 'adaptax, `mode="backprop"`',
     "plain_jax": "plain JAX",
     "plain_jax_checkpoint": "plain JAX, checkpoint",
@@ -61,6 +62,7 @@ def row(steps: int) -> dict[str, int]:
         "inner_steps": steps,
         "recursion": ours(),
         "recursion_sqrt": ours(store="sqrt"),
+        "recursion_8": ours(store=8),
         "backpropagation": ours(mode="backprop"),
         "plain_jax": theirs(False),
         "plain_jax_checkpoint": theirs(True),

@@ -5,6 +5,7 @@ import statistics
 import cheetah as halfcheetah
 import difference_widths as widths
 import first_step as start
+import host_batches as host
 import in_flight as groups
 import learning as defaults
 import memory as compiled
@@ -13,6 +14,7 @@ import memory_peers as resident
 import navigation_speed as navigation
 import peers as sides
 import precision as arithmetic
+import store as few
 import strategies as methods
 from tables import rows_of
 
@@ -192,6 +194,22 @@ def difference_widths(result: dict) -> str:
         "central differences of one width. Leaving the Hessian out has an error of 1."
     )
     return f"{text}\n\n{widths.table(result)}"
+
+
+def store(result: dict) -> str:
+    text = (
+        f"One meta-gradient of N = {result['rows'][1]['steps']:,} inner steps of a transformer (4 layers, 128 wide, 64 "
+        "letters), by how many iterates are kept: temporary values of the compiled program, and time."
+    )
+    return f"{text}\n\n{few.table(result)}"
+
+
+def host_batches(result: dict) -> str:
+    text = (
+        "Tasks a second where batches come from the host: `ax.train(tasks=)`, which draws them ahead and takes up to 16 in one "
+        "program, beside a loop of `ax.make_step` over the same batches."
+    )
+    return f"{text}\n\n{host.table(result)}"
 
 
 def precision(result: dict) -> str:
