@@ -164,7 +164,7 @@ def _get(kept: PyTree, place: Array) -> PyTree:
 
 def kept_places(steps: int, store: str | int) -> int | None:
     """The places for iterates; None where each has one."""
-    places = {"iterates": steps, "sqrt": places_for(steps)}.get(store, store)
+    places = steps if store == "iterates" else places_for(steps) if isinstance(store, str) else store
     return places if places < steps - 1 else None
 
 

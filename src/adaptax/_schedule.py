@@ -72,8 +72,9 @@ def schedule(steps: int, places: int) -> Schedule:
     if steps:
         keep[0] = 0
         segment(0, steps, 0, tuple(range(places - 1, 0, -1)))
-    parts = np.array(advances, np.int32).reshape(-1, 4).T
-    return Schedule(keep.astype(np.int32), *parts, ends.astype(np.int32), place.astype(np.int32), int(parts[3].sum()))
+    source, target, start, count = np.array(advances, np.int32).reshape(-1, 4).T
+    keep, ends, place = (part.astype(np.int32) for part in (keep, ends, place))
+    return Schedule(keep, source, target, start, count, ends, place, int(count.sum()))
 
 
 def split(length: int, free: int) -> int:
@@ -97,4 +98,4 @@ def places_for(steps: int) -> int:
 
 def check(store: Any) -> bool:
     """Whether a value is a number of places."""
-    return isinstance(store, int | np.integer) and not isinstance(store, bool) and store >= 1
+    return isinstance(store, int | np.integer) and not isinstance(store, bool) and int(store) >= 1

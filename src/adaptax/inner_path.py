@@ -17,6 +17,7 @@ from jaxtyping import Array, Key, PyTree
 
 from adaptax import _tree
 from adaptax._keys import CURVATURE, DIRECTION, FACTOR, GRADIENT, LAST, STEP, TARGET, fold
+from adaptax._microbatches import by_parts
 from adaptax._parameters import split
 from adaptax._precision import ARITHMETICS, evaluate
 from adaptax._recursion import Descent, ForwardPass, Gradient, Point, Product, StepLoss, Threaded, forward, stepper, threaded
@@ -61,7 +62,7 @@ class TaskPath:
         samples: sample sizes of a resampling problem.
         steps: how many steps the step sizes are for (default: N).
         all_arrays: whether the arrays of the problem and the task are variables too.
-        precision: the arithmetic of the losses, as in `ax.MetaGradient`.
+        precision, microbatches: the arithmetic of the losses, and the parts of their batches, as in `ax.MetaGradient`.
 
     Attributes: `split` (the parameters w_0 in three parts), `rest`, `loss` (of step j), `rates` (the step sizes).
 
@@ -81,12 +82,13 @@ class TaskPath:
     def __init__(
         self, problem: AbstractProblem, inner: Inner, params: PyTree, task: PyTree, key: Key[Array, ""] | None,
         samples: Samples, *, steps: int | None = None, all_arrays: bool = False, precision: str | None = None,
+        microbatches: int | None = None,
     ):  # fmt: skip
         inner.check_meta(params)
         self._drawn = task if isinstance(task, Drawn) else None
         task = task.task if isinstance(task, Drawn) else task
         self.problem, self.inner, self.outer_params, self.task = problem, inner, params, task
-        self.key, self.samples = key, samples
+        self.key, self.samples, self.microbatches = key, samples, microbatches
         self.arithmetic, self._curvature_arithmetic = ARITHMETICS[precision]
         self.steps = inner.steps if steps is None else steps
         self.split = split(problem, inner, params, task, samples)
@@ -108,6 +110,13 @@ class TaskPath:
         frozen, problem, task = eqx.combine(rest, self._fixed)
         return problem, task, eqx.combine(w, frozen, self.split.static)
 
+    def evaluate(self, function: Callable, params: PyTree, batch: PyTree, state: PyTree = None) -> Any:
+        """A loss in the path's arithmetic, by parts of the batch if there are any."""
+        if self.microbatches is None or state is not None:
+            return evaluate(self.arithmetic, function, params, batch, state)
+        part = lambda params, part: evaluate(self.arithmetic, function, params, part)  # noqa: E731
+        return by_parts(part, params, batch, self.microbatches)
+
     def begin(self, w: PyTree, rest: PyTree) -> PyTree:
         """The loss's state at w_0 (None where it has none)."""
         problem, _, params = self.rebuild(w, rest)
@@ -120,7 +129,7 @@ class TaskPath:
     def step(self, w: PyTree, rest: PyTree, j: Array) -> tuple[Array, PyTree]:
         """The loss of step j and its state after it, for a loss with a state."""
         problem, task, params = self.rebuild(w, rest)
-        return evaluate(self.arithmetic, problem.step_loss, params, problem.step_batch(task, params, None, 0, j), rest.state)
+        return self.evaluate(problem.step_loss, params, problem.step_batch(task, params, None, 0, j), rest.state)
 
     def params(self, w: PyTree) -> PyTree:
         """All parameters of the inner problem, with w for those that adapt."""
@@ -135,9 +144,9 @@ class TaskPath:
                 return self.step(w, rest, j)[0]
             problem, task, params = self.rebuild(w, rest)
             if drawn is not None:
-                return evaluate(self.arithmetic, problem.loss, params, jax.tree.map(lambda leaf: leaf[j], drawn.batches))
+                return self.evaluate(problem.loss, params, jax.tree.map(lambda leaf: leaf[j], drawn.batches))
             batch = problem.step_batch(task, params, fold(self.key, purpose, j), size, j)
-            return evaluate(self.arithmetic, problem.loss, params, batch)
+            return self.evaluate(problem.loss, params, batch)
 
         return loss
 
@@ -205,7 +214,7 @@ class TaskPath:
             stepped = self
             if isinstance(self.inner.gradients, AutoDiff):  # Other strategies ask for samples at other parameters too.
                 loss = self.problem.loss
-                stepped = self.with_loss(lambda w, rest, j: evaluate(self.arithmetic, loss, self.rebuild(w, rest)[2], batch))
+                stepped = self.with_loss(lambda w, rest, j: self.evaluate(loss, self.rebuild(w, rest)[2], batch))
             return stepped.stepper()(carry, x)[0], batch
 
         last, batches = jax.lax.scan(step, self.start, self.inputs)
@@ -226,11 +235,11 @@ class TaskPath:
         """The target loss at w: on the last step's samples, or on those of an earlier step j."""
         problem, task, params = self.rebuild(w, rest)
         if self._drawn is not None and j is None:
-            return evaluate(self.arithmetic, problem.target_loss, params, self._drawn.target)
+            return self.evaluate(problem.target_loss, params, self._drawn.target)
         fresh = fold(self.key, TARGET) if j is None else fold(self.key, TARGET, j)
         state = rest.state if self.carries else None
         batch = problem.target_batch(task, params, fresh, self.samples.target)
-        return evaluate(self.arithmetic, problem.outer_loss if self.carries else problem.target_loss, params, batch, state)
+        return self.evaluate(problem.outer_loss if self.carries else problem.target_loss, params, batch, state)
 
     def target_gradient(self, w: PyTree, rest: PyTree, j: Any = None) -> tuple[Array, tuple[PyTree, PyTree]]:
         """The target loss and its gradient by (w, rest), formed by the inner loop's gradient strategy."""

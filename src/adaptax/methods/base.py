@@ -103,8 +103,11 @@ class AbstractMethod(eqx.Module):
         return self
 
     def path(self, problem: AbstractProblem, params: PyTree, task: PyTree, key: Any) -> TaskPath:
-        """The inner path of one task, in the method's arithmetic."""
-        return TaskPath(problem, self.inner, params, task, key, self.samples, precision=getattr(self, "precision", None))
+        """The inner path of one task, in the method's arithmetic and by its parts of batches."""
+        precision, microbatches = (getattr(self, name, None) for name in ("precision", "microbatches"))
+        return TaskPath(
+            problem, self.inner, params, task, key, self.samples, precision=precision, microbatches=microbatches
+        )  # fmt: skip
 
     def one_task(self, problem: AbstractProblem, params: PyTree, task: PyTree, key: Any) -> tuple[Array, PyTree, Info]:
         """The meta-gradient of one task, for a resolved inner loop and arguments that have been checked."""

@@ -82,6 +82,10 @@ class MetaGradient(AbstractMethod):
         truncate: K: only the last K steps are differentiated, $\prod_{j=N-K}^{N-1}(I - \alpha\hat H_j)\,\nabla l_i(w_N)$, and
             only their iterates are kept (default None: all). The error is at most $((1+\alpha L)^{N-K} - 1)$ times the
             result; docs/theory.md, section 1, says when it is small.
+        microbatches: m: every loss is the mean of the losses of m equal parts of its batch, cut along the leading axis of
+            all leaves, and gradients and products are summed over the parts with one part in memory (default None: whole
+            batches). The same as the whole for a loss that is a mean over examples. `ax.adapt` and evaluation take whole
+            batches.
         samples: sample sizes S, D, T of a resampling problem.
         independent_curvature: whether Hessian factors draw samples of their own (default): an estimate of the gradient
             of the exact-path objective, unbiased given the path. False reuses the step's samples: the gradient of the
@@ -118,6 +122,7 @@ class MetaGradient(AbstractMethod):
     multi_step: MultiStep | None
     precision: str | None = eqx.field(static=True)
     truncate: int | None = eqx.field(static=True)
+    microbatches: int | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -131,6 +136,7 @@ class MetaGradient(AbstractMethod):
         multi_step: MultiStep | None = None,
         precision: str | None = None,
         truncate: int | None = None,
+        microbatches: int | None = None,
     ):
         check_parts("MetaGradient", inner, samples)
         if not isinstance(curvature, AbstractCurvature):
@@ -149,6 +155,7 @@ class MetaGradient(AbstractMethod):
         self.inner, self.curvature, self.mode, self.store = inner, curvature, mode, store
         self.samples, self.multi_step, self.precision = samples, multi_step, precision
         self.truncate = None if truncate is None else check_whole("MetaGradient", "truncate", truncate)
+        self.microbatches = None if microbatches is None else check_whole("MetaGradient", "microbatches", microbatches)
         self.independent_curvature = check_true_or_false("MetaGradient", "independent_curvature", independent_curvature)
 
     @property
@@ -168,7 +175,7 @@ class MetaGradient(AbstractMethod):
         return MetaGradient(
             self.inner, self.curvature.at(step), mode=self.mode, store=self.store, samples=self.samples,
             independent_curvature=self.independent_curvature, multi_step=multi_step, precision=self.precision,
-            truncate=self.truncate,
+            truncate=self.truncate, microbatches=self.microbatches,
         )  # fmt: skip
 
     def cost(self):
@@ -187,6 +194,8 @@ class MetaGradient(AbstractMethod):
         super().check(problem, key)
         if self.mode == "backprop" and problem.stochastic and self.independent_curvature:
             raise InputError('mode="backprop" reuses the step samples: pass independent_curvature=False with it.')
+        if self.microbatches is not None and getattr(problem, "carries", False):
+            raise InputError("A loss with a state moves it by the whole batch: leave microbatches= out, or state=.")
         if getattr(problem, "outer", "last") == "path":
             if self.multi_step is not None:
                 raise InputError('outer="path" judges every inner step already: leave multi_step= out, or take outer="last".')

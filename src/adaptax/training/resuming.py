@@ -221,7 +221,8 @@ def _found_by_name(function: types.FunctionType) -> list[Any]:
 def _fields(value: Any) -> list[Any]:
     """The fields of a module or dataclass, without an option that older runs did not have and that is not used."""
     later = {"trainable"} if isinstance(value, AbstractProblem) and value.trainable is None else set()
-    later |= {"precision"} if isinstance(value, MetaGradient) and value.precision is None else set()
+    if isinstance(value, MetaGradient):
+        later |= {name for name in ("precision", "truncate", "microbatches") if getattr(value, name) is None}
     later |= {"gamma_plus"} if isinstance(value, Guaranteed) and value.gamma_plus == 1 else set()
     return [field for field in dataclasses.fields(value) if field.name not in later]
 
