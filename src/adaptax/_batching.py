@@ -96,8 +96,11 @@ def _paths(tree: PyTree, name: str) -> list[tuple[str, tuple[int, ...]]]:
     ]
 
 
-def held_bytes(jaxpr: Jaxpr) -> int:
-    """The most bytes that a program holds at any time of values that depend on its inputs, which are not counted."""
+def held_bytes(jaxpr: Jaxpr, body: bool = False) -> int:
+    """The most bytes that a program holds at any time of values that depend on its inputs, which are not counted.
+
+    A buffer that is updated place by place, also by a loop, is one value. The inputs of a loop's body may be such buffers.
+    """
     last: dict[Any, int] = {x: len(jaxpr.eqns) for x in jaxpr.outvars if not isinstance(x, Literal)}
     wanted = []
     for place in reversed(range(len(jaxpr.eqns))):
@@ -108,20 +111,52 @@ def held_bytes(jaxpr: Jaxpr) -> int:
                 if not isinstance(x, Literal):
                     last.setdefault(x, place)
     of_task, freed, held, most = set(jaxpr.invars), dict[int, int](), 0, 0
+    sizes: dict[Any, int] = dict.fromkeys(jaxpr.invars, 0) if body else {}
     for place in reversed(wanted):
         step = jaxpr.eqns[place]
         if not any(not isinstance(x, Literal) and x in of_task for x in step.invars):
             continue
         of_task.update(step.outvars)
-        for x in step.outvars:
-            size = _bytes(x.aval)
-            held += size
-            end = last.setdefault(x, place)
+        buffers = {out: step.invars[taken] for taken, out in _updated(step)}
+        for i, x in enumerate(step.outvars):
+            size, end, old = _bytes(x.aval), last.setdefault(x, place), buffers.get(i)
+            if old in sizes and last[old] == place:
+                # It goes on in the place of the old one, which is not given free here.
+                size = sizes[old]
+                freed[place] = freed.get(place, 0) - size
+            else:
+                held += size
+            sizes[x] = size
             freed[end] = freed.get(end, 0) + size
-        inside = max((held_bytes(inner) for inner in _programs(step)), default=0)
+        inside = max(
+            (held_bytes(inner, step.primitive.name in ("scan", "while", "jit", "pjit")) for inner in _programs(step)), default=0
+        )
         most = max(most, held + inside)
         held -= freed.pop(place, 0)
     return most
+
+
+def _updated(step: Any) -> list[tuple[int, int]]:
+    """The operands that an operation updates place by place, with the number of the result that takes the place of each."""
+    name, params = step.primitive.name, step.params
+    if name == "dynamic_update_slice":
+        return [(0, 0)]
+    if name in ("jit", "pjit"):
+        inner = params["jaxpr"].jaxpr
+        pairs = [(one.invars[i], one.outvars[j]) for one in inner.eqns for i, j in _updated(one)]
+        return [(inner.invars.index(a), inner.outvars.index(b)) for a, b in pairs if a in inner.invars and b in inner.outvars]
+    if name == "scan":
+        inner, taken, first, count = params["jaxpr"].jaxpr, params["num_consts"], params["num_consts"], params["num_carry"]
+    elif name == "while":
+        inner, first = params["body_jaxpr"].jaxpr, params["body_nconsts"]
+        taken, count = params["cond_nconsts"] + first, len(step.outvars)
+    else:
+        return []
+    return [(taken + i, i) for i in range(count) if _is_updated(inner, inner.invars[first + i])]
+
+
+def _is_updated(jaxpr: Jaxpr, x: Any) -> bool:
+    return any(step.invars[taken] is x for step in jaxpr.eqns for taken, _ in _updated(step))
 
 
 def _bytes(aval: Any) -> int:

@@ -22,8 +22,8 @@ def by_parts(function: Callable[[PyTree, PyTree], Array], params: PyTree, batch:
         >>> import jax, jax.numpy as jnp
         >>> from adaptax._microbatches import by_parts
         >>> mean = lambda w, x: jnp.mean((x - w) ** 2)
-        >>> float(by_parts(mean, 1.0, jnp.arange(6.0), 3)), float(mean(1.0, jnp.arange(6.0)))
-        (5.166666507720947, 5.166666507720947)
+        >>> round(float(by_parts(mean, 1.0, jnp.arange(6.0), 3)), 3), round(float(mean(1.0, jnp.arange(6.0))), 3)
+        (5.167, 5.167)
     """
     lengths: set[Any] = {(*jnp.shape(leaf), None)[0] for leaf in jax.tree.leaves(batch)}
     if len(lengths) != 1 or None in lengths:

@@ -41,7 +41,7 @@ def schedule(steps: int, places: int) -> Schedule:
     Example:
         >>> from adaptax._schedule import schedule
         >>> [schedule(1024, k).again for k in (2, 8, 45, 1024)]
-        [33759, 3297, 978, 0]
+        [28853, 3382, 978, 0]
     """
     keep, ends, place = (np.full(steps, value) for value in (places, 0, places))
     advances: list[tuple[int, int, int, int]] = []
@@ -58,20 +58,21 @@ def schedule(steps: int, places: int) -> Schedule:
         reversed_any = True
         place[j], ends[j] = at, len(advances)
 
-    def segment(a: int, b: int, at: int, free: tuple[int, ...]) -> None:
-        while b - a > 1 and free:
-            m = split(b - a, len(free))
-            advance(at, free[-1], a, m)
-            segment(a + m, b, free[-1], free[:-1])
-            b = a + m
-        for j in range(b - 1, a, -1):
-            advance(at, places, a, j - a)
-            go_back(j, places)
-        go_back(a, at)
-
     if steps:
         keep[0] = 0
-        segment(0, steps, 0, tuple(range(places - 1, 0, -1)))
+        segments = [(0, steps, 0, tuple(range(places - 1, 0, -1)))]
+        while segments:
+            a, b, at, free = segments.pop()
+            if b - a > 1 and free:
+                m = split(b - a, len(free))
+                advance(at, free[-1], a, m)
+                # The steps behind the new point come first.
+                segments += [(a, a + m, at, free), (a + m, b, free[-1], free[:-1])]
+                continue
+            for j in range(b - 1, a, -1):
+                advance(at, places, a, j - a)
+                go_back(j, places)
+            go_back(a, at)
     source, target, start, count = np.array(advances, np.int32).reshape(-1, 4).T
     keep, ends, place = (part.astype(np.int32) for part in (keep, ends, place))
     return Schedule(keep, source, target, start, count, ends, place, int(count.sum()))
