@@ -133,7 +133,7 @@ def test_the_exact_meta_gradient(name):
     ("hard", "easy", "said"),
     [
         (opaque_call, lambda w, x: jnp.tanh(w @ x), "Pure callbacks do not support"),
-        (ode_by_default, ode, r"diffrax.DirectAdjoint\(\)"),
+        pytest.param(ode_by_default, ode, r"diffrax.DirectAdjoint\(\)", marks=pytest.mark.slow),
     ],
 )
 def test_what_has_no_second_derivative_gets_a_sentence_and_differences_serve(hard, easy, said):
