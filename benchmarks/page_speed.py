@@ -190,8 +190,8 @@ def memory_method(result: dict) -> str:
 def difference_widths(result: dict) -> str:
     text = (
         "Relative error of Hv of `FiniteDifference` in single precision, at the initial parameters of networks with relu and "
-        f"max pool: median [range] over {result['tasks']} tasks. The default finds a width for each product; below it are "
-        "central differences of one width. Leaving the Hessian out has an error of 1."
+        f"max pool: median [range] over {result['tasks']} tasks. Rows with a δ are central differences of that width; the "
+        "default finds one for each product. Leaving the Hessian out has an error of 1."
     )
     return f"{text}\n\n{widths.table(result)}"
 

@@ -40,7 +40,7 @@ def _run(jaxpr: Jaxpr, consts: list, arguments: list, place: str, places: tuple[
             found = _scan(params, given, place, places)
         elif name in ("while", "cond"):
             if _holds(params):
-                raise NotImplementedError(f"{name} holds products that would not be rounded.")
+                raise ValueError(f"{name} holds products that would not be rounded: write the loss without it.")
             found = step.primitive.bind(*given, **params)
         elif (inner := _called(params)) is not None:
             found = _run(inner.jaxpr, inner.consts, given, place, places)

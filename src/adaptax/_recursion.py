@@ -20,8 +20,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from adaptax import _tree
-from adaptax._schedule import check as is_number_of_places
-from adaptax._schedule import places_for, schedule
+from adaptax._schedule import is_number_of_places, places_for, schedule
 from adaptax._update import Update
 from adaptax.errors import InputError
 from adaptax.stepsize.rates import Rates

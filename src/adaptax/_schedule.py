@@ -97,6 +97,6 @@ def places_for(steps: int) -> int:
     return places
 
 
-def check(store: Any) -> bool:
+def is_number_of_places(store: Any) -> bool:
     """Whether a value is a number of places."""
     return isinstance(store, int | np.integer) and not isinstance(store, bool) and int(store) >= 1

@@ -20,7 +20,7 @@ class GaussianSmoothing(AbstractCurvature):
     only for $Q > 1 + \|H\|_F^2\|v\|^2/\|Hv\|^2$.
 
     Without `delta` differences are central, and each direction has a width of its own, found as in `FiniteDifference`. A fixed
-    width that suits a smooth loss is too wide beside a relu or a max pool: on a Conv4 it added twice the estimator's own error.
+    width that suits a smooth loss is too wide beside a relu or a max pool.
 
     Arguments:
         samples: Q, fresh directions for every product (default 10).
