@@ -1,10 +1,13 @@
-"""Operations of the image networks by formula, with convolutions and heads as defined, however they are computed."""
+"""Operations of the networks by formula, with convolutions and heads as defined, however they are computed."""
 
 import peer_inputs as given
 
 
 def layers(case: str) -> tuple[list[float], list[float]]:
-    """Operations of every layer for one image, and those of the layers that take the image itself."""
+    """Operations of every layer for one image or point, and those of the layers that take it itself."""
+    if case == "sinusoid":
+        found = [2.0 * given.HIDDEN, 2.0 * given.HIDDEN**2, 2.0 * given.HIDDEN]
+        return found, found[:1]
     if case == "resnet12":
         side, inputs, found = given.SIDE84, 3, []
         for width in given.RESNET:
@@ -32,7 +35,7 @@ def phases(case: str, tasks: int, steps: int = given.STEPS) -> dict[str, tuple[i
     A Hessian-vector product takes twice what the gradient takes, if nothing of that has to be formed again.
     """
     queries = given.QUERIES if case == "conv4" else given.QUERIES84
-    support, target = given.WAYS * given.SHOTS, given.WAYS * queries
+    support, target = (10, 10) if case == "sinusoid" else (given.WAYS * given.SHOTS, given.WAYS * queries)
     one = tasks * gradient(case)
     return {
         "inner gradient": (steps, one * support),

@@ -1,6 +1,6 @@
 """Operations, bytes and rates of the parts of an exact meta-gradient, beside the limits of the machine.
 
-    python benchmarks/roofline.py [--case conv4 conv4-84 resnet12] [--rounds 5]
+    python benchmarks/roofline.py [--case sinusoid conv4 conv4-84 resnet12] [--rounds 5]
 
 For each network the inner gradient, the Hessian-vector product and the target gradient, each compiled alone and run on all
 tasks of the batch, on all cores as in training, and the whole meta-gradient. Operations are counted by formula
@@ -23,6 +23,7 @@ from machine import measurement
 from tables import RESULTS, rows_of
 
 TITLES = {
+    "sinusoid": "MLP 1-40-40-1, 25 tasks of 10 + 10 points",
     "conv4": "Conv4-64, 28×28, 32 tasks, 5 queries",
     "conv4-84": "Conv4-32, 84×84, 4 tasks, 15 queries",
     "resnet12": "ResNet-12, 84×84, one task, 15 queries",
@@ -62,16 +63,13 @@ def parts(case: str, folder: Path, rounds: int) -> dict:
     from peer_adaptax import adaptax_meta_gradient, load
 
     from adaptax import _devices as devices
-    from adaptax._batching import in_flight_for, map_tasks
-    from adaptax._keys import first
+    from adaptax._batching import Traced, map_tasks
 
     inputs = folder / f"{case}.npz"
     peer_inputs.write(case, inputs)
     problem, method, params, tasks, _ = load(case, inputs, "float32")
     count = len(jax.tree.leaves(tasks)[0])
-    at_once = in_flight_for(problem, params, first(tasks), jax.tree.leaves(tasks)[0].shape[0], method.samples)
     mesh = devices.mesh_of(None, count)
-    at_once = min(at_once, devices.share(mesh, count))
 
     def gradient(w, batch):
         return jax.value_and_grad(problem.loss)(w, batch)
@@ -83,10 +81,9 @@ def parts(case: str, folder: Path, rounds: int) -> dict:
     }
     # In the recursion every task has its own parameters.
     own = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)) + 0, params)
-    group = jax.tree.map(lambda leaf: leaf[:at_once], (own, tasks))
     split = devices.replicate(mesh, (own, tasks))
 
-    def on_all_devices(program):
+    def on_all_devices(program, at_once):
         def local(_, split):
             return (), map_tasks(lambda pair: program(*pair), split, at_once)
 
@@ -95,16 +92,20 @@ def parts(case: str, folder: Path, rounds: int) -> dict:
 
     found = {}
     for name, program in programs.items():
-        one = jax.jit(jax.vmap(program)).lower(*group).compile()
+        # As many at a time as where the meta-gradients of a batch are summed.
+        traced = Traced(lambda pair, program=program: program(*pair), (own, tasks))
+        at_once = traced.at_a_time(devices.share(mesh, count), summed=True)
+        group = jax.tree.map(lambda leaf, at_once=at_once: leaf[:at_once], (own, tasks))
+        one = jax.jit(jax.vmap(traced)).lower(group).compile()
         times, each = operations.phases(case, count)[name]
         found[name] = {
             "times": times, "operations": each, "bytes": one.cost_analysis()["bytes accessed"] * count / at_once,
             "temporaries": one.memory_analysis().temp_size_in_bytes,
-            "seconds": seconds(on_all_devices(program), rounds),
+            "seconds": seconds(on_all_devices(program, at_once), rounds), "in_flight": at_once,
         }  # fmt: skip
     whole = seconds(adaptax_meta_gradient(problem, method, params, tasks, count), rounds)
     found["meta-gradient"] = {"times": 1, "operations": operations.meta_gradient(case, count), "seconds": whole}
-    return {"case": case, "tasks": count, "in_flight": at_once, "devices": 1 if mesh is None else mesh.size, "parts": found}
+    return {"case": case, "tasks": count, "devices": 1 if mesh is None else mesh.size, "parts": found}
 
 
 def table(result: dict) -> tuple[list[str], list[list[str]]]:

@@ -15,7 +15,7 @@ FLOORS = [
     "errors", "_checks", "theory", "_tree", "_intake", "_drawn_once", "_archive", "problem", "sequential", "_keys", "_devices",
     "_cost", "_smoothing", "_lanczos",
     "_second_order", "gradients", "curvature", "_precision", "stepsize.rates", "stepsize.learned", "stepsize.rules",
-    "stepsize.auto", "_update", "_optimizers", "_schedule", "_microbatches", "_recursion",
+    "stepsize.auto", "_update", "_optimizers", "_schedule", "_microbatches", "_recursion", "_small_products",
     "_hoist", "_batching", "inner", "_parameters",
     "stepsize.walk", "inner_path", "_problem_checks", "_finite",
     "stepsize.measurement", "stepsize.guard", "adaptation", "methods", "diagnosis",

@@ -72,7 +72,7 @@ def test_meta_gradients_are_those_of_a_loop_in_plain_jax(state, outer, name):
     one, w, optimizer = task(), params(), OPTIMIZERS[name]
     inner = ax.Inner(STEPS, 0.3, optimizer=optimizer)
     want = jax.value_and_grad(by_hand)(w, one, state, outer, optimizer or optax.sgd(1.0), 0.3)
-    for options in ({}, {"store": "sqrt"}, {"mode": "backprop"}):
+    for options in ({}, {"store": "sqrt"}, {"store": 1}, {"mode": "backprop"}):
         value, gradient, _ = ax.MetaGradient(inner, **options)(problem(state, outer), w, one)
         assert relative((value, gradient), want) < 1e-11, options
 

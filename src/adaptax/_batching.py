@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 
 from adaptax._checks import check_whole
 from adaptax._keys import drawn_shape, shape_of
+from adaptax._small_products import unrolled
 from adaptax.errors import InputError
 from adaptax.problem import AbstractProblem
 
@@ -44,7 +45,8 @@ class Traced:
 
         shapes = [jax.ShapeDtypeStruct(jnp.shape(leaf)[1:], leaf.dtype) for leaf in leaves]
         program = jax.make_jaxpr(flat)(*shapes)
-        self._run, self._structure = jaxpr_as_fun(program), results[0]
+        on_cpu = jax.default_backend() == "cpu"
+        self._run, self._structure = jaxpr_as_fun(unrolled(program) if on_cpu else program), results[0]
         self.outputs = jax.tree.unflatten(self._structure, [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in program.out_avals])
         self.held = held_bytes(program.jaxpr)
         self.host = _calls_host(program.jaxpr)

@@ -136,7 +136,7 @@ def forward(
             new, loss = one(at, x)
             return new, (at, loss)
 
-        last, (iterates, losses) = jax.lax.scan(keep_all, start, xs)
+        last, (iterates, losses) = _loop(keep_all, start, xs)
     else:
 
         def step(carry, x):
@@ -149,6 +149,14 @@ def forward(
         (last, iterates), losses = jax.lax.scan(step, (start, kept), (xs, jnp.asarray(plan.keep)))
     losses = losses if before is None else jnp.concatenate([before, losses])
     return ForwardPass(w, last.w, last.state, losses, iterates)
+
+
+def _loop(step: Callable, carry: PyTree, xs: PyTree, reverse: bool = False) -> tuple[PyTree, PyTree]:
+    """`lax.scan`, or the step itself where it is one: the compiler then forms once what both ways have in common."""
+    if jax.tree.leaves(xs)[0].shape[0] != 1:
+        return jax.lax.scan(step, carry, xs, reverse=reverse)
+    carry, made = step(carry, jax.tree.map(lambda x: x[0], xs))
+    return carry, jax.tree.map(lambda x: jnp.asarray(x)[None], made)
 
 
 def _put(kept: PyTree, place: Array, point: PyTree) -> PyTree:
@@ -253,7 +261,7 @@ def reverse(
     )  # fmt: skip
     places = kept_places(steps, store)
     if places is None:
-        carry, stacked = jax.lax.scan(back, carry, (path.iterates, xs), reverse=True)
+        carry, stacked = _loop(back, carry, (path.iterates, xs), reverse=True)
     else:
         one, plan = stepper(descent, path.anchor, rest, rates), schedule(steps, places)
         advances = [jnp.asarray(part) for part in (plan.source, plan.target, plan.start, plan.count)]
