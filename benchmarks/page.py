@@ -45,6 +45,7 @@ class Section:
 SECTIONS = (
     Section("Demo", "demo", "make demo", page_speed.demo),
     Section("Speed beside plain JAX and PyTorch", "peers", "python benchmarks/peers.py", page_speed.peers),
+    Section("Beside plain JAX", "plain_jax", "python benchmarks/plain_jax.py", page_speed.plain_jax),
     Section("Memory against N, compiled", "memory", "python benchmarks/memory.py", page_speed.memory),
     Section("Few iterates: memory and time", "store", "python benchmarks/store.py", page_speed.store),
     Section("Memory against N, resident", "memory_peers", "python benchmarks/memory_peers.py", page_speed.memory_peers),

@@ -13,6 +13,7 @@ import memory_method as remembered
 import memory_peers as resident
 import navigation_speed as navigation
 import peers as sides
+import plain_jax as beside
 import precision as arithmetic
 import store as few
 import strategies as methods
@@ -194,6 +195,16 @@ def difference_widths(result: dict) -> str:
         "default finds one for each product. Leaving the Hessian out has an error of 1."
     )
     return f"{text}\n\n{widths.table(result)}"
+
+
+def plain_jax(result: dict) -> str:
+    text = (
+        "The meta-gradient of adaptax (time, temporary values of the compiled program), and that of twenty lines of plain "
+        "JAX, `jit(vmap(grad(scan)))`: its time over ours, and its memory. `checkpoint` wraps `jax.checkpoint` around the "
+        "inner step, and `in turn` takes the tasks one after another. One core; all sides compute the same gradient of the "
+        "same network, Conv4 with `lax.conv_general_dilated` in plain JAX."
+    )
+    return f"{text}\n\n{beside.table(result['rows'])}"
 
 
 def store(result: dict) -> str:

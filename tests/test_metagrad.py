@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from helpers import central, flat, images, no_tasks, normal_like, regression, relative
 
@@ -11,6 +12,8 @@ import adaptax as ax
 STEPS = (0, 1, 2, 3, 10, 50)
 
 MISSION = (pytest.mark.slow, pytest.mark.mission)
+
+MODES = ("auto", "recursion", "backprop")
 
 
 def quadratic(w, batch):
@@ -147,3 +150,48 @@ def test_another_outer_loss_judges_the_target_set_only(x64):
     power = np.linalg.matrix_power(np.eye(len(w)) - 0.3 * hessian, 4)
     assert relative(grad, power @ (target[0] @ final - target[1] - np.sin(final))) < 1e-10
     assert abs(value - other(final, target)) < 1e-10
+
+
+@pytest.mark.parametrize("width", [4, 200], ids=["recursion", "backpropagation"])
+def test_the_form_chosen_for_the_shapes_gives_the_same_as_both(x64, width):
+    def loss(net, batch):
+        return jnp.mean((net(batch[0]) - batch[1]) ** 2)
+
+    x = normal_like(jnp.zeros((6, width)), 1)
+    problem, task = ax.FiniteSum(loss, lambda key: None), ax.Task((x[:3], x[:3, :1]), (x[3:], x[3:, :1]))
+    net = ax.models.mlp([width, width, 1], key=jax.random.key(0))
+
+    def program(net, mode="auto"):
+        return ax.MetaGradient(ax.Inner(3, 0.01), mode=mode)(problem, net, task)
+
+    found = {mode: str(jax.make_jaxpr(lambda net, mode=mode: program(net, mode)[1])(net)) for mode in MODES}
+    assert (
+        found["auto"]
+        == found["backprop" if width == 200 else "recursion"]
+        != found["recursion" if width == 200 else "backprop"]
+    )
+    values = {mode: program(net, mode) for mode in MODES}
+    for mode in ("recursion", "backprop"):
+        assert relative(values["auto"][1], values[mode][1]) < 1e-12
+        assert jnp.allclose(values["auto"][2].losses, values[mode][2].losses, rtol=1e-12)
+
+
+def test_what_backpropagation_does_not_do_alike_is_left_to_the_recursion():
+    def loss(net, batch):
+        return jnp.mean((net(batch[0]) - batch[1]) ** 2)
+
+    x = jnp.ones((3, 90))
+    problem, task = ax.FiniteSum(loss, lambda key: None), ax.Task((x, x), (x, x))
+    net = ax.models.mlp([90, 90, 90], key=jax.random.key(0))
+
+    def program(inner=None, mode="auto", **options):
+        method = ax.MetaGradient(inner or ax.Inner(2, 0.01), mode=mode, **options)
+        return str(jax.make_jaxpr(lambda net: method(problem, net, task)[1])(net))
+
+    assert program() == program(mode="backprop")
+    for options in (
+        {"store": 1}, {"truncate": 1}, {"microbatches": 3}, {"precision": "bfloat16"}, {"multi_step": ax.MultiStep()},
+        {"curvature": ax.curvature.FirstOrder()}, {"inner": ax.Inner(2, 0.01, adapt=lambda path: path.startswith("layers.1"))},
+        {"inner": ax.Inner(2, 0.01, optimizer=optax.sgd(1.0, momentum=0.5))}, {"inner": ax.Inner(2, 0.01, proximal=1.0)},
+    ):  # fmt: skip
+        assert program(**options) == program(mode="recursion", **options)

@@ -21,6 +21,7 @@ from adaptax.gradients import AutoDiff
 from adaptax.inner import Inner
 from adaptax.inner_path import TaskPath
 from adaptax.methods.base import AbstractMethod, check_parts
+from adaptax.methods.left_behind import leaves_less
 from adaptax.problem import Samples
 from adaptax.sequential import Sequential
 from adaptax.stepsize.rates import Rates
@@ -74,7 +75,10 @@ class MetaGradient(AbstractMethod):
     Arguments:
         inner: the inner loop (`method.inner`).
         curvature: how $\hat H_j v$ is formed (default `ax.curvature.Exact()`).
-        mode: "recursion" (default), or "backprop": plain backpropagation through the loop, an independent check.
+        mode: "recursion"; "backprop", plain backpropagation through the loop, an independent check; or "auto" (default): the
+            recursion, except where backpropagation gives the same gradient with no more memory and in less time: exact
+            derivatives of gradient descent on whole support sets whose intermediate values take less room than the parameters
+            that adapt (many features, few examples). It is decided from shapes.
         store: "iterates" (default) keeps all N iterates. A whole number k keeps k of them and takes the steps between them
             again, as few as can be: each at most r times, with r the least number for which $\binom{k+r+1}{k} \ge N$
             (k = 8: 3.3 gradients more a step at N = 1,024). "sqrt" is the k of about $\sqrt{2N}$ at which no step is
@@ -129,7 +133,7 @@ class MetaGradient(AbstractMethod):
         inner: Inner,
         curvature: AbstractCurvature = Exact(),  # noqa: B008
         *,
-        mode: str = "recursion",
+        mode: str = "auto",
         store: str | int = "iterates",
         samples: Samples = Samples(),  # noqa: B008
         independent_curvature: bool = True,
@@ -141,8 +145,8 @@ class MetaGradient(AbstractMethod):
         check_parts("MetaGradient", inner, samples)
         if not isinstance(curvature, AbstractCurvature):
             raise InputError("curvature= must be a strategy such as ax.curvature.Exact().")
-        if mode not in ("recursion", "backprop"):
-            raise InputError(f'mode={mode!r} must be "recursion" or "backprop".')
+        if mode not in ("auto", "recursion", "backprop"):
+            raise InputError(f'mode={mode!r} must be "auto", "recursion" or "backprop".')
         if mode == "backprop" and not (isinstance(curvature, Exact) and isinstance(inner.gradients, AutoDiff)):
             raise InputError(
                 'mode="backprop" differentiates exactly: use curvature=ax.curvature.Exact() and gradients that are '
@@ -185,7 +189,7 @@ class MetaGradient(AbstractMethod):
         # Weights of an outer loss at w_1..w_N, of which those at w_{N-K}..w_N count.
         judged = steps if kept == steps else kept + 1
         gradients = steps + (judged if self.multi_step is not None and steps else 1)
-        if self.mode == "recursion":
+        if self.mode != "backprop":
             again = not self.inner.update.linear or (by_rates and not self.curvature.gives_gradient)
             gradients += recomputed_steps(kept, self.store) + (kept if again else 0)
         return gradient.times(gradients).plus(self.curvature.cost(gradient).times(kept))
@@ -234,7 +238,8 @@ class MetaGradient(AbstractMethod):
         path = self.path(problem, params, task, key)
         check_optimizer(self.inner.optimizer, path.split.adapting, self.inner.steps, not isinstance(self.curvature, FirstOrder))
         weights = None if self.multi_step is None or not self.inner.steps else self.multi_step.weights(self.inner.steps)
-        differentiate = self._by_backpropagation if self.mode == "backprop" else self._by_recursion
+        backprop = self.mode == "backprop" or (self.mode == "auto" and self._plain(path) and leaves_less(path))
+        differentiate = self._by_backpropagation if backprop else self._by_recursion
         value, losses, (by_w, by_frozen, by_rates) = differentiate(path, weights)
         return value, path.outer_gradient(by_w, by_frozen, by_rates), path.info(losses, value)
 
@@ -286,6 +291,15 @@ class MetaGradient(AbstractMethod):
         with differentiated_twice():
             (_, (value, losses)), derivatives = differentiate(path.split.adapting, path.rest, rates.tree)
         return value, losses, derivatives
+
+    def _plain(self, path: TaskPath) -> bool:
+        """Whether backpropagation does the same: exact derivatives of gradient descent on whole support sets."""
+        exact = isinstance(self.curvature, Exact) and isinstance(self.inner.gradients, AutoDiff)
+        descent = self.inner.update.linear and self.inner.update.proximal is None and self.inner.steps > 0
+        options = (self.precision, self.microbatches, self.truncate, self.multi_step)
+        ordinary = self.store == "iterates" and all(option is None for option in options)
+        alike = not path.problem.stochastic and not isinstance(path.problem, Sequential)
+        return exact and descent and ordinary and alike and not self._hoists(path)
 
     def _hoists(self, path: TaskPath) -> bool:
         """Whether part of the loss is the same at all inner steps, and nothing but its exact derivatives is asked for."""

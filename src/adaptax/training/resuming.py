@@ -98,7 +98,7 @@ def _warn(run: Run, names: Sequence[str], text: str) -> None:
 def describe(value: Any) -> str:
     """A method, optimiser or problem with all its options, in words that do not change from one process to another."""
     if isinstance(value, eqx.Module):
-        fields = ((field.name, getattr(value, field.name)) for field in _fields(value))
+        fields = ((field.name, _entry(value, field.name)) for field in _fields(value))
         return f"{type(value).__name__}({', '.join(f'{name}={describe(entry)}' for name, entry in fields)})"
     if isinstance(value, functools.partial):
         return describe(value.func) if not (value.args or value.keywords) else f"partial({describe(value.func)})"
@@ -192,7 +192,7 @@ def _feed(digest: Any, value: Any, seen: dict[int, int], plain: list[Any], found
         parts = ()
     elif dataclasses.is_dataclass(value):
         say("object", type(value).__module__, type(value).__qualname__)
-        parts = [part for field in _fields(value) for part in (field.name, getattr(value, field.name, None))]
+        parts = [part for field in _fields(value) for part in (field.name, _entry(value, field.name))]
     elif (wrapped := getattr(value, "__wrapped__", None)) is not None:
         parts = (wrapped,)
     else:
@@ -225,6 +225,12 @@ def _fields(value: Any) -> list[Any]:
         later |= {name for name in ("precision", "truncate", "microbatches") if getattr(value, name) is None}
     later |= {"gamma_plus"} if isinstance(value, Guaranteed) and value.gamma_plus == 1 else set()
     return [field for field in dataclasses.fields(value) if field.name not in later]
+
+
+def _entry(value: Any, name: str) -> Any:
+    """A field; the recursion and "auto", which give the same gradient, are one, since older runs have only the first."""
+    entry = getattr(value, name, None)
+    return "recursion" if isinstance(value, MetaGradient) and name == "mode" and entry == "auto" else entry
 
 
 def _contents(cell: Any) -> Any:
