@@ -63,8 +63,8 @@ def images(ways=3, channels=8, side=16, shots=2):
     return ax.FiniteSum(cross_entropy, no_tasks), model, ax.Task((support, labels), (target, labels))
 
 
-class Stop(Exception):
-    """An interruption."""
+class Stop(BaseException):
+    """An interruption after which nothing is saved, as if the process had been killed."""
 
 
 def stop_at(step):

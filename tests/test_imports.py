@@ -12,8 +12,8 @@ SOURCE = ROOT / "src" / "adaptax"
 FILES = sorted(SOURCE.rglob("*.py"))
 # The house from the ground up. A module may import the floors below its own, and modules of its own floor.
 FLOORS = [
-    "errors", "_checks", "theory", "_tree", "_intake", "_drawn_once", "_archive", "problem", "sequential", "_keys", "_devices",
-    "_cost", "_smoothing", "_lanczos",
+    "errors", "_checks", "_signals", "theory", "_tree", "_intake", "_drawn_once", "_archive", "problem", "sequential", "_keys",
+    "_devices", "_cost", "_smoothing", "_lanczos",
     "_second_order", "gradients", "curvature", "_precision", "stepsize.rates", "stepsize.learned", "stepsize.rules",
     "stepsize.auto", "_update", "_optimizers", "_schedule", "_microbatches", "_recursion", "_small_products",
     "_hoist", "_batching", "inner", "_parameters",

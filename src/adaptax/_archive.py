@@ -1,9 +1,9 @@
 """Files of arrays by name and a header in JSON, in NumPy's npz format. Nothing in them is executed."""
 
+import contextlib
 import io
 import json
 import os
-import zipfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from adaptax._tree import first_line
 from adaptax.errors import InputError
 
 _HEADER = "header"
@@ -63,14 +64,27 @@ def read(path: Path, kind: str, number: int, parts: set[str]) -> tuple[dict[str,
     Errors: `InputError` if it is not there, something else, of a later version, or not whole.
     """
     header, arrays = _contents(path)
-    if not isinstance(header, dict) or header.get("format") != kind or not isinstance(header.get("version"), int):
+    number_there = header.get("version") if isinstance(header, dict) else None
+    if not isinstance(header, dict) or header.get("format") != kind or type(number_there) is not int:
         raise InputError(f"{path.name} is no {kind.removeprefix('adaptax ')} of adaptax: {_SEE}.")
-    if header["version"] > number:
+    if number_there > number:
         text = f"{path.name} was saved by adaptax {header.get('adaptax')}, a later version"
         raise InputError(f"{text}: install it to read the file.")
-    if not parts | {"dtypes"} <= header.keys() or header["dtypes"].keys() != arrays.keys():
-        raise InputError(f"{path.name} is not whole: save the learner again.")
-    return header, {name: array.view(jnp.dtype(header["dtypes"][name])) for name, array in arrays.items()}
+    with whole(path):
+        if not parts | {"dtypes"} <= header.keys() or header["dtypes"].keys() != arrays.keys():
+            raise KeyError("a part is missing")
+        return header, {name: array.view(jnp.dtype(header["dtypes"][name])) for name, array in arrays.items()}
+
+
+@contextlib.contextmanager
+def whole(path: Path):
+    """Refuse a file whose contents turn out not to fit each other, however that shows."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{path.name} is not whole ({first_line(error)}): save it again.") from error
 
 
 def _contents(path: Path) -> tuple[Any, dict[str, np.ndarray]]:
@@ -83,5 +97,5 @@ def _contents(path: Path) -> tuple[Any, dict[str, np.ndarray]]:
         raise InputError(f"There is no file {path}: {_SEE}.") from None
     except OSError as error:
         raise InputError(f"{path.name} cannot be read ({error.strerror or error}): {_SEE}.") from error
-    except (ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile):
+    except Exception:  # zip, deflate, NumPy's format and JSON each have errors of their own for damaged bytes
         return None, {}

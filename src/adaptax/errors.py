@@ -1,4 +1,6 @@
-"""The exceptions of the library: mistakes in the input, failures on the host, checkpoints that cannot be read."""
+"""The exceptions of the library: mistakes in the input, failures on the host, files of a run that cannot be used."""
+
+import signal
 
 
 class InputError(ValueError):
@@ -27,15 +29,31 @@ class HostFailure(RuntimeError):
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be read or set aside, though it may be whole: the message is one sentence.
+    """The files of a run cannot be read or written, though all that was saved may be whole: the message is one sentence.
 
-    Nothing was changed on the disk; the command line exits with code 1.
+    What was saved before is left as it is; the command line exits with code 1.
 
     Example:
         >>> from adaptax.errors import CheckpointError
         >>> issubclass(CheckpointError, RuntimeError)
         True
     """
+
+
+class Terminated(SystemExit):
+    """A process was asked to end by SIGTERM: `ax.train` raises it when a run folder has the state.
+
+    Not caught, it ends the process with the exit code 143, which is 128 + SIGTERM.
+
+    Example:
+        >>> from adaptax.errors import Terminated
+        >>> Terminated("Meta-step 40 is saved.").code
+        143
+    """
+
+    def __init__(self, *words: str):
+        super().__init__(*words)
+        self.code = 128 + signal.SIGTERM
 
 
 class NotTrained(UserWarning):

@@ -61,7 +61,7 @@ def test_a_network_of_ones_own_is_trained_evaluated_and_resumed(folder, capsys):
     assert len(accuracy) == 5 and accuracy[2] > 0.4 and set(result["scores"]) == {"loss", "accuracy"}
     assert main([*mine, "--resume", "--steps", "8"]) == 0
     assert json.loads((folder / "run" / "evaluation.json").read_text())["step"] == 8
-    assert main(["evaluate", "run", "--tasks", "10"]) == 0
+    assert main(["evaluate", "run", "--tasks", "10", "--model", "my_networks:plain"]) == 0
     capsys.readouterr()
     # What was trained is used: it adapts to three classes, and tells their other pictures apart.
     for k in (1, 3, 5):
@@ -94,3 +94,17 @@ def test_bad_networks_get_one_sentence(folder, capsys, name, said):
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error
     assert not (folder / "run").exists()
+
+
+def test_the_run_of_another_imports_nothing_that_is_not_named(folder, capsys):
+    assert main([*OPTIONS, "--model", "my_networks:plain", "--out", "run", "--steps", "2"]) == 0
+    (folder / "theirs.py").write_text("from pathlib import Path\nPath('imported').touch()\n" + NETWORK)
+    config = folder / "run" / "config.json"
+    config.write_text(config.read_text().replace("my_networks:plain", "theirs:plain"))
+    capsys.readouterr()
+    for command in (["evaluate", "run"], ["measure", "run"], ["train", "images", "--resume", "--out", "run", "--steps", "4"]):
+        assert main(command) == 2
+        assert "has a network of your own: name its function, --model theirs:plain.\n" in capsys.readouterr().err
+    assert not (folder / "imported").exists()
+    assert main(["evaluate", "run", "--tasks", "10", "--model", "my_networks:plain"]) == 0
+    assert main(["evaluate", "run", "--tasks", "10", "--model", "theirs:plain"]) == 0 and (folder / "imported").exists()

@@ -121,3 +121,41 @@ def test_another_environment_is_told(train, copied):
     (folder / "environment.json").write_text(json.dumps({**environment, "python": "3.0"}))
     result = train("matrix", "--out", folder)
     assert result.code == 0 and "not bit for bit, for this run began with another environment (python was 3.0" in result.err
+
+
+@pytest.mark.parametrize("number, code, word", [("SIGINT", 130, "Interrupted"), ("SIGTERM", 143, "Terminated")])
+def test_a_command_that_is_asked_to_stop_saves_and_goes_on(run, train, small, tmp_path, monkeypatch, number, code, word):
+    from adaptax.cli.progress import Progress
+
+    shown, before = Progress.__call__, signal.getsignal(signal.SIGTERM)
+
+    def stopped(self, state, record):
+        shown(self, state, record)
+        if int(state.step) == 3:
+            os.kill(os.getpid(), getattr(signal, number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Progress, "__call__", stopped)
+        patched.setattr("adaptax.training.loop._SECONDS", 0.0)
+        result = train("matrix", "--out", tmp_path / "run")
+    assert result.code == code and f"{word}: the same command goes on from the last checkpoint.\n" in result.err
+    assert signal.getsignal(signal.SIGTERM) == before and newest(tmp_path / "run") == 3
+    again = train("matrix", "--out", tmp_path / "run")
+    assert again.code == 0 and "going on from meta-step 3 of 6" in again.err
+    assert train("matrix", "--out", tmp_path / "whole").code == 0
+    for name in ("history.jsonl", "evaluation.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_a_run_that_is_in_use_is_refused_in_one_sentence(train, copied, contents):
+    from adaptax.training.run import Run
+
+    folder = copied("matrix")
+    (folder / "evaluation.json").unlink()
+    with Run(folder) as run:
+        run.lock.take()
+        before = contents(folder)
+        for more in ((), ("--resume", "--steps", "9")):
+            assert f"copy is in use by process {os.getpid()} of" in train("matrix", "--out", folder, *more).sentence
+        assert contents(folder) == before
+    assert train("matrix", "--out", folder).code == 0

@@ -10,7 +10,7 @@ from adaptax.training.callbacks import score
 from adaptax.training.run import Run
 
 
-class Stop(Exception):
+class Stop(BaseException):
     """An interruption."""
 
 

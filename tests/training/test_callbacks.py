@@ -44,7 +44,7 @@ def test_measurements_are_in_the_history_and_in_the_folder(tiny, tmp_path):
 def test_a_stopped_run_takes_back_and_repeats_what_was_measured(tiny, tmp_path):
     whole = tiny.train(callbacks=[Size(3)])[1]
 
-    class Stop(Exception):
+    class Stop(BaseException):
         pass
 
     def stop(state, record):

@@ -167,7 +167,7 @@ def test_a_run_with_memory_goes_on_bit_for_bit(tiny, tmp_path, pool):
     options = {"problem": pooled(tiny) if pool else tiny.problem, "memory": ax.Memory(0.5), "out": tmp_path / "run"}
     whole, history = tiny.train(**{**options, "out": None})
 
-    class Stop(Exception):
+    class Stop(BaseException):
         pass
 
     def stop(state, record):

@@ -104,7 +104,7 @@ def test_a_run_keeps_it_and_goes_on_as_if_never_stopped(tmp_path):
     lines = (tmp_path / "whole" / "stability.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [2, 4]
 
-    class Stop(Exception):
+    class Stop(BaseException):
         pass
 
     def stop(state, record):

@@ -11,7 +11,7 @@ import adaptax as ax
 from adaptax._archive import kind_of
 from adaptax.cli.families.own_network import own_network
 from adaptax.cli.table import adapt as adapt_table
-from adaptax.cli.table import features, read_frame
+from adaptax.cli.table import features, is_described, read_frame
 from adaptax.errors import InputError
 from adaptax.learner.file import FORMAT, about_of
 from adaptax.learner.load import FILE
@@ -32,10 +32,12 @@ def adapt(options: "Adapt") -> int:
         raise InputError(f"--out {options.out} is in a folder that is not there: make it first.")
     learner = ax.load(options.run, params=_own_network(options))
     if not isinstance(learner, ax.Learner):
-        if "table" not in learner.about_:
+        if not is_described(learner.about_.get("table")):
             raise InputError(f"{options.run} does not say which columns it takes: use it from Python, by adapt and predict.")
         print(adapt_table(learner, options.support, options.predict, options.out))
-        gain = learner.about_.get("gain", [math.nan, math.nan])
+        gain = learner.about_.get("gain")
+        if not (isinstance(gain, list) and len(gain) == 2 and all(isinstance(x, int | float) for x in gain)):
+            gain = [math.nan, math.nan]
         if options.explain:
             print(learner.about_.get("report") or worth(*gain))
         elif not gain[1] > 0:
@@ -70,7 +72,7 @@ def _own_network(options: "Adapt") -> Any:
 def _images(learner: ax.Learner, options: "Adapt") -> ax.Predictor:
     """Class folders to adapt to, and pictures to tell apart."""
     said = learner.about.get("images")
-    if said is None:
+    if not _is_described(said):
         raise InputError(f"{options.run} does not say how its images were read: train it again, or use it from Python.")
     size, channels = said["size"], said["channels"]
     known = read_images(options.support, size, channels)
@@ -87,6 +89,12 @@ def _images(learner: ax.Learner, options: "Adapt") -> ax.Predictor:
     _write(options.out, ("file", "class", "probability"), rows)
     print(f"{len(rows):,} pictures predicted after adaptation to {len(known.names)} classes: {options.out}")
     return predictor
+
+
+def _is_described(said: Any) -> bool:
+    """Whether a file says how its images were read."""
+    sizes = isinstance(said, dict) and all(type(said.get(name)) is int and said[name] > 0 for name in ("size", "channels"))
+    return sizes and isinstance(said.get("inverted"), bool)
 
 
 def _pixels(images: np.ndarray, said: dict[str, Any]) -> np.ndarray:
@@ -132,11 +140,12 @@ def _explain(learner: ax.Learner, predictor: ax.Predictor, whole: bool) -> None:
         losses = " ".join(f"{loss:.3g}" for loss in np.asarray(predictor.losses))
         print(f"Loss on the support set before each of {steps} steps: {losses}")
     evaluation = learner.about.get("evaluation")
-    if evaluation is None or steps not in evaluation["steps"]:
+    try:
+        name = next((n for n in evaluation["scores"] if n.startswith("accuracy")), "loss")
+        score, at = evaluation["scores"][name], evaluation["steps"].index(steps)
+        ends = [tuple(None if score[k][i] is None else float(score[k][i]) for k in ("low", "mean", "high")) for i in (0, at)]
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):  # none of these steps, or none at all
         return
-    name = next((n for n in evaluation["scores"] if n.startswith("accuracy")), "loss")
-    score, at = evaluation["scores"][name], evaluation["steps"].index(steps)
-    ends = [(score["low"][i], score["mean"][i], score["high"][i]) for i in (0, at)]
     if any(x is None for end in ends for x in end):
         return
     (low0, first, high0), (low, mean, high) = ends

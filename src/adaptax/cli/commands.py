@@ -36,6 +36,8 @@ class Evaluate:
     """Where the training data lie now, if they have been moved."""
     test_data: options.OptionalData = None
     """Where the test data lie now, if they have been moved."""
+    model: options.OwnNetwork = None
+    """The function of a network of your own, as in training; it is imported only if you name it here."""
 
     def execute(self) -> int:
         from adaptax.cli.evaluate import evaluate
@@ -80,6 +82,8 @@ class Measure:
     """Decides the tasks, which are never those of training."""
     format: Format = "table"
     """Form of the output."""
+    model: options.OwnNetwork = None
+    """The function of a network of your own, as in training; it is imported only if you name it here."""
 
     def execute(self) -> int:
         from adaptax.cli.measure import measure
@@ -174,7 +178,9 @@ _TASKS = ChainMap(_OTHERS, _FAMILIES)
 
 COMMANDS = Group(
     "command",
-    f"adaptax {__version__}: meta-learning by gradient descent with many inner steps. (--version prints the version.)",
+    f"adaptax {__version__}: meta-learning by gradient descent with many inner steps. (--version prints the version.) "
+    "Exit codes: 0; 1 where training diverged or the system refused something; 2 for a mistake in the input; 130 and 143 "
+    "after SIGINT and SIGTERM, when a run with --out is saved and the same command goes on.",
     {
         "train": Group("task", "Meta-train on a family of tasks", _TASKS),
         "adapt": Adapt,

@@ -11,7 +11,7 @@ import adaptax as ax
 from adaptax.cli.building import Built, mean_stepsize
 from adaptax.cli.naming import as_typed, origins
 from adaptax.cli.options import Mark, canonical_stepsize, flag, hints, is_rule, marked
-from adaptax.cli.saved import check_data, from_saved
+from adaptax.cli.saved import check_data, from_saved, with_network
 from adaptax.cli.training import Training
 from adaptax.errors import InputError
 from adaptax.learner.load import read_state
@@ -30,10 +30,10 @@ SEED = 1
 def evaluate(options: "Evaluate") -> int:
     """Print the evaluation of a run's newest checkpoint, or of its best one if it was validated."""
     run, saved = open_run(options.run)
-    config = _changed(from_saved(saved, str(options.run)), options)
+    config = _changed(with_network(from_saved(saved, str(options.run)), options.model, options.run), options)
     with of_run(config, options.run, options):
         built, state = load(run, saved, config)
-        skipped = run.history()["skipped"][: int(state.step)]
+        skipped = run.history(int(state.step))["skipped"]
         result = judge(config, built, state, sum(skipped), options.seed, run.newest())
     print(json.dumps(result, indent=2) if options.format == "json" else tables.evaluation(result))
     return 0

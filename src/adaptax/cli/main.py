@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from adaptax import __version__
+from adaptax._signals import terminable
 from adaptax.cli.commands import COMMANDS, Plan
 from adaptax.cli.naming import as_typed
 from adaptax.cli.options import check
 from adaptax.cli.parse import find, parse
 from adaptax.cli.saved import complete, sources
 from adaptax.cli.training import Training
-from adaptax.errors import HostFailure, InputError
+from adaptax.errors import CheckpointError, HostFailure, InputError, Terminated
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name (default: those of this process).
 
     Returns: the exit code: 0, 1 (training diverged, or the system refused something), 2 (a mistake in the input),
-        130 (interrupted).
+        130 (interrupted by SIGINT), 143 (ended by SIGTERM).
 
     Example:
         >>> from adaptax.cli.main import main
@@ -35,20 +36,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"adaptax {__version__}")
         return 0
     try:
-        return _run(arguments)
+        with terminable():
+            return _run(arguments)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    except HostFailure as error:
-        print(error, file=sys.stderr)
+    except (HostFailure, CheckpointError, MemoryError) as error:
+        print(str(error) or "The memory does not suffice: take fewer tasks a meta-step.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        remedy = "give the same command to begin anew"
-        if arguments[:1] == ["train"]:
-            kept = any(argument.startswith("--out") for argument in arguments)
-            remedy = "the same command goes on from the last checkpoint" if kept else "with --out DIR a run can go on later"
-        print(f"Interrupted: {remedy}.", file=sys.stderr)
+        print(f"Interrupted: {_remedy(arguments)}.", file=sys.stderr)
         return 130
+    except Terminated:
+        print(f"Terminated: {_remedy(arguments)}.", file=sys.stderr)
+        return 143
     except BrokenPipeError:
         # The reader of the output has gone; without this Python would complain once more on its way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -59,6 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except SystemExit:  # from the parser, after --help
         return 0
+
+
+def _remedy(arguments: list[str]) -> str:
+    """How to go on after a command that was stopped."""
+    if arguments[:1] != ["train"]:
+        return "give the same command to begin anew"
+    kept = any(argument.startswith("--out") for argument in arguments)
+    return "the same command goes on from the last checkpoint" if kept else "with --out DIR a run can go on later"
 
 
 def _run(arguments: list[str]) -> int:

@@ -11,7 +11,7 @@ from adaptax import theory
 from adaptax.cli.building import Built, mean_stepsize
 from adaptax.cli.evaluate import finite, load, of_run, open_run
 from adaptax.cli.families import FAMILIES
-from adaptax.cli.saved import from_saved
+from adaptax.cli.saved import from_saved, with_network
 from adaptax.cli.training import Training
 from adaptax.errors import InputError
 from adaptax.report import tables
@@ -27,7 +27,7 @@ _CONSTANTS = ("L", "lam", "mu", "rho", "sigma", "b")
 def measure(options: "Measure") -> int:
     """Measure, and print the result."""
     run, saved = open_run(options.run)
-    config = _measurable(from_saved(saved, str(options.run)))
+    config = _measurable(with_network(from_saved(saved, str(options.run)), options.model, options.run))
     with of_run(config, options.run):
         built, state = load(run, saved, config)
         result = measured(config, built, state, options)

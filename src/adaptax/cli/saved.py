@@ -9,6 +9,7 @@ text of their files. Files of format 1 named all options at the top, and are rea
 Values from files are parsed as if they had been typed.
 """
 
+import dataclasses
 import hashlib
 import json
 import tomllib
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 
 from adaptax.cli.families import FAMILIES
 from adaptax.cli.naming import origins
-from adaptax.cli.options import Mark, canonical_stepsize, flag, hints, marked
+from adaptax.cli.options import Mark, NetworkText, canonical_stepsize, flag, hints, marked
 from adaptax.cli.parse import as_arguments, parse
 from adaptax.cli.training import Training
 from adaptax.errors import InputError
@@ -72,7 +73,10 @@ def from_saved(saved: dict[str, Any], where: str) -> Training:
     family = FAMILIES.get(str(saved.get("task")))
     if family is None:
         raise InputError(f"{where} was not written by adaptax train: use ax.evaluate or ax.train on it from Python.")
-    return overlay(family(), {**family.before, **_in_one(saved, family, where)}, where)
+    # A run keeps no folder to write to, and one that names some is not followed.
+    unsaved = marked(family, Mark.UNSAVED)
+    values = {n: value for n, value in _in_one(saved, family, where).items() if n.replace("-", "_") not in unsaved}
+    return overlay(family(), {**family.before, **values}, where)
 
 
 def differences(saved: dict[str, Any], config: Training, where: str) -> list[str]:
@@ -102,6 +106,26 @@ def check_data(saved: dict[str, Any], config: Training) -> None:
             raise InputError(f"'{path}' is not the file of this run, for its checksum differs: give the path of that one.")
 
 
+def with_network(config: Config, model: str | None, where: Path) -> Config:
+    """The options of a run, whose network of the user's own is imported only if it is named anew.
+
+    Arguments:
+        config: the options as they were saved.
+        model: MODULE:FUNCTION as it is given now, or a network of the library for none.
+        where: the run.
+
+    Errors: `InputError` if it is not named, or is for a run that has none.
+    """
+    saved, given = getattr(config, "model", None), model if model not in NetworkText.known else None
+    if saved is None or saved in NetworkText.known:
+        if given is not None:
+            raise InputError(f"--model {given} is for a network of your own, and {where} has none: leave it out.")
+        return config
+    if given is None:
+        raise InputError(f"{where} has a network of your own: name its function, --model {saved}.")
+    return dataclasses.replace(config, model=given)  # type: ignore[call-arg]
+
+
 def complete(config: Config, arguments: list[str], prog: str) -> Config:
     """The options with those of a run (`--resume`) and of a file (`--config`) below the arguments, which win.
 
@@ -127,7 +151,7 @@ def complete(config: Config, arguments: list[str], prog: str) -> Config:
         there = from_saved(Run(out).config(), str(out))
         if not isinstance(there, type(config)):
             raise InputError(f"{out} is for the task {there.task!r}, not {config.task}: use adaptax train {there.task}.")
-        base = there
+        base = with_network(there, getattr(config, "model", None), out)
     return parse(type(config), arguments, prog, overlay(base, values, str(config.config)))
 
 

@@ -95,6 +95,15 @@ def train(options: "Table") -> int:
     return 0
 
 
+def is_described(said: Any) -> bool:
+    """Whether a file says which columns its table had."""
+    if not isinstance(said, dict) or not all(isinstance(said.get(name), str) for name in ("target", "group")):
+        return False
+    return (
+        isinstance(said.get("features"), list) and said["features"] != [] and all(isinstance(n, str) for n in said["features"])
+    )
+
+
 def adapt(model: Any, support: Path, predict: Path, out: Path) -> str:
     """Adapt to every group of the support table, predict the rows of the other, and write them. Returns what to say of it.
 

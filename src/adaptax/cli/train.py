@@ -1,5 +1,6 @@
 """`adaptax train`."""
 
+import contextlib
 import sys
 from typing import Any
 
@@ -29,10 +30,11 @@ def train(config: Training) -> int:
             print(tables.evaluation(result))
             print(f"{config.out} is finished: nothing was changed (--resume with more --steps goes on).")
             return 0
+        with run:
+            run.lock.take()  # so that nothing is said of a run that is in use
         _tell(run, config)
-        run.raise_steps(config.steps)
         # The run keeps its file as it was written.
-        described = run.config()
+        described = {**run.config(), "steps": config.steps}
     try:
         with Progress(config.task, config.steps, config.tasks_per_step, built.environment_steps) as progress:
             state, history = ax.train(
@@ -45,11 +47,14 @@ def train(config: Training) -> int:
     except Diverged as error:
         print(error, file=sys.stderr)
         return 1
-    result = judge(config, built, state, history["skipped"].sum(), trained=config.steps)
-    text = tables.evaluation(result)
-    if run is not None:
-        _save_learner(run, config, built, state, result)
-        run.write_evaluation(result, text)
+    with run or contextlib.nullcontext():
+        if run is not None:
+            run.lock.take()
+        result = judge(config, built, state, history["skipped"].sum(), trained=config.steps)
+        text = tables.evaluation(result)
+        if run is not None:
+            _save_learner(run, config, built, state, result)
+            run.write_evaluation(result, text)
     print(text)
     return 0
 

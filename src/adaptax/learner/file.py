@@ -88,26 +88,27 @@ def write(path: str | os.PathLike, contents: Contents) -> None:
 def read(path: Path, *, problem: AbstractProblem | None, params: PyTree, inner: Inner | None) -> Contents:
     """Read a file, with these in place of its own; see `ax.load`."""
     header, arrays = archive.read(path, FORMAT, VERSION, {"network", "loss", "inner", "about"})
-    said = header["network"]
-    if params is None and said is None:
-        raise InputError(
-            f"{path.name} holds the arrays of a network of your own: give load(params=) one of the same structure."
-        )
-    like = shaped(said) if params is None else as_parameters(params)
-    filled = _filled(like, {k.removeprefix(_PARAMS): v for k, v in arrays.items() if k.startswith(_PARAMS)}, path.name)
-    if problem is None:
-        problem = _problem(header["loss"], path.name)
-    if inner is None:
-        inner = _inner(header["inner"])
-    rates = {k.removeprefix(_STEPSIZE): v for k, v in arrays.items() if k.startswith(_STEPSIZE)}
-    inner = inner.with_stepsize(_rates(rates, inner.initial(filled), header["inner"]["per_step"]))
-    return Contents(problem, filled, inner, header["about"])
+    with archive.whole(path):
+        said = header["network"]
+        if params is None and said is None:
+            raise InputError(
+                f"{path.name} holds the arrays of a network of your own: give load(params=) one of the same structure."
+            )
+        like = shaped(said) if params is None else as_parameters(params)
+        filled = _filled(like, {k.removeprefix(_PARAMS): v for k, v in arrays.items() if k.startswith(_PARAMS)}, path.name)
+        if problem is None:
+            problem = _problem(header["loss"], path.name)
+        if inner is None:
+            inner = _inner(header["inner"])
+        rates = {k.removeprefix(_STEPSIZE): v for k, v in arrays.items() if k.startswith(_STEPSIZE)}
+        inner = inner.with_stepsize(_rates(rates, inner.initial(filled), header["inner"]["per_step"]))
+        return Contents(problem, filled, inner, header["about"])
 
 
 def about_of(path: Path) -> dict[str, Any]:
     """What a file says of how it came about, where its network is the user's own; else nothing."""
     header = archive.read(path, FORMAT, VERSION, {"network", "about"})[0]
-    return header["about"] if header["network"] is None else {}
+    return header["about"] if header["network"] is None and isinstance(header["about"], dict) else {}
 
 
 def _resolved(inner: Inner) -> LearnedRates | Array | None:

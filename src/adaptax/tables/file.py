@@ -77,37 +77,38 @@ def read(path: Path, kinds: Mapping[str, type]) -> Any:
     Errors: `InputError` if it is something else.
     """
     header, arrays = archive.read(path, FORMAT, VERSION, _PARTS)
-    arguments = header["arguments"]
-    estimator: Any = kinds[header["kind"]](**{k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()})
-    estimator.n_features_in_, estimator.order_column_ = header["columns"], header["order_column"]
-    if header["names"] is not None:
-        estimator.feature_names_in_ = np.array(header["names"], object)
-    estimator.support_ = tuple(header["support"])
-    estimator.x_mean_, estimator.x_scale_ = arrays["x_mean"], arrays["x_scale"]
-    if header["classes"] is None:
-        estimator.y_mean_, estimator.y_scale_ = header["targets"]
-    else:
-        estimator.classes_ = np.array(header["classes"])
-    way = estimator._ways()[header["model"]]
-    columns = estimator.n_features_in_ + -estimator.n_features_in_ % 4
-    like = jax.eval_shape(lambda key: way.start(columns, header["outputs"], key), jax.random.key(0))
-    params = jax.tree_util.tree_map_with_path(lambda p, _: jnp.asarray(arrays[f"params/{path_name(p)}"]), like)
-    stepsizes = {name.removeprefix("rates/"): jnp.asarray(x) for name, x in arrays.items() if name.startswith("rates/")}
-    rates = jax.tree_util.tree_map_with_path(lambda p, _: stepsizes.get(path_name(p)), like) if stepsizes else None
-    shots = sorted(int(name.partition("/")[2]) for name in arrays if name.startswith("there/"))
-    scores: Any = {k: tuple(arrays[f"{name}/{k}"] for name in _SCORES) for k in shots}
-    error = arrays["error"]
-    estimator.fitted_ = Fitted(
-        way=way, name=header["model"], params=params, rates=rates, outputs=header["outputs"], steps=header["steps"],
-        tried=header["tried"], held=np.arange(len(error)), error=error, spread=arrays["spread"], before=arrays["before"],
-        scores=scores,
-    )  # fmt: skip
-    estimator.model_, estimator.n_iter_, estimator.about_ = header["model"], header["steps"], header.get("about", {})
-    classes = header["classes"] is not None
-    empty = np.zeros((0, columns), np.float32), np.zeros(0, np.int32 if classes else np.float32)
-    estimator.group_names_ = np.zeros(0, int)
-    estimator._supports, estimator._seed, estimator._adapted = Supports(estimator.group_names_, [empty]), 0, False
-    return estimator
+    with archive.whole(path):
+        arguments = header["arguments"]
+        estimator: Any = kinds[header["kind"]](**{k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()})
+        estimator.n_features_in_, estimator.order_column_ = header["columns"], header["order_column"]
+        if header["names"] is not None:
+            estimator.feature_names_in_ = np.array(header["names"], object)
+        estimator.support_ = tuple(header["support"])
+        estimator.x_mean_, estimator.x_scale_ = arrays["x_mean"], arrays["x_scale"]
+        if header["classes"] is None:
+            estimator.y_mean_, estimator.y_scale_ = header["targets"]
+        else:
+            estimator.classes_ = np.array(header["classes"])
+        way = estimator._ways()[header["model"]]
+        columns = estimator.n_features_in_ + -estimator.n_features_in_ % 4
+        like = jax.eval_shape(lambda key: way.start(columns, header["outputs"], key), jax.random.key(0))
+        params = jax.tree_util.tree_map_with_path(lambda p, _: jnp.asarray(arrays[f"params/{path_name(p)}"]), like)
+        stepsizes = {name.removeprefix("rates/"): jnp.asarray(x) for name, x in arrays.items() if name.startswith("rates/")}
+        rates = jax.tree_util.tree_map_with_path(lambda p, _: stepsizes.get(path_name(p)), like) if stepsizes else None
+        shots = sorted(int(name.partition("/")[2]) for name in arrays if name.startswith("there/"))
+        scores: Any = {k: tuple(arrays[f"{name}/{k}"] for name in _SCORES) for k in shots}
+        error = arrays["error"]
+        estimator.fitted_ = Fitted(
+            way=way, name=header["model"], params=params, rates=rates, outputs=header["outputs"], steps=header["steps"],
+            tried=header["tried"], held=np.arange(len(error)), error=error, spread=arrays["spread"], before=arrays["before"],
+            scores=scores,
+        )  # fmt: skip
+        estimator.model_, estimator.n_iter_, estimator.about_ = header["model"], header["steps"], header.get("about", {})
+        classes = header["classes"] is not None
+        empty = np.zeros((0, columns), np.float32), np.zeros(0, np.int32 if classes else np.float32)
+        estimator.group_names_ = np.zeros(0, int)
+        estimator._supports, estimator._seed, estimator._adapted = Supports(estimator.group_names_, [empty]), 0, False
+        return estimator
 
 
 def _leaves(tree: PyTree) -> dict[str, Any]:

@@ -181,7 +181,7 @@ class Certificate(Callback):
 def score(entry: dict[str, Any]) -> float:
     """The score of an evaluation, the higher the better; minus infinity if it is not finite."""
     name = next((name for name in _HIGHER_IS_BETTER if name in entry), None)
-    value = entry["loss"] if name is None else entry[name]
+    value = entry.get("loss" if name is None else name)
     if value is None or not math.isfinite(value):
         return -math.inf
     return -value if name is None else value

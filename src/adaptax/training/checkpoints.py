@@ -1,9 +1,11 @@
 """Checkpoints of a run: saved whole or not at all, verified before they are read, and never deleted for failing to read."""
 
+import contextlib
+import errno
 import hashlib
 import itertools
-import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -17,15 +19,16 @@ import numpy as np
 
 from adaptax._tree import first_line
 from adaptax.errors import CheckpointError, InputError
-from adaptax.training.files import write_json
+from adaptax.training.files import read_json, told, write_json
 from adaptax.training.older import one_sided
 from adaptax.training.step import State
 
 _KEPT = 2
+_RESTORE = "restore it, or use another output folder"
 
 
 class DamagedCheckpoint(UserWarning):
-    """A checkpoint whose bytes have changed since it was written was set aside, and the one before it is used."""
+    """Bytes of a run have changed since they were written: a checkpoint, then the one before it is used; or the history."""
 
 
 class Checkpoints:
@@ -47,24 +50,44 @@ class Checkpoints:
     def __init__(self, folder: Path):
         self.folder = folder
 
+    def create(self) -> None:
+        """Begin a manifest, so that one that is missing later was lost."""
+        write_json(self.folder / "manifest.json", {})
+
     def newest(self) -> int:
         """The meta-step of the newest checkpoint that counts, 0 before the first."""
         return max(map(int, self._manifest()), default=0)
 
-    def save(self, state: State, place: Any = None) -> None:
-        """Write a checkpoint of this state; it counts when the manifest names it, with its place in the tasks."""
+    def save(self, state: State, place: Any = None, sums: dict[str, str] | None = None) -> None:
+        """Write a checkpoint of this state; it counts when the manifest names it.
+
+        Arguments:
+            state: the state.
+            place: its place in the tasks, for JSON, if it has one.
+            sums: the checksums of the lines that lead up to it, by file.
+
+        Errors: `CheckpointError` if it cannot be written.
+        """
         arrays, step = _arrays(state), int(state.step)
-        with self._manager("checkpoints") as manager:
-            _write_arrays(manager, step, arrays)
-            kept = {str(step) for step in manager.all_steps()}
-        manifest = {name: entry for name, entry in self._manifest().items() if name in kept}
-        entry = self._entry("checkpoints", step, arrays) | ({} if place is None else {"tasks": place})
-        write_json(self.folder / "manifest.json", {**manifest, str(step): entry})
+        with self._written("checkpoints", step):
+            with self._manager("checkpoints") as manager:
+                _write_arrays(manager, step, arrays)
+                kept = {str(step) for step in manager.all_steps()}
+            manifest = {name: entry for name, entry in self._manifest().items() if name in kept}
+            entry = self._entry("checkpoints", step, arrays) | ({"lines": sums} if sums else {})
+            entry |= {} if place is None else {"tasks": place}
+            write_json(self.folder / "manifest.json", {**manifest, str(step): entry})
 
     def restore(self, like: State, older: Callable[[], State] | None = None) -> State | None:
-        """The newest whole checkpoint, or None; checkpoints that the manifest does not name are removed."""
+        """The newest whole checkpoint, or None; checkpoints that the manifest does not name are removed.
+
+        Errors: `CheckpointError` if there are checkpoints and no manifest.
+        """
         manifest, checkpoints = self._manifest(), self.folder / "checkpoints"
         if checkpoints.is_dir():
+            if not (self.folder / "manifest.json").is_file() and any(child.name.isdecimal() for child in checkpoints.iterdir()):
+                text = f"{self.folder.name} has checkpoints and no manifest.json, which has their checksums"
+                raise CheckpointError(f"{text}: restore it, or move checkpoints/ away to begin anew; nothing was changed.")
             for child in checkpoints.iterdir():
                 if child.name not in manifest:
                     shutil.rmtree(child, ignore_errors=True)
@@ -79,6 +102,11 @@ class Checkpoints:
         """The place in the tasks at a checkpoint; None if none was saved."""
         entry = self._manifest().get(str(step))
         return entry.get("tasks") if isinstance(entry, dict) else None
+
+    def sums(self, step: int) -> dict[str, Any]:
+        """The checksums of the lines that lead up to a checkpoint, by file, if they were saved."""
+        entry = self._manifest().get(str(step))
+        return dict(entry.get("lines", {})) if isinstance(entry, dict) else {}
 
     def load(self, like: State, older: Callable[[], State] | None = None) -> State:
         """The newest whole checkpoint, for reading: nothing is changed."""
@@ -96,9 +124,10 @@ class Checkpoints:
         if step <= self._best().get("step", -1):
             return
         # The one before stays until best.json names this one, so that a run may be killed in between.
-        with self._manager("best") as manager:
-            _write_arrays(manager, step, arrays)
-        write_json(self.folder / "best.json", {"step": step, **self._entry("best", step, arrays)})
+        with self._written("best", step):
+            with self._manager("best") as manager:
+                _write_arrays(manager, step, arrays)
+            write_json(self.folder / "best.json", {"step": step, **self._entry("best", step, arrays)})
 
     def load_best(self, like: State, older: Callable[[], State] | None = None) -> State | None:
         """The state that `save_best` kept, or None."""
@@ -154,17 +183,46 @@ class Checkpoints:
         return {"sha256": _digest(arrays), "files": _file_digests(self.folder / kind / str(step))}
 
     def _best(self) -> dict[str, Any]:
-        return self._json("best.json", "delete it to use the newest checkpoint")
+        best = self._json("best.json", "delete it to use the newest checkpoint")
+        if best and not (isinstance(best.get("step"), int) and _is_entry(best)):
+            raise self._unreadable("best.json", "delete it to use the newest checkpoint")
+        return best
 
     def _manifest(self) -> dict[str, Any]:
-        return self._json("manifest.json", "restore it, or use another output folder")
+        manifest = self._json("manifest.json", _RESTORE)
+        if not all(re.fullmatch("[0-9]{1,15}", name) and _is_entry(entry) for name, entry in manifest.items()):
+            raise self._unreadable("manifest.json", _RESTORE)
+        return manifest
 
     def _json(self, name: str, remedy: str) -> dict[str, Any]:
         path = self.folder / name
         try:
-            return json.loads(path.read_text()) if path.is_file() else {}
+            with told(path, "read"):
+                found = read_json(path) if path.is_file() else {}
         except ValueError as error:
-            raise InputError(f"{self.folder.name} has a {name} that cannot be read: {remedy}.") from error
+            raise self._unreadable(name, remedy) from error
+        if not isinstance(found, dict):
+            raise self._unreadable(name, remedy)
+        return found
+
+    def _unreadable(self, name: str, remedy: str) -> InputError:
+        return InputError(f"{self.folder.name} has a {name} that cannot be read: {remedy}.")
+
+    @contextlib.contextmanager
+    def _written(self, kind: str, step: int):
+        """Say in one sentence that a checkpoint cannot be written; those before it are whole."""
+        try:
+            # The writer would make a folder that is gone anew, and what it then holds would be no run.
+            if not self.folder.is_dir():
+                raise FileNotFoundError(errno.ENOENT, "the folder is gone")
+            yield
+        except (CheckpointError, InputError):
+            raise
+        except Exception as error:
+            reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
+            text = f"The checkpoint {self.folder.name}/{kind}/{step} cannot be written ({reason})"
+            remedy = "make room, or mend the disk or its permissions, and give the same command again"
+            raise CheckpointError(f"{text}, and nothing that was saved is lost: {remedy}.") from error
 
     def _manager(self, kind: str):
         import orbax.checkpoint as ocp
@@ -187,6 +245,14 @@ class Checkpoints:
                 "use those of that run, or another output folder."
             )
         return _with_arrays(like, arrays)
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether an entry of a manifest has the form of one: a checksum, or checksums by file."""
+    if not isinstance(entry, dict):
+        return isinstance(entry, str)
+    named = (entry.get("files", {}), entry.get("lines", {}))
+    return isinstance(entry.get("sha256"), str) and all(isinstance(sums, dict) for sums in named)
 
 
 def _write_arrays(manager, step: int, arrays: dict[str, np.ndarray]) -> None:

@@ -1,11 +1,26 @@
 """Small files of a run folder: JSON that is replaced as a whole or not at all, and lines that are appended."""
 
+import contextlib
 import json
 import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from adaptax._tree import first_line
+from adaptax.errors import CheckpointError
+
+
+@contextlib.contextmanager
+def told(path: Path, done: str):
+    """Say in one sentence which file of a run the system refused; `done` is what could not be done, "read" or "written"."""
+    try:
+        yield
+    except OSError as error:
+        text = f"{path.parent.name}/{path.name} cannot be {done} ({error.strerror or first_line(error)})"
+        remedy = "make room, or mend the disk or its permissions, and give the same command again"
+        raise CheckpointError(f"{text}, and nothing that was saved is lost: {remedy}.") from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -15,12 +30,28 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file as a whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace a file as a whole or not at all."""
     draft = path.with_name(path.name + ".part")
-    with open(draft, "w") as file:
-        file.write(text)
+    with open(draft, "wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(draft, path)
+
+
+def read_json(path: Path) -> Any:
+    """The value in a file.
+
+    Errors: `ValueError` if it is no JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def append_lines(path: Path, entries: list[dict[str, Any]]) -> None:
@@ -35,10 +66,24 @@ def append_lines(path: Path, entries: list[dict[str, Any]]) -> None:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The entries of a file; a last line that was not finished is left out."""
+    """The entries of a file; lines that were not finished or are damaged are left out."""
     if path.is_file():
-        with open(path) as file:
-            yield from (json.loads(line) for line in file if line.endswith("\n"))
+        with open(path, "rb") as file:
+            yield from (entry for entry in map(parsed, file) if entry is not None)
+
+
+def parsed(line: bytes) -> dict[str, Any] | None:
+    """The entry of a line: a step, and numbers by name; None if the line was not finished, or is damaged."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(entry, dict) or not all(x is None or isinstance(x, bool | int | float) for x in entry.values()):
+        return None
+    step = entry.get("step")
+    return entry if isinstance(step, int) and not isinstance(step, bool) and 0 <= step < 2**53 else None
 
 
 def flush(path: Path) -> None:

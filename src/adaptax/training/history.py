@@ -26,7 +26,7 @@ class History:
 
     def load(self, run: Run, done: int, callbacks: Iterable[Any]) -> None:
         """Go on from what a run folder holds."""
-        self.columns = run.history()
+        self.columns = run.history(done)
         # The run may have begun with a state, which need not be given again.
         self.first = done - len(self.columns["loss"])
         for callback in callbacks:
@@ -51,5 +51,6 @@ class History:
         for name, values in self.measured.items():
             history[name] = np.full(len(history["loss"]), np.nan)
             for step, value in values.items():
-                history[name][step - 1 - self.first] = np.nan if value is None else value
+                if self.first < step <= self.first + len(history["loss"]):  # else its lines are lost
+                    history[name][step - 1 - self.first] = np.nan if value is None else value
         return history

@@ -15,12 +15,14 @@ from jaxtyping import PyTree
 
 from adaptax import _devices as dev
 from adaptax._checks import check_whole
-from adaptax.errors import HostFailure, InputError, forget_failures, raise_failure
+from adaptax._signals import Stopping, told
+from adaptax.errors import CheckpointError, InputError, forget_failures, raise_failure
 from adaptax.methods.base import AbstractMethod
 from adaptax.problem import AbstractProblem
 from adaptax.sequential import on_one_device
 from adaptax.training.callbacks import BestState, Certificate, Evaluation, check_callbacks, check_measurement, columns_of
 from adaptax.training.chunk import run_chunk
+from adaptax.training.exhausted import explained
 from adaptax.training.history import History
 from adaptax.training.memory import Memory
 from adaptax.training.older import older, with_direction
@@ -38,6 +40,7 @@ _SECONDS = 0.25
 # Separates the seed of the tasks that are measured on during training from the training seed.
 _SEED_OFFSET = 1_000_003
 _DIVERGED = "{count} meta-steps in a row up to step {step} had a gradient that was not finite. In the last, {why}"
+_STOPPED = "Meta-step {step} of {steps} is saved in {name}: resume=True goes on from there."
 
 
 class Diverged(RuntimeError):
@@ -129,9 +132,12 @@ def train(
     finite), skipped, not_finite (how many tasks of the meta-step were not; NaN in runs before this was counted), and the
     measurements.
 
-    Errors: `InputError` for bad arguments, before anything is computed or written; `Diverged`, which says why, when training
-    stopped because nothing was finite, `HostFailure` when an environment on the host failed, with the state saved if there
-    is a folder; `CheckpointError` when a checkpoint cannot be read.
+    Errors: `InputError` for bad arguments, before anything is computed or written, and for a run folder that another process
+    trains in; `Diverged`, which says why, when training stopped because nothing was finite; `HostFailure` when an environment
+    on the host failed; `CheckpointError` when files of the run folder cannot be read or written; `MemoryError`, which names
+    what takes less, when a device has no memory left. With a run folder the state is saved whatever is raised, also by a
+    loss, a callback or `tasks`. There, and in the main thread, SIGINT and SIGTERM let the meta-steps in flight end and be
+    saved, and then raise `KeyboardInterrupt` or `ax.errors.Terminated`; a second one leaves at once.
 
     Example:
         >>> import adaptax as ax, jax, jax.numpy as jnp, optax
@@ -169,7 +175,10 @@ def train(
         if tasks is None
         else contextlib.closing(Stream(tasks, lambda batch: step.given(batch, params), steps - begun))
     )
-    with opened as stream:
+    stopping = Stopping()
+    with run or contextlib.nullcontext(), explained(), opened as stream, stopping if run else contextlib.nullcontext():
+        if run is not None and found:
+            run.lock.take()
         ahead = None if stream is None else stream.first
         start = step.init(params, seed, ahead) if state is None else state
         for entry in own:
@@ -192,7 +201,9 @@ def train(
             stream.skip(int(start.step) - begun, None if run is None else run.place(int(start.step)))
 
         state = dev.replicate(step.mesh, start)
-        state = _loop(step, state, steps, stream, run, history, checkpoint_every, watched, callback, max_skipped)
+        state = _loop(step, state, steps, stream, run, history, checkpoint_every, watched, callback, max_skipped, stopping)
+        if run is not None and stopping.asked is not None:
+            raise told(stopping.asked, _STOPPED.format(step=int(state.step), steps=steps, name=run.folder.name))
     last = dev.collect(step.mesh, state)
     best = next((entry for entry in own if isinstance(entry, BestState)), None)
     return (last if best is None else best.choose(last)), history.arrays()
@@ -241,68 +252,80 @@ def _try(step: Step, state: State, batch: PyTree) -> None:
         eqx.filter_eval_shape(step, state, batch)
 
 
-def _loop(step, state, steps, stream, run, history, checkpoint_every, callbacks, callback, max_skipped):
+def _loop(step, state, steps, stream, run, history, checkpoint_every, callbacks, callback, max_skipped, stopping):
     length, saved, skipped = 1, None if run is None else run.newest(), Skipped(step)
-    capacity, place = _CAPACITY if stream is None else stream.capacity, None
+    capacity = _CAPACITY if stream is None else stream.capacity
+    # The last state of which everything is recorded, and its place in the tasks.
+    whole = state, None
 
-    def keep(state):
+    def keep():
         nonlocal saved
-        if run is not None and saved != int(state.step):
-            run.save(state, place)
-            saved = int(state.step)
+        if run is not None and saved != int(whole[0].step):
+            run.save(*whole)
+            saved = int(whole[0].step)
 
-    while (done := int(state.step)) < steps:
-        if int(state.skipped) >= max_skipped:
-            raise Diverged(_DIVERGED.format(count=max_skipped, step=done, why=_why_again(step, state, stream)))
-        stop = _next_stop(done, min(done + min(length, capacity), steps), checkpoint_every, callbacks)
-        began = time.perf_counter()
-        forget_failures()
-        batches = None if stream is None else dev.beside(stream.take(stop - done), state.params)
-        before = state
-        new, chunk, taken = run_chunk(step, state, jnp.array(stop - done), capacity, jnp.array(max_skipped), batches)
-        taken = int(taken)
-        try:
+    with _kept_on_failure(keep):
+        while (done := int(state.step)) < steps:
+            if int(state.skipped) >= max_skipped:
+                raise Diverged(_DIVERGED.format(count=max_skipped, step=done, why=_why_again(step, state, stream)))
+            stop = _next_stop(done, min(done + min(length, capacity), steps), checkpoint_every, callbacks)
+            began = time.perf_counter()
+            forget_failures()
+            batches = None if stream is None else dev.beside(stream.take(stop - done), state.params)
+            before = state
+            new, chunk, taken = run_chunk(step, state, jnp.array(stop - done), capacity, jnp.array(max_skipped), batches)
+            taken = int(taken)
             raise_failure()
-        except HostFailure:
-            keep(state)
-            raise
-        state = new
-        place = None if stream is None else stream.state_after(taken)
-        chunk = {name: np.asarray(values)[:taken] for name, values in chunk.items()}
-        # Long enough to hide the host's work, short enough to be watched; results do not depend on it.
-        if taken == length and time.perf_counter() - began < _SECONDS:
-            length = min(2 * length, _CAPACITY)
-        history.add(chunk)
-        done += taken
-        if run is not None:
-            run.append(done - taken, chunk)
-        try:
+            state = new
+            chunk = {name: np.asarray(values)[:taken] for name, values in chunk.items()}
+            # Long enough to hide the host's work, short enough to be watched; results do not depend on it.
+            if taken == length and time.perf_counter() - began < _SECONDS:
+                length = min(2 * length, _CAPACITY)
+            history.add(chunk)
+            done += taken
+            if run is not None:
+                run.append(done - taken, chunk)
             _measure(callbacks, state, done, run, history)
-        except HostFailure:
-            keep(state)
-            raise
-        if checkpoint_every and done % checkpoint_every == 0:
-            keep(state)
-        if callback is not None:
-            callback(state, chunk)
-        diverged = int(state.skipped) >= max_skipped
-        if diverged or done >= steps:
-            keep(state)
-        if diverged:
-            last = None if batches is None else picked(batches, taken - 1)
-            why = explain(step, state, {name: values[-1] for name, values in chunk.items()}, last)
-            raise Diverged(_DIVERGED.format(count=max_skipped, step=done, why=why))
+            whole = state, None if stream is None else stream.state_after(taken)
+            if checkpoint_every and done % checkpoint_every == 0:
+                keep()
+            if callback is not None:
+                callback(state, chunk)
+            diverged, asked = int(state.skipped) >= max_skipped, stopping.asked
+            if diverged or done >= steps or asked is not None:
+                keep()
+            if diverged:
+                last = None if batches is None else picked(batches, taken - 1)
+                why = explain(step, state, {name: values[-1] for name, values in chunk.items()}, last)
+                raise Diverged(_DIVERGED.format(count=max_skipped, step=done, why=why))
 
-        def replay(count, before=before, after=state, taken=taken, batches=batches):
-            """The state after so many of these meta-steps, and the last one's tasks."""
-            state = after
-            if count != taken:
-                state = run_chunk(step, before, jnp.array(count), capacity, jnp.array(max_skipped), batches)[0]
-            return state, None if batches is None else picked(batches, count - 1)
+            def replay(count, before=before, after=state, taken=taken, batches=batches):
+                """The state after so many of these meta-steps, and the last one's tasks."""
+                state = after
+                if count != taken:
+                    state = run_chunk(step, before, jnp.array(count), capacity, jnp.array(max_skipped), batches)[0]
+                return state, None if batches is None else picked(batches, count - 1)
 
-        skipped.add(chunk, replay)
+            skipped.add(chunk, replay)
+            if asked is not None:
+                break
     skipped.end()
     return state
+
+
+@contextlib.contextmanager
+def _kept_on_failure(keep: Callable[[], None]):
+    """Whatever fails, save the last state of which everything is recorded."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        try:
+            keep()
+        except Exception as second:
+            error.add_note(f"The last state could not be saved either: {second}")
+        raise
 
 
 def _why_again(step: Step, state: State, stream: Stream | None) -> str:

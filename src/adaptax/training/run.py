@@ -1,9 +1,11 @@
 """The run folder: configuration, environment, history, measurements and checkpoints, safe to stop at any moment."""
 
+import hashlib
 import json
 import math
 import os
 import platform
+import warnings
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -13,11 +15,12 @@ import jax
 import numpy as np
 
 from adaptax.errors import InputError
-from adaptax.training.checkpoints import Checkpoints
-from adaptax.training.files import append_lines, flush, read_lines, write_json, write_text
+from adaptax.training import lock
+from adaptax.training.checkpoints import Checkpoints, DamagedCheckpoint
+from adaptax.training.files import append_lines, flush, parsed, read_json, read_lines, told, write_bytes, write_json, write_text
 from adaptax.training.step import RECORDED, State
 
-_FIRST_FILES = ("environment.json", "environment.json.part", "config.json.part")
+_FIRST = ("environment.json", "manifest.json", "config.json")
 _HISTORY = "history.jsonl"
 
 
@@ -27,7 +30,7 @@ class Run:
     `config.json` says what is run, and `environment.json` with which versions and devices. `history.jsonl` has one line for
     each meta-step; each callback's series, such as `evaluations.jsonl` and `stability.jsonl`, has one line for each
     measurement. `checkpoints` holds the states (see `Checkpoints`). Lines that a stopped run wrote after its last checkpoint
-    are taken back on resuming, so that the run goes on bit for bit.
+    are taken back on resuming, so that the run goes on bit for bit. Whoever writes holds `lock`, until the end of a `with`.
 
     Arguments:
         folder: the path of the folder, which need not exist yet.
@@ -36,6 +39,13 @@ class Run:
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder).absolute()
         self.checkpoints = Checkpoints(self.folder)
+        self.lock = lock.Lock(self.folder)
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.lock.release()
 
     @staticmethod
     def is_run(folder: str | os.PathLike) -> bool:
@@ -48,7 +58,10 @@ class Run:
         Errors: `InputError` if the folder holds another run, this run without `resume`, or anything else.
         """
         if self.is_run(self.folder):
-            self.refuse(differences(self.config(), config))
+            saved = self.config()
+            if resume and _raises(saved, config):
+                saved["steps"] = config["steps"]
+            self.refuse(differences(saved, config))
             if not resume:
                 raise InputError(f"{self.folder.name} holds this run already: pass resume=True, or another folder.")
             return True
@@ -64,12 +77,17 @@ class Run:
 
     def _unused(self) -> bool:
         # A run that was killed while its folder was being made left some of these, and may be started again.
-        return all(child.name in _FIRST_FILES for child in self.folder.iterdir())
+        left = {lock.FILE, *_FIRST, *(f"{name}.part" for name in _FIRST)}
+        return all(child.name in left for child in self.folder.iterdir())
 
     def create(self, config: dict[str, Any]) -> None:
-        """Make the folder; it is a run folder once it has its configuration."""
+        """Make the folder and take its lock; it is a run folder once it has its configuration."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock.take()
+            if self.is_run(self.folder):
+                raise InputError(f"{self.folder.name} has become a run folder meanwhile: give the same command again.")
+            self.checkpoints.create()
             write_json(self.folder / "environment.json", environment())
             write_json(self.folder / "config.json", config)
         except OSError as error:
@@ -79,7 +97,7 @@ class Run:
     def config(self) -> dict[str, Any]:
         """The contents of `config.json`."""
         try:
-            config = json.loads((self.folder / "config.json").read_text())
+            config = read_json(self.folder / "config.json")
         except (OSError, ValueError) as error:
             raise InputError(f"{self.folder.name} is not a run folder: its config.json cannot be read.") from error
         if not isinstance(config, dict):
@@ -88,14 +106,17 @@ class Run:
 
     def raise_steps(self, steps: int) -> None:
         """Let a run go on to more meta-steps than it was begun with."""
-        if steps > (config := self.config())["steps"]:
-            write_json(self.folder / "config.json", {**config, "steps": steps})
+        if _raises(config := self.config(), {"steps": steps}):
+            with told(path := self.folder / "config.json", "written"):
+                write_json(path, {**config, "steps": steps})
 
     def changed_environment(self) -> list[str]:
         """The differences between the environment here and that in which the run began; then it cannot go on bit for bit."""
         try:
-            saved = json.loads((self.folder / "environment.json").read_text())
+            saved = read_json(self.folder / "environment.json")
         except (OSError, ValueError):
+            saved = None
+        if not isinstance(saved, dict):
             return ["its environment.json cannot be read"]
         here = environment()
         return [f"{name} was {saved.get(name)}, is {here[name]}" for name in here if saved.get(name) != here[name]]
@@ -111,15 +132,32 @@ class Run:
             state: the state.
             place: the state of the iterator that tasks came from, for JSON, if it has one.
         """
+        sums = {}
         for path in self._lines():
-            flush(path)
-        self.checkpoints.save(state, place)
+            with told(path, "written"):
+                flush(path)
+                data = path.read_bytes()
+                sums[path.name] = hashlib.sha256(data[: _kept(data, path.name, int(state.step))]).hexdigest()
+        self.checkpoints.save(state, place, sums)
 
     def restore(self, like: State, older: Callable[[], State] | None = None) -> State | None:
         """The state to go on from, or None; all later lines are taken back."""
         state = self.checkpoints.restore(like, older)
+        step = 0 if state is None else int(state.step)
+        sums = self.checkpoints.sums(step)
         for path in self._lines():
-            _cut(path, 0 if state is None else int(state.step))
+            with told(path, "written"):
+                data = path.read_bytes()
+                if (kept := _kept(data, path.name, step)) < len(data):
+                    write_bytes(path, data[:kept])
+            digest = hashlib.sha256(data[:kept]).hexdigest()
+            if sums.get(path.name, digest) != digest:
+                sums[path.name] = None
+        changed = [name for name, digest in sums.items() if digest is None or not (self.folder / name).is_file()]
+        if changed:
+            text = f"{self.folder.name} has {', '.join(changed)} with other contents than were saved"
+            said = "the state does not depend on them, and what cannot be read is NaN in the history"
+            warnings.warn(f"{text}: {said}.", DamagedCheckpoint, stacklevel=4)
         return state
 
     def place(self, step: int) -> Any:
@@ -131,37 +169,55 @@ class Run:
         entries = [
             {"step": first_step + i, **{name: record[name][i].item() for name in RECORDED}} for i in range(len(record["loss"]))
         ]
-        append_lines(self.folder / _HISTORY, entries)
+        self._append(_HISTORY, entries)
 
     def append_measurement(self, name: str, entry: dict[str, Any]) -> None:
         """Append one measurement to the series of that name."""
-        append_lines(self.folder / f"{name}.jsonl", [entry])
+        self._append(f"{name}.jsonl", [entry])
 
-    def history(self) -> dict[str, list]:
-        """The columns recorded so far, by name."""
+    def _append(self, name: str, entries: list[dict[str, Any]]) -> None:
+        with told(path := self.folder / name, "written"):
+            append_lines(path, entries)
+
+    def history(self, done: int) -> dict[str, list]:
+        """The columns of the meta-steps before `done`, by name; a line that is lost leaves a NaN in each."""
+        with told(path := self.folder / _HISTORY, "read"):
+            found = {entry["step"]: entry for entry in read_lines(path) if entry["step"] < done}
         columns: dict[str, list] = {name: [] for name in RECORDED}
-        for entry in read_lines(self.folder / _HISTORY):
+        for step in range(min(found, default=done), done):
+            entry = found.get(step, {})
             for name in RECORDED:
                 value = entry.get(name)  # Older runs did not count the tasks that were not finite.
-                columns[name].append(math.nan if value is None else value)
+                columns[name].append(value if value is not None else False if name == "skipped" else math.nan)
         return columns
 
     def series(self, name: str) -> list[dict[str, Any]]:
         """The measurements in the series of that name so far."""
-        return list(read_lines(self.folder / f"{name}.jsonl"))
+        with told(path := self.folder / f"{name}.jsonl", "read"):
+            return list(read_lines(path))
 
     def write_evaluation(self, result: dict[str, Any], text: str) -> None:
         """Keep the evaluation that ends a run, and the same as a table; the run is finished once both are there."""
-        write_text(self.folder / "evaluation.txt", text + "\n")
-        write_json(self.folder / "evaluation.json", result)
+        with told(self.folder / "evaluation.json", "written"):
+            write_text(self.folder / "evaluation.txt", text + "\n")
+            write_json(self.folder / "evaluation.json", result)
 
     def evaluation(self) -> dict[str, Any] | None:
         """The evaluation that ended the run, or None."""
-        path = self.folder / "evaluation.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        try:
+            found = read_json(self.folder / "evaluation.json")
+        except (OSError, ValueError):  # also a damaged one, for it can be made again
+            return None
+        return found if isinstance(found, dict) and isinstance(found.get("step"), int) else None
 
     def _lines(self) -> Iterator[Path]:
         yield from sorted(self.folder.glob("*.jsonl"))
+
+
+def _raises(saved: dict[str, Any], here: dict[str, Any]) -> bool:
+    """Whether a configuration has more meta-steps than that which was saved."""
+    there, now = saved.get("steps"), here.get("steps")
+    return isinstance(there, int) and isinstance(now, int) and now > there
 
 
 def differences(saved: dict[str, Any], here: dict[str, Any]) -> list[str]:
@@ -187,16 +243,14 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _cut(path: Path, steps: int) -> None:
-    """Take back the lines of meta-steps after the checkpoint, and a line that was not finished."""
-    kept = [line for line in path.read_text().splitlines(keepends=True) if _kept(line, steps, path.name)]
-    if len("".join(kept)) != path.stat().st_size:
-        write_text(path, "".join(kept))
-
-
-def _kept(line: str, steps: int, name: str) -> bool:
-    if not line.endswith("\n"):
-        return False
-    step = json.loads(line)["step"]
-    # A measurement at step k is made after k meta-steps; the history counts meta-steps from 0.
-    return step < steps if name == _HISTORY else step <= steps
+def _kept(data: bytes, name: str, steps: int) -> int:
+    """How many bytes of a file of lines belong to a checkpoint: up to the last line of its meta-steps that can be read."""
+    end = data.rfind(b"\n") + 1
+    while end:
+        start = data.rfind(b"\n", 0, end - 1) + 1
+        entry = parsed(data[start:end])
+        # A measurement at step k is made after k meta-steps; the history counts meta-steps from 0.
+        if entry is not None and (entry["step"] < steps if name == _HISTORY else entry["step"] <= steps):
+            break
+        end = start
+    return end
