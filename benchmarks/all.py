@@ -50,6 +50,8 @@ JOBS = (
     Job(15, "difference_widths.py --data FOLDER/images_background_small1.zip"),
     Job(20, "images.py --data FOLDER --only pretrain"),
     Job(50, "peers.py --case resnet12"),
+    Job(55, "test_time_training.py"),
+    Job(45, "writers.py"),
     Job(60, "images.py --data FOLDER"),
     Job(90, "ablations.py --data FOLDER"),
 )

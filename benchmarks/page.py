@@ -18,6 +18,7 @@ import learning
 import page_grouped
 import page_images
 import page_speed
+import page_text
 from learning_cases import CASES
 from tables import RESULTS, ROOT, load, rows_of
 
@@ -64,6 +65,10 @@ SECTIONS = (
         "Finite differences and kinks", "difference_widths", "python benchmarks/difference_widths.py --data ZIP",
         page_speed.difference_widths,
     ),
+    Section(
+        "Test-time training", "test_time_training", "python benchmarks/test_time_training.py", page_text.test_time_training
+    ),
+    Section("Low-rank adapters for a new writer", "writers", "python benchmarks/writers.py", page_text.writers),
     Section("Batches from the host", "host_batches", "python benchmarks/host_batches.py", page_speed.host_batches),
     Section("Errors by precision", "precision", "python benchmarks/precision.py --data ZIP", page_speed.precision),
     Section("Few tasks a meta-step: memory", "memory_method", "python benchmarks/memory_method.py", page_speed.memory_method),

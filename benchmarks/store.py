@@ -23,7 +23,7 @@ KEPT = (4, 8, 32, "sqrt", "iterates")
 
 def measure(steps: int, store: str | int, rounds: int) -> dict:
     """Temporaries of the compiled program, the gradients it takes, and seconds."""
-    params = text.initial(jax.random.key(0), width=128, length=64)
+    params = text.initial(jax.random.key(0), width=128)
     task = ax.Task(*jax.random.randint(jax.random.key(1), (2, 1, 65), 0, text.LETTERS))
     method = ax.MetaGradient(ax.Inner(steps, 1e-3), store=store)
     problem = ax.FiniteSum(text.loss, lambda key: None)

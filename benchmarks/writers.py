@@ -1,118 +1,138 @@
 """A byte-level transformer adapts to a new writer: low-rank adapters beside all parameters, meta-trained and not.
 
-    python benchmarks/writers.py [--pretrain 600] [--meta-steps 80]
+    python benchmarks/writers.py [--base FILE] [--meta-steps 150]
 
 Writers are the modules of Python's standard library, 30 of them held out and 15 for choosing step sizes. A task is a writer:
-the support set is two stretches of 128 bytes from a random place, the target set the two after them. The network is first
-trained on all writers together, as language models are; each row then adapts it by three steps. Meta-training goes on from
-there, with an outer step size of 1e-3: the default of 1e-2 is for networks that begin at random. Prints a table and writes
-results/writers.json.
+the support set is four stretches of 128 bytes from a random place, the target set the four after them. All rows begin with
+the same language model and adapt it by five steps of Adam on the whole support set. Step sizes of the rows without
+meta-training are those with the lowest loss on the validation writers. Meta-training begins there: it trains what adapts and
+one step size for each array, with a meta-gradient of first order, on short modules that the language model has not seen. Prints
+a table and writes results/writers.json.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-from byte_transformer import LENGTH, initial, loss, standard_library
+from byte_transformer import LENGTH, add_options, base, climb, cut, interval, loss, parts, sampler, standard_library
 from machine import measurement
 from tables import RESULTS, rows_of
 
 import adaptax as ax
-from adaptax.training.outer_defaults import outer_optimizer
 
-STRETCHES, STEPS, RANK = 2, 3, 8
-HELD_OUT, VALIDATION = 30, 15
-# Step sizes that are tried on the validation writers, for the rows without meta-training.
-GRID = (0.01, 0.1, 0.3, 1.0, 10.0, 30.0, 100.0)
-# Tasks of evaluation, and of the choice of a step size.
-TASKS, FEW = 60, 12
+STRETCHES, STEPS, RANK = 4, 5, 8
+# Step sizes of Adam at which the search begins, and the largest outer ones.
+FIRST, OUTER = {"all": 2e-4, "adapters": 2e-3}, {"all": 3e-4, "adapters": 3e-3}
+# Places of a held-out writer, and of one for choosing step sizes, where a support set begins.
+PLACES, FEW = 2, 1
+# The root in Adam has a finite derivative only with a small number under it.
+_ADAM = optax.adam(1.0, eps_root=1e-12)
 
 
-def problem_of(texts: list[np.ndarray], of: Any, stretches: int = STRETCHES) -> ax.FiniteSum:
+def task_of(stretches: Any) -> ax.Task:
+    """The first half of some stretches, and the second."""
+    return ax.Task(stretches[:STRETCHES], stretches[STRETCHES:])
+
+
+def problem_of(texts: Sequence[np.ndarray], of: Callable[[Any], Any]) -> ax.FiniteSum:
     """Tasks of these writers; `of` makes the network's parameters of what is trained."""
-    starts = jnp.asarray(np.concatenate([[0], np.cumsum([len(text) for text in texts])[:-1]]))
-    sizes, letters = jnp.asarray([len(text) for text in texts]), jnp.asarray(np.concatenate(texts))
-    span = 2 * stretches * LENGTH + 1
-
-    def sample_task(key):
-        who, where = jax.random.split(key)
-        writer = jax.random.randint(who, (), 0, len(texts))
-        first = starts[writer] + jax.random.randint(where, (), 0, sizes[writer] - span)
-        rows = first + LENGTH * jnp.arange(2 * stretches)[:, None] + jnp.arange(LENGTH + 1)
-        return ax.Task(letters[rows[:stretches]], letters[rows[stretches:]])
-
-    return ax.FiniteSum(lambda w, text: loss(of(w), text), sample_task)
+    draw = sampler(texts, 2 * STRETCHES)
+    return ax.FiniteSum(lambda w, text: loss(of(w), text), lambda key: task_of(draw(key)))
 
 
-def curve(problem: ax.FiniteSum, params: Any, inner: ax.Inner, tasks: int, seed: int) -> dict:
-    """The loss on the target sets before and after the steps, by task."""
-    found = ax.evaluate(problem, params, inner, steps=[0, 1, STEPS], tasks=tasks, seed=seed)
-    half = (found.high["loss"] - found.low["loss"]) / 2
-    return {"steps": [0, 1, STEPS], "mean": found.mean["loss"].tolist(), "half_width": half.tolist()}
+@eqx.filter_jit
+def _before_and_after(problem, params, inner, task):
+    return problem.loss(params, task.target), problem.loss(ax.adapt(problem, params, task, inner).params, task.target)
 
 
-def tuned(problem: ax.FiniteSum, params: Any) -> float:
-    """The step size of the grid with the lowest loss on the validation writers."""
-    found = {alpha: curve(problem, params, ax.Inner(STEPS, alpha), FEW, 7)["mean"][-1] for alpha in GRID}
-    return min(found, key=lambda alpha: found[alpha] if np.isfinite(found[alpha]) else np.inf)
+def judged(problem: ax.FiniteSum, params: Any, inner: ax.Inner, texts: Sequence[np.ndarray], places: int) -> np.ndarray:
+    """Losses (texts, 2) on target sets before and after the steps, the mean over places that are spread over each text."""
+    found = []
+    for text in texts:
+        for first in np.linspace(0, len(text) - 2 * STRETCHES * LENGTH - 1, places).astype(int):
+            found.append(_before_and_after(problem, params, inner, task_of(cut(text, int(first), 2 * STRETCHES))))
+    return np.asarray(jax.device_get(found)).reshape(len(texts), places, 2).mean(1)
 
 
 def table(result: dict) -> str:
     """One row for each way to adapt, as markdown."""
     body = []
     for row in result["rows"]:
-        losses = [f"{m:.3f} ± {h:.3f}" for m, h in zip(row["mean"], row["half_width"], strict=True)]
-        body.append([row["name"], f"{row['adapting']:,}", *losses, f"{row['seconds']:.0f}"])
-    return rows_of(["what adapts", "numbers", "before", "after 1 step", f"after {STEPS} steps", "seconds to train"], body)
+        cells = [f"{mean:.3f} ± {half:.3f}" for mean, half in (row["before"], row["after"])]
+        body.append([
+            row["name"], f"{row['adapting']:,}", *cells, f"{row['change'][0]:+.4f} ± {row['change'][1]:.4f}",
+            f"{row['seconds'] / 60:.1f}" if row["seconds"] else "-",
+        ])  # fmt: skip
+    header = ["what adapts", "numbers that adapt", "nats a byte before", f"after {STEPS} steps", "change, by writer"]
+    return rows_of([*header, "minutes of meta-training"], body)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pretrain", type=int, default=600, help="steps on all writers together")
-    parser.add_argument("--meta-steps", type=int, default=80)
-    parser.add_argument("--tasks-per-step", type=int, default=2)
+    add_options(parser)
+    parser.add_argument("--meta-steps", type=int, default=150)
+    parser.add_argument("--tasks-per-step", type=int, default=1)
     options = parser.parse_args()
-    texts = list(standard_library().values())
-    order = np.random.default_rng(0).permutation(len(texts))
-    held_out, validation, training = ([texts[i] for i in part] for part in np.split(order, [HELD_OUT, HELD_OUT + VALIDATION]))
-    own, merged = (lambda w: w), (lambda w: w.merged())
-    base, pooled = initial(jax.random.key(0)), problem_of(training, own, 1)
-    start = time.perf_counter()
-    without = ax.MetaGradient(ax.Inner(0, 1.0))
-    adam = outer_optimizer(optax.adam, 2e-3, options.pretrain, 1.0)
-    slower = outer_optimizer(optax.adam, 1e-3, options.meta_steps, 1.0)
-    base = ax.train(pooled, base, without, steps=options.pretrain, tasks_per_step=8, optimizer=adam, seed=0)[0].params
-    pretraining = time.perf_counter() - start
-    print(f"trained on all writers in {pretraining:.0f} s", flush=True)
-    adapters = ax.models.lora(base, rank=RANK, where=lambda path: path.startswith("layers.") and "scale" not in path,
-                              key=jax.random.key(1))  # fmt: skip
-    sizes = {"all": sum(leaf.size for leaf in jax.tree.leaves(base)), "adapters": adapters.size}
+    held_out, validation, training, short = parts(standard_library())
+    start, steps, seconds = base(options, training)
+    adapters = ax.models.lora(
+        start, rank=RANK, where=lambda path: path.startswith("layers.") and "scale" not in path, key=jax.random.key(1)
+    )
+    sizes = {"adapters": adapters.size, "all": sum(leaf.size for leaf in jax.tree.leaves(start))}
     result = measurement(parser, options) | {
-        "writers": [len(training), len(validation), len(held_out)], "pretraining_seconds": pretraining, "rows": [],
+        "writers": [len(training), len(short), len(validation), len(held_out)],
+        "pretraining": {"steps": steps, "seconds": seconds}, "rows": [],
     }  # fmt: skip
 
-    def add(name, kind, params, inner, of, seconds):
-        found = curve(problem_of(held_out, of), params, inner, TASKS, 11)
-        result["rows"].append({"name": name, "adapting": sizes[kind], "seconds": seconds, **found})
-        print(table(result | {"rows": result["rows"][-1:]}), flush=True)
+    def add(name, kind, problem, params, inner, seconds, **more):
+        found = judged(problem, params, inner, held_out, PLACES)
+        before, after, change = (interval(x) for x in (found[:, 0], found[:, 1], found[:, 1] - found[:, 0]))
+        row = {"name": name, "adapting": sizes[kind], "before": before, "after": after, "change": change, "seconds": seconds}
+        result["rows"].append(row | more)
+        print(table(result), flush=True)
         (RESULTS / "writers.json").write_text(json.dumps(result, indent=1) + "\n")
 
-    for kind, params, of in (("adapters", adapters, merged), ("all", base, own)):
-        what = "low-rank adapters" if kind == "adapters" else "all parameters"
-        alpha = tuned(problem_of(validation, of), params)
-        add(f"{what}, not meta-trained, α = {alpha:g}", kind, params, ax.Inner(STEPS, alpha), of, pretraining)
-        start = time.perf_counter()
-        state, _ = ax.train(
-            problem_of(training, of), params, ax.MetaGradient(ax.Inner(STEPS)), steps=options.meta_steps,
-            tasks_per_step=options.tasks_per_step, optimizer=slower, seed=0,
-        )  # fmt: skip
-        seconds = time.perf_counter() - start
-        add(f"{what}, meta-trained", kind, state.params, state.inner, of, pretraining + seconds)
+    for kind, params, of in (("adapters", adapters, lambda w: w.merged()), ("all", start, lambda w: w)):
+        what, problem = "low-rank adapters" if kind == "adapters" else "all parameters", problem_of(short, of)
+
+        def after(stepsize, problem=problem, params=params):
+            inner = ax.Inner(STEPS, stepsize, optimizer=_ADAM)
+            return judged(problem, params, inner, validation, FEW)[:, 1].mean()
+
+        alpha, tried = climb(after, FIRST[kind])
+        print(what, {a: round(value, 4) for a, value in sorted(tried.items())}, flush=True)
+        inner = ax.Inner(STEPS, alpha, optimizer=_ADAM)
+        add(f"{what}, α = {alpha:g}", kind, problem, params, inner, 0.0, validation=sorted(tried.items()))
+        clock = time.perf_counter()
+        state = meta_train(problem, params, alpha, OUTER[kind], options)
+        seconds = time.perf_counter() - clock
+        inner = ax.Inner(STEPS, state.params.stepsize, optimizer=_ADAM)
+        add(f"{what}, meta-trained", kind, problem, state.params.params, inner, seconds)
+
+
+def meta_train(problem: ax.FiniteSum, params: Any, alpha: float, rate: float, options: argparse.Namespace) -> Any:
+    """The state after meta-training from these parameters, with one learned step size for each array."""
+    steps, seen, start = options.meta_steps, [], time.perf_counter()
+    rising = max(steps // 20, 1)
+    schedule = optax.warmup_cosine_decay_schedule(rate / rising, rate, rising, steps)
+    inner = ax.Inner(STEPS, ax.stepsize.Learned(alpha, per="leaf"), optimizer=_ADAM)
+
+    def report(state, record):
+        seen.extend(record["loss"].tolist())
+        if len(seen) % 25 == 0:
+            print(f"{len(seen)} meta-steps, {time.perf_counter() - start:.0f} s: {np.mean(seen[-25:]):.3f} nats", flush=True)
+
+    return ax.train(
+        problem, params, ax.MetaGradient(inner, curvature=ax.curvature.FirstOrder()), steps=steps,
+        optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule)), tasks_per_step=options.tasks_per_step,
+        seed=0, callback=report,
+    )[0]  # fmt: skip
 
 
 if __name__ == "__main__":
