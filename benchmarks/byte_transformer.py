@@ -19,6 +19,8 @@ import numpy as np
 import optax
 import scipy.stats
 
+import adaptax as ax
+
 # Bytes beyond ASCII are read as one letter.
 LETTERS = 128
 WIDTH, HEADS, LAYERS, LENGTH = 256, 4, 4, 128
@@ -146,7 +148,7 @@ def interval(values: np.ndarray) -> list[float]:
 
 
 def climb(judge: Callable[[float], float], first: float, factor: float = 2.0) -> tuple[float, dict[float, float]]:
-    """A step size that does no better times a factor or divided by it, searched from the first one on, and all that were tried."""
+    """A step size that is no better times a factor or divided by it, searched from the first one on, and all tried."""
     tried: dict[float, float] = {}
 
     def at(stepsize):
@@ -196,6 +198,17 @@ def train(
         if len(values) % every == 0:
             print(f"{len(values)} steps, {time.perf_counter() - start:.0f} s: {np.mean(values[-every:]):.3f} nats", flush=True)
     return w, len(values)
+
+
+def outer_optimizer(steps: int, rate: float, of_stepsizes: float) -> optax.GradientTransformation:
+    """Adam for `ax.Meta`: a largest step size for what adapts and one for the logarithms of step sizes; both fall to zero."""
+    rising = max(steps // 20, 1)
+
+    def adam(rate):
+        schedule = optax.warmup_cosine_decay_schedule(rate / rising, rate, rising, steps)
+        return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+
+    return optax.partition({"w": adam(rate), "rates": adam(of_stepsizes)}, lambda tree: ax.Meta("w", "rates"))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -23,7 +23,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from byte_transformer import LENGTH, add_options, base, climb, cut, interval, loss, parts, sampler, standard_library, train
+from byte_transformer import (
+    LENGTH,
+    add_options,
+    base,
+    climb,
+    cut,
+    interval,
+    loss,
+    outer_optimizer,
+    parts,
+    sampler,
+    standard_library,
+    train,
+)
 from machine import measurement
 from tables import RESULTS, rows_of
 
@@ -121,13 +134,7 @@ def tuned(params: Any, texts: Sequence[np.ndarray], scales: Any, first: dict[str
 def meta_train(params: Any, texts: Sequence[np.ndarray], rates: Any, options: argparse.Namespace) -> tuple[ax.Meta, list]:
     """Meta-train a network and one factor for each array of these step sizes; the outer loss of each meta-step too."""
     free, steps = jax.tree.map(lambda leaf: jnp.zeros(()), params), options.meta_steps
-    rising = max(steps // 20, 1)
-
-    def adam(rate):
-        schedule = optax.warmup_cosine_decay_schedule(rate / rising, rate, rising, steps)
-        return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
-
-    optimizer = optax.partition({"w": adam(OUTER), "rates": adam(OUTER_RATES)}, lambda tree: ax.Meta("w", "rates"))
+    optimizer = outer_optimizer(steps, OUTER, OUTER_RATES)
     method = ax.MetaGradient(ax.Inner(FEW, ax.stepsize.Learned(1.0, growth=None)), curvature=CURVATURES[options.curvature])
     start, seen = time.perf_counter(), []
 

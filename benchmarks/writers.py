@@ -1,6 +1,6 @@
 """A byte-level transformer adapts to a new writer: low-rank adapters beside all parameters, meta-trained and not.
 
-    python benchmarks/writers.py [--base FILE] [--meta-steps 150]
+    python benchmarks/writers.py [--base FILE] [--meta-steps 100]
 
 Writers are the modules of Python's standard library, 30 of them held out and 15 for choosing step sizes. A task is a writer:
 the support set is four stretches of 128 bytes from a random place, the target set the four after them. All rows begin with
@@ -20,15 +20,27 @@ import equinox as eqx
 import jax
 import numpy as np
 import optax
-from byte_transformer import LENGTH, add_options, base, climb, cut, interval, loss, parts, sampler, standard_library
+from byte_transformer import (
+    LENGTH,
+    add_options,
+    base,
+    climb,
+    cut,
+    interval,
+    loss,
+    outer_optimizer,
+    parts,
+    sampler,
+    standard_library,
+)
 from machine import measurement
 from tables import RESULTS, rows_of
 
 import adaptax as ax
 
 STRETCHES, STEPS, RANK = 4, 5, 8
-# Step sizes of Adam at which the search begins, and the largest outer ones.
-FIRST, OUTER = {"all": 2e-4, "adapters": 2e-3}, {"all": 3e-4, "adapters": 3e-3}
+# Step sizes of Adam at which the search begins, and the largest outer ones, of what adapts and of its step sizes.
+FIRST, OUTER, OUTER_RATES = {"all": 4e-4, "adapters": 4e-3}, {"all": 1e-4, "adapters": 1e-3}, 3e-2
 # Places of a held-out writer, and of one for choosing step sizes, where a support set begins.
 PLACES, FEW = 2, 1
 # The root in Adam has a finite derivative only with a small number under it.
@@ -76,7 +88,7 @@ def table(result: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_options(parser)
-    parser.add_argument("--meta-steps", type=int, default=150)
+    parser.add_argument("--meta-steps", type=int, default=100)
     parser.add_argument("--tasks-per-step", type=int, default=1)
     options = parser.parse_args()
     held_out, validation, training, short = parts(standard_library())
@@ -119,8 +131,6 @@ def main() -> None:
 def meta_train(problem: ax.FiniteSum, params: Any, alpha: float, rate: float, options: argparse.Namespace) -> Any:
     """The state after meta-training from these parameters, with one learned step size for each array."""
     steps, seen, start = options.meta_steps, [], time.perf_counter()
-    rising = max(steps // 20, 1)
-    schedule = optax.warmup_cosine_decay_schedule(rate / rising, rate, rising, steps)
     inner = ax.Inner(STEPS, ax.stepsize.Learned(alpha, per="leaf"), optimizer=_ADAM)
 
     def report(state, record):
@@ -130,7 +140,7 @@ def meta_train(problem: ax.FiniteSum, params: Any, alpha: float, rate: float, op
 
     return ax.train(
         problem, params, ax.MetaGradient(inner, curvature=ax.curvature.FirstOrder()), steps=steps,
-        optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule)), tasks_per_step=options.tasks_per_step,
+        optimizer=outer_optimizer(steps, rate, OUTER_RATES), tasks_per_step=options.tasks_per_step,
         seed=0, callback=report,
     )[0]  # fmt: skip
 
