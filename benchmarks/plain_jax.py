@@ -46,7 +46,7 @@ def transformer(steps: int) -> tuple[dict[str, Callable], Callable]:
 
     import adaptax as ax
 
-    params = text.initial(jax.random.key(0), width=128, length=64)
+    params = text.initial(jax.random.key(0), width=128)
     support, target = jax.random.randint(jax.random.key(1), (2, 2, 4, 65), 0, text.LETTERS)
     problem, stepsize = ax.FiniteSum(text.loss, lambda key: None), 0.01
 
