@@ -13,7 +13,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # The house from the ground up. A module may import the floors below its own, and modules of its own floor.
 FLOORS = [
     "errors", "_checks", "_signals", "theory", "_tree", "_intake", "_drawn_once", "_archive", "problem", "sequential", "_keys",
-    "_devices", "_cost", "_smoothing", "_lanczos",
+    "_processes", "_devices", "_cost", "_smoothing", "_lanczos",
     "_second_order", "gradients", "curvature", "_precision", "stepsize.rates", "stepsize.learned", "stepsize.rules",
     "stepsize.auto", "_update", "_optimizers", "_schedule", "_microbatches", "_recursion", "_small_products",
     "_hoist", "_batching", "inner", "_parameters",

@@ -1,4 +1,4 @@
-"""The exceptions of the library: mistakes in the input, failures on the host, files of a run that cannot be used."""
+"""The exceptions of the library: mistakes in the input, failures on the host and of other processes, unusable run files."""
 
 import signal
 
@@ -54,6 +54,19 @@ class Terminated(SystemExit):
     def __init__(self, *words: str):
         super().__init__(*words)
         self.code = 128 + signal.SIGTERM
+
+
+class ProcessLost(RuntimeError):
+    """Another of the processes that take a run together has ended or cannot be reached: the message is one sentence.
+
+    A run with a folder goes on from its last checkpoint when all processes are started again; the command line exits with
+    code 1.
+
+    Example:
+        >>> from adaptax.errors import ProcessLost
+        >>> issubclass(ProcessLost, RuntimeError)
+        True
+    """
 
 
 class NotTrained(UserWarning):

@@ -139,6 +139,8 @@ def on_one_device(problem: AbstractProblem, devices: Any) -> bool:
     alone = any(isinstance(x, eqx.nn.State) for x in found)
     if alone and devices is not None:
         raise InputError("equinox.nn.State cannot be spread over devices: leave devices= out, which takes the default one.")
+    if alone and jax.process_count() > 1:
+        raise InputError("equinox.nn.State cannot be spread over processes: start one, or hold the state in plain arrays.")
     return alone
 
 

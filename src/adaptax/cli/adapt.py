@@ -143,10 +143,8 @@ def _explain(learner: ax.Learner, predictor: ax.Predictor, whole: bool) -> None:
     try:
         name = next((n for n in evaluation["scores"] if n.startswith("accuracy")), "loss")
         score, at = evaluation["scores"][name], evaluation["steps"].index(steps)
-        ends = [tuple(None if score[k][i] is None else float(score[k][i]) for k in ("low", "mean", "high")) for i in (0, at)]
+        ends = [tuple(float(score[k][i]) for k in ("low", "mean", "high")) for i in (0, at)]
     except (KeyError, IndexError, TypeError, ValueError, AttributeError):  # none of these steps, or none at all
-        return
-    if any(x is None for end in ends for x in end):
         return
     (low0, first, high0), (low, mean, high) = ends
     sign = 1 if name != "loss" else -1

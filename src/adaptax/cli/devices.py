@@ -11,11 +11,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def use_all_cores() -> None:
+def use_all_cores(sharing: int = 1) -> None:
     """Make each core a device of its own, so that tasks spread over all of them; JAX shows a CPU as one device.
 
-    The user's own setting, and a JAX that has started already, are left alone. Accelerators are not concerned: where there
-    are any, JAX uses them and no CPU device.
+    Processes that share the cores take an equal part of them each, at least one. The user's own setting, and a JAX that has
+    started already, are left alone. Accelerators are not concerned: where there are any, JAX uses them and no CPU device.
     """
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
@@ -25,7 +25,7 @@ def use_all_cores() -> None:
     if jax.config.jax_num_cpu_devices != -1:  # type: ignore[attr-defined]
         return
     try:
-        jax.config.update("jax_num_cpu_devices", cores())
+        jax.config.update("jax_num_cpu_devices", max(cores() // sharing, 1))
     except RuntimeError:  # JAX has started
         return
 

@@ -2,18 +2,20 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
 from adaptax import __version__
 from adaptax._signals import terminable
+from adaptax.cli import processes
 from adaptax.cli.commands import COMMANDS, Plan
 from adaptax.cli.naming import as_typed
 from adaptax.cli.options import check
 from adaptax.cli.parse import find, parse
 from adaptax.cli.saved import complete, sources
 from adaptax.cli.training import Training
-from adaptax.errors import CheckpointError, HostFailure, InputError, Terminated
+from adaptax.errors import CheckpointError, HostFailure, InputError, ProcessLost, Terminated
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,12 +38,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"adaptax {__version__}")
         return 0
     try:
+        code = _answer(arguments)
+    except BaseException:
+        if not processes.joined():
+            raise
+        traceback.print_exc()
+        code = 1
+    if code and processes.joined():
+        processes.leave(code)
+    return code
+
+
+def _answer(arguments: list[str]) -> int:
+    """Run one command, and say what stopped it in one sentence."""
+    try:
         with terminable():
             return _run(arguments)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    except (HostFailure, CheckpointError, MemoryError) as error:
+    except (HostFailure, CheckpointError, ProcessLost, MemoryError) as error:
         print(str(error) or "The memory does not suffice: take fewer tasks a meta-step.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -74,6 +90,10 @@ def _run(arguments: list[str]) -> int:
     prog, kind, rest = find(COMMANDS, arguments)
     command = parse(kind, rest, prog)
     if isinstance(command, Training):
+        # Process 0 tells the others what its run folder holds, so they must have met.
+        if processes.join(command):
+            _start_jax(processes.sharing(command))
+            processes.meet()
         command = complete(command, rest, prog)
     with as_typed(kind, lambda: sources(command, rest)):
         check(command)
@@ -82,14 +102,18 @@ def _run(arguments: list[str]) -> int:
 
 def _execute(command: Any) -> int:
     # A plan needs no JAX, unless it measures.
-    if not isinstance(command, Plan):
-        from adaptax.cli.devices import keep_precision, repeat_exactly, use_all_cores
-
-        repeat_exactly()
-        use_all_cores()
-        keep_precision()
+    if not isinstance(command, Plan) and not processes.joined():
+        _start_jax()
     if isinstance(command, Training):
         from adaptax.cli.train import train
 
         return train(command)
     return command.execute()
+
+
+def _start_jax(sharing: int = 1) -> None:
+    from adaptax.cli.devices import keep_precision, repeat_exactly, use_all_cores
+
+    repeat_exactly()
+    use_all_cores(sharing)
+    keep_precision()

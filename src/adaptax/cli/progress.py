@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from adaptax.cli.processes import is_silent
+
 
 class Progress:
     """Shows the loss, tasks a second, the step size in use and the time left: on a terminal a bar, else a line each tenth.
@@ -26,7 +28,7 @@ class Progress:
         self.began: tuple[float, int] | None = None
 
     def __enter__(self) -> "Progress":
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not is_silent():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
             from rich.progress import Progress as Bar
@@ -42,6 +44,8 @@ class Progress:
             self.bar.stop()
 
     def __call__(self, state: Any, record: dict[str, np.ndarray]) -> None:
+        if is_silent():
+            return
         step, taken = int(state.step), len(record["loss"])
         now = time.perf_counter()
         # The time before the first call is mostly that of compiling.
@@ -71,7 +75,7 @@ class Reading:
 
     def __call__(self, done: int, total: int) -> None:
         parts = 100 if sys.stderr.isatty() else 4
-        if total < 1000 or done * parts // total == (done - 1) * parts // total:
+        if is_silent() or total < 1000 or done * parts // total == (done - 1) * parts // total:
             return
         left = (time.perf_counter() - self.began) / done * (total - done)
         text = f"{self.title}: {done:,} of {total:,} images read, {_clock(left)} left"

@@ -144,11 +144,12 @@ def complete(config: Config, arguments: list[str], prog: str) -> Config:
     if config.resume:
         if out is None:
             raise InputError("--resume needs the run folder to go on with: add --out DIR.")
-        from adaptax.training.run import Run
+        from adaptax.training.shared_run import open_run
 
-        if not Run.is_run(out):
+        run = open_run(out)
+        if not run.is_run(out):
             raise InputError(f"There is no run in {out} to go on with: leave out --resume to start one.")
-        there = from_saved(Run(out).config(), str(out))
+        there = from_saved(run.config(), str(out))
         if not isinstance(there, type(config)):
             raise InputError(f"{out} is for the task {there.task!r}, not {config.task}: use adaptax train {there.task}.")
         base = with_network(there, getattr(config, "model", None), out)

@@ -5,15 +5,18 @@ import sys
 from typing import Any
 
 import adaptax as ax
+from adaptax._processes import on_first
 from adaptax.cli import saved
 from adaptax.cli.building import Built
 from adaptax.cli.evaluate import judge, judged_with, load
+from adaptax.cli.processes import is_silent
 from adaptax.cli.progress import Progress
 from adaptax.cli.training import Training
 from adaptax.learner.load import FILE
 from adaptax.report import tables
 from adaptax.training.loop import Diverged
 from adaptax.training.run import Run
+from adaptax.training.shared_run import open_run
 from adaptax.training.step import State
 
 
@@ -21,12 +24,11 @@ def train(config: Training) -> int:
     """Train from the beginning or from where the run stopped; then evaluate, print and save. Returns the exit code."""
     built = config.build()
     described = saved.describe(config)
-    run = None if config.out is None else Run(config.out)
+    run = None if config.out is None else open_run(config.out)
     if run is not None and run.is_run(run.folder):
         _agree(run, config)
         if (result := run.evaluation()) is not None and result.get("trained", result["step"]) == config.steps == run.newest():
-            if not (run.folder / FILE).is_file():  # finished before there were learners
-                _save_learner(run, config, *load(run, run.config(), config), result)
+            on_first(lambda: _add_learner(Run(run.folder), config, result))
             print(tables.evaluation(result))
             print(f"{config.out} is finished: nothing was changed (--resume with more --steps goes on).")
             return 0
@@ -53,7 +55,7 @@ def train(config: Training) -> int:
         result = judge(config, built, state, history["skipped"].sum(), trained=config.steps)
         text = tables.evaluation(result)
         if run is not None:
-            _save_learner(run, config, built, state, result)
+            on_first(lambda: _save_learner(run, config, built, state, result))
             run.write_evaluation(result, text)
     print(text)
     return 0
@@ -63,6 +65,12 @@ def _save_learner(run: Run, config: Training, built: Built, state: State, result
     params, inner = judged_with(built, state)
     about = {"task": config.task, "step": result["step"], "seed": config.seed, "evaluation": result, **built.reading}
     ax.Learner(built.held_out, params, inner, samples=built.method.samples, about=about).save(run.folder / FILE)
+
+
+def _add_learner(run: Run, config: Training, result: dict[str, Any]) -> None:
+    """Write the learner of a run that was finished before there were learners."""
+    if not (run.folder / FILE).is_file():
+        _save_learner(run, config, *load(run, run.config(), config), result)
 
 
 def _agree(run: Run, config: Training) -> None:
@@ -77,4 +85,5 @@ def _tell(run: Run, config: Training) -> None:
     message = f"{config.out}: going on from meta-step {run.newest()} of {config.steps}"
     if changes := run.changed_environment():
         message += f"; not bit for bit, for this run began with another environment ({'; '.join(changes)})"
-    print(message, file=sys.stderr)
+    if not is_silent():
+        print(message, file=sys.stderr)

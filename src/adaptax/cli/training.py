@@ -67,6 +67,13 @@ class Training:
     """Run folder. The same command given again goes on where a stopped run was (default: nothing is kept)."""
     config: options.UnsavedPath = None
     """JSON or TOML file of these options by name; what is given on the command line wins."""
+    coordinator: Annotated[options.OptionalAddress, options.Mark.UNSAVED] = None
+    """Address of process 0 with a free port, where several processes take the run together (default: as SLURM, Open MPI or
+    Kubernetes says, otherwise this process alone)."""
+    processes: Annotated[options.OptionalCount, options.Mark.UNSAVED] = None
+    """How many processes take the run together (with --coordinator; 1: this one alone)."""
+    process_id: Annotated[options.OptionalCountOrZero, options.Mark.UNSAVED] = None
+    """Which of them this one is, from 0 (with --coordinator). Process 0 prints, and it alone reads and writes --out."""
     resume: Annotated[tyro.conf.FlagCreatePairsOff[bool], options.Mark.UNSAVED] = False
     """Continue the run in --out with its saved options; only --steps may be raised."""
 

@@ -227,7 +227,12 @@ class Checkpoints:
     def _manager(self, kind: str):
         import orbax.checkpoint as ocp
 
-        options = ocp.CheckpointManagerOptions(max_to_keep=_KEPT, enable_async_checkpointing=False)
+        more = {}
+        if jax.process_count() > 1:  # process 0 alone writes
+            (self.folder / kind).mkdir(exist_ok=True)
+            alone = ocp.options.MultiprocessingOptions(active_processes={0}, barrier_sync_key_prefix=f"adaptax-{kind}")
+            more = {"multiprocessing_options": alone, "create": False}
+        options = ocp.CheckpointManagerOptions(max_to_keep=_KEPT, enable_async_checkpointing=False, **more)
         return ocp.CheckpointManager(self.folder / kind, options=options)
 
     def _as(self, like: State, arrays: dict[str, np.ndarray], older: Callable[[], State] | None) -> State:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from adaptax import _devices as dev
+from adaptax import _processes as processes
 from adaptax._batching import check_batch, check_in_flight, map_tasks
 from adaptax._checks import check_whole
 from adaptax._drawn_once import traced
@@ -81,13 +82,14 @@ def evaluate(
         samples: sample sizes of a resampling problem; target samples are drawn anew at each w_j.
         in_flight: how many tasks each device holds in memory at a time (default: by what one task holds). Tasks are drawn
             group by group, so that the memory does not grow with their number.
-        devices: the devices to spread the tasks over (default: all local devices).
+        devices: the devices to spread the tasks over (default: all of all processes, which must then all call this with the
+            same arguments). With devices of this process alone it evaluates by itself.
 
     Returns: `Curve(steps, mean, low, high)`, with the number of tasks that were not finite in `not_finite`. If there are any, a
     `NotFiniteWarning` says which was the first, by index and key, and where it was not.
 
     Errors: `InputError` for no steps, negative ones, fewer than 2 tasks, or tasks that do not fit the loss; `HostFailure`
-    when an environment on the host failed.
+    when an environment on the host failed; `ProcessLost` when another process is gone.
 
     Example:
         >>> import adaptax as ax, jax, jax.numpy as jnp
@@ -120,16 +122,20 @@ def judge(
     count = tasks if number else check_batch(batch, None, problem)
     count, seed = check_whole("", "tasks", count, 2), check_whole("", "seed", seed, 0)
     in_flight = check_in_flight(in_flight)
-    mesh = None if on_one_device(problem, devices) else dev.mesh_of(devices, count)
-    problem, params, inner, batch, key = dev.replicate(mesh, (problem, params, inner, batch, jax.random.key(seed)))
+    mesh = None if on_one_device(problem, devices) else dev.mesh_of(devices, count, alone=True)
+    if dev.spans(mesh):
+        sums = {"params": processes.checksum((params, inner)), "tasks": processes.checksum((batch, problem))}
+        processes.check_same({**sums, "steps": wanted.tolist(), "number of tasks": count, "seed": seed})
     forget_failures()
-    rule = inner.stepsize
+    rule, key = inner.stepsize, jax.random.key(seed)
     if isinstance(rule, AbstractRule):
         few = _few(problem, rule.tasks, batch, key, count)
         inner = resolve(inner, problem, params, *few, samples=samples)
-    values = _evaluate(problem, params, inner, batch, key, count, tuple(int(n) for n in wanted), samples, in_flight, mesh)
-    table = {name: np.asarray(value, np.float64) for name, value in jax.device_get(values).items()}
-    raise_failure()
+    problem, params, inner, batch, key = dev.replicate(mesh, (problem, params, inner, batch, key))
+    with processes.watching():
+        values = _evaluate(problem, params, inner, batch, key, count, tuple(int(n) for n in wanted), samples, in_flight, mesh)
+        table = {name: np.asarray(value, np.float64) for name, value in jax.device_get(values).items()}
+    (processes.raise_failure if dev.spans(mesh) else raise_failure)()
     bad = ~np.all([np.isfinite(value.reshape(count, len(wanted), -1)).all(axis=-1) for value in table.values()], axis=0)
     given = problem, params, inner, batch, key, samples
     with np.errstate(invalid="ignore"):
@@ -189,7 +195,7 @@ def _evaluate(problem, params, inner, batch, key, count, steps, samples, in_flig
         return (), map_tasks(one, split, in_flight)
 
     scores = dev.spread(mesh, local, (problem, params, inner), (given, keys))[1]
-    return jax.tree.map(lambda leaf: leaf[:count], scores)
+    return jax.tree.map(lambda leaf: leaf[:count], dev.everywhere(mesh, scores))
 
 
 def _scores(path: TaskPath, steps: tuple[int, ...]) -> dict[str, Array]:

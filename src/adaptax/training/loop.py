@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -14,9 +15,10 @@ import optax
 from jaxtyping import PyTree
 
 from adaptax import _devices as dev
+from adaptax import _processes as processes
 from adaptax._checks import check_whole
 from adaptax._signals import Stopping, told
-from adaptax.errors import CheckpointError, InputError, forget_failures, raise_failure
+from adaptax.errors import CheckpointError, InputError, forget_failures
 from adaptax.methods.base import AbstractMethod
 from adaptax.problem import AbstractProblem
 from adaptax.sequential import on_one_device
@@ -29,6 +31,7 @@ from adaptax.training.older import older, with_direction
 from adaptax.training.outer_defaults import default_optimizer
 from adaptax.training.resuming import check_resumable, describe_run
 from adaptax.training.run import Run
+from adaptax.training.shared_run import check_same, open_run, same_start
 from adaptax.training.skipped import Skipped, explain
 from adaptax.training.stability import StabilityMonitor
 from adaptax.training.step import State, Step, make_step
@@ -76,8 +79,9 @@ def train(
     r"""Meta-train: $w \leftarrow w - \beta\,\frac1B\sum_i\hat G_i$, `steps` times, in compiled runs of many meta-steps.
 
     A meta-step whose gradient is not finite changes nothing and is counted; a `NotFiniteWarning` says why the first one was not
-    (which task, by index and key, and where), and at the end how many there were. Tasks are spread over all local devices;
-    the result does not depend on their number beyond the order of a sum. (On a CPU, JAX shows one device; to use all
+    (which task, by index and key, and where), and at the end how many there were. Tasks are spread over all devices, those of
+    other processes that `jax.distributed` has joined included (docs/scale.md); the result does not depend on their number
+    beyond the order of a sum. (On a CPU, JAX shows one device; to use all
     cores, call `jax.config.update("jax_num_cpu_devices", os.cpu_count())` before anything else.)
 
     Main arguments:
@@ -125,7 +129,7 @@ def train(
         max_skipped: stop after so many meta-steps in a row that were not finite.
         in_flight: how many tasks each device holds at a time (default: by what one task holds).
         memory: `ax.Memory(rate)`: the optimiser gets remembered meta-gradients (default None: those of the batch alone).
-        devices: the devices to spread tasks over (default: all local devices).
+        devices: the devices to spread tasks over (default: all of all processes). Each process must have one of them.
 
     Returns: the final `State` (with `validation` the best one), and a dict of NumPy arrays of length `steps` (less the step
     count of a `state` given): loss, grad_norm (of the batch's meta-gradient, also with memory), stepsize (NaN where not
@@ -135,9 +139,10 @@ def train(
     Errors: `InputError` for bad arguments, before anything is computed or written, and for a run folder that another process
     trains in; `Diverged`, which says why, when training stopped because nothing was finite; `HostFailure` when an environment
     on the host failed; `CheckpointError` when files of the run folder cannot be read or written; `MemoryError`, which names
-    what takes less, when a device has no memory left. With a run folder the state is saved whatever is raised, also by a
-    loss, a callback or `tasks`. There, and in the main thread, SIGINT and SIGTERM let the meta-steps in flight end and be
-    saved, and then raise `KeyboardInterrupt` or `ax.errors.Terminated`; a second one leaves at once.
+    what takes less, when a device has no memory left; `ProcessLost` when another process is gone. With a run folder the state
+    is saved whatever is raised, also by a loss, a callback or `tasks`. There, and in the main thread, SIGINT and SIGTERM let
+    the meta-steps in flight end and be saved, and then raise `KeyboardInterrupt` or `ax.errors.Terminated`; a second one
+    leaves at once.
 
     Example:
         >>> import adaptax as ax, jax, jax.numpy as jnp, optax
@@ -158,16 +163,22 @@ def train(
     step = make_step(problem, method, optimizer, tasks_per_step, in_flight=in_flight, memory=memory)
     mesh = None if on_one_device(problem, devices) else dev.mesh_of(devices, step.tasks_per_step)
     step = dataclasses.replace(step, mesh=mesh)
-    run = None if out is None else Run(out)
+    run = None if out is None else open_run(out)
     own = _own_callbacks(step, run, seed + _SEED_OFFSET, evaluate_every, validation, monitor_every, certify)
     watched = check_callbacks([*own, *check_callbacks(callbacks)])
     found = False
-    if run is not None and config is None:
+    if (run is not None or processes.several()) and config is None:
         parts = {"problem": problem, "method": method, "optimizer": optimizer, "memory": memory}
         config = describe_run(steps, step.tasks_per_step, seed, **parts)
-        found = check_resumable(run, config, resume)
+        found = run is not None and check_resumable(run, config, resume)
     elif run is not None:
         found = run.check(config or {}, resume)
+    if processes.several():
+        check_same(
+            config or {}, params, state, steps=steps, tasks_per_step=step.tasks_per_step, seed=seed, resume=resume,
+            out=out is None, checkpoint_every=checkpoint_every, max_skipped=max_skipped, tasks=tasks is None,
+            evaluate_every=evaluate_every, monitor_every=monitor_every, callbacks=[entry.name for entry in watched],
+        )  # fmt: skip
 
     begun = 0 if state is None else int(state.step)
     opened = (
@@ -176,11 +187,13 @@ def train(
         else contextlib.closing(Stream(tasks, lambda batch: step.given(batch, params), steps - begun))
     )
     stopping = Stopping()
-    with run or contextlib.nullcontext(), explained(), opened as stream, stopping if run else contextlib.nullcontext():
+    nothing = contextlib.nullcontext()
+    with processes.watching(), run or nothing, explained(), opened as stream, stopping if run else nothing:
         if run is not None and found:
             run.lock.take()
         ahead = None if stream is None else stream.first
         start = step.init(params, seed, ahead) if state is None else state
+        start = same_start(start) if processes.several() else start
         for entry in own:
             if isinstance(entry, StabilityMonitor):
                 entry.check(start)
@@ -252,7 +265,7 @@ def _try(step: Step, state: State, batch: PyTree) -> None:
         eqx.filter_eval_shape(step, state, batch)
 
 
-def _loop(step, state, steps, stream, run, history, checkpoint_every, callbacks, callback, max_skipped, stopping):
+def _loop(step, state, steps, stream, run, history, checkpoint_every, callbacks, callback, max_skipped, stopping) -> State:
     length, saved, skipped = 1, None if run is None else run.newest(), Skipped(step)
     capacity = _CAPACITY if stream is None else stream.capacity
     # The last state of which everything is recorded, and its place in the tasks.
@@ -261,7 +274,7 @@ def _loop(step, state, steps, stream, run, history, checkpoint_every, callbacks,
     def keep():
         nonlocal saved
         if run is not None and saved != int(whole[0].step):
-            run.save(*whole)
+            run.save(dev.own_copy(whole[0]), whole[1])
             saved = int(whole[0].step)
 
     with _kept_on_failure(keep):
@@ -275,24 +288,26 @@ def _loop(step, state, steps, stream, run, history, checkpoint_every, callbacks,
             before = state
             new, chunk, taken = run_chunk(step, state, jnp.array(stop - done), capacity, jnp.array(max_skipped), batches)
             taken = int(taken)
-            raise_failure()
+            processes.raise_failure()
             state = new
             chunk = {name: np.asarray(values)[:taken] for name, values in chunk.items()}
             # Long enough to hide the host's work, short enough to be watched; results do not depend on it.
-            if taken == length and time.perf_counter() - began < _SECONDS:
+            if taken == length and processes.largest(time.perf_counter() - began) < _SECONDS:
                 length = min(2 * length, _CAPACITY)
             history.add(chunk)
             done += taken
             if run is not None:
                 run.append(done - taken, chunk)
-            _measure(callbacks, state, done, run, history)
+            _measure(callbacks, dev.own_copy(state), done, run, history)
             whole = state, None if stream is None else stream.state_after(taken)
             if checkpoint_every and done % checkpoint_every == 0:
                 keep()
             if callback is not None:
-                callback(state, chunk)
-            diverged, asked = int(state.skipped) >= max_skipped, stopping.asked
-            if diverged or done >= steps or asked is not None:
+                processes.together(functools.partial(callback, dev.own_copy(state), chunk))
+            diverged = int(state.skipped) >= max_skipped
+            # All processes stop at the same meta-step.
+            stopping.asked = int(processes.largest(stopping.asked or 0)) or None
+            if diverged or done >= steps or stopping.asked is not None:
                 keep()
             if diverged:
                 last = None if batches is None else picked(batches, taken - 1)
@@ -307,7 +322,7 @@ def _loop(step, state, steps, stream, run, history, checkpoint_every, callbacks,
                 return state, None if batches is None else picked(batches, count - 1)
 
             skipped.add(chunk, replay)
-            if asked is not None:
+            if stopping.asked is not None:
                 break
     skipped.end()
     return state
@@ -315,12 +330,14 @@ def _loop(step, state, steps, stream, run, history, checkpoint_every, callbacks,
 
 @contextlib.contextmanager
 def _kept_on_failure(keep: Callable[[], None]):
-    """Whatever fails, save the last state of which everything is recorded."""
+    """Whatever fails, save the last state of which everything is recorded; several processes must all know of the failure."""
     try:
         yield
     except CheckpointError:
         raise
     except Exception as error:
+        if processes.several() and not getattr(error, "told", False):
+            raise
         try:
             keep()
         except Exception as second:
@@ -351,7 +368,7 @@ def _measure(callbacks: list[Any], state: State, done: int, run: Run | None, his
     """Take the measurements that are due after `done` meta-steps, note them, and append them to the run."""
     for callback in callbacks:
         if callback.due(done):
-            entry = check_measurement(callback, callback.measure(state))
+            entry = processes.together(lambda callback=callback: check_measurement(callback, callback.measure(state)))
             history.note(done, columns_of(callback, entry))
             if run is not None:
                 run.append_measurement(callback.name, {"step": done, **entry})

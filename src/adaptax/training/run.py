@@ -237,7 +237,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "packages": {name: version(name) for name in packages},
-        "devices": [device.device_kind for device in jax.local_devices()],
+        "devices": [device.device_kind for device in jax.devices()],
         "backend": jax.default_backend(),
         "x64": bool(jax.config.jax_enable_x64),  # type: ignore[attr-defined]
     }

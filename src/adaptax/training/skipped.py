@@ -78,7 +78,7 @@ def explain(step: Step, state: State, record: dict[str, Any], batch: PyTree) -> 
         record: its record.
         batch: its tasks, where they come from the host.
     """
-    state = dev.collect(step.mesh, state)
+    state, batch = dev.collect(step.mesh, (state, batch))
     number, index, count = int(state.step) - 1, int(record["first_not_finite"]), step.tasks_per_step
     if index >= count:
         own = type(step.optimizer).__module__.startswith("adaptax.")

@@ -9,8 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
+from adaptax import _processes as processes
 from adaptax.errors import InputError
 
 # Batches that one compiled program takes: so many bytes of them, and at most so many.
@@ -38,7 +40,8 @@ class Stream:
         self._waiting: deque[Future] = deque()
         self._states: list[Any] = []
         # The first batch is looked at before training begins, and then taken.
-        self.first = self._result(self._pool.submit(self._draw))[0]
+        self.first = processes.together(lambda: self._result(self._pool.submit(self._draw)))[0]
+        _check_same(self.first)
         self._left -= 1
         self._kept: tuple[PyTree, Any] | None = (self.first, self._mark())
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(self.first))
@@ -71,7 +74,8 @@ class Stream:
 
     def take(self, count: int) -> PyTree:
         """The next batches, stacked along a second axis of length `capacity` (the last one repeated)."""
-        drawn = self._next(count)
+        drawn = processes.together(lambda: self._next(count))
+        _check_same([batch for batch, _ in drawn])
         self._states = [state for _, state in drawn]
         filled = [batch for batch, _ in drawn] + [drawn[-1][0]] * (self.capacity - count)
         return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=1), *filled)
@@ -95,6 +99,15 @@ class Stream:
         for future in self._waiting:
             future.cancel()
         self._pool.shutdown(wait=False)
+
+
+def _check_same(batches: PyTree) -> None:
+    """Refuse batches that are not those of every process: all draw the same, and each takes its devices' share of them."""
+    if processes.several():
+        sums = processes.gather(processes.checksum(batches), np.uint32)
+        if (other := int(np.argmax(sums != sums[0]))) > 0:
+            text = f"tasks= gave process {other} another batch than process 0"
+            raise InputError(f"{text}: draw the same tasks in every process, which takes its own share of them.")
 
 
 def picked(batches: PyTree, index: int) -> PyTree:

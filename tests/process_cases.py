@@ -1,0 +1,205 @@
+"""What one process and several take alike. `tests/training/test_processes.py` runs it in one, and starts others with `main`."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import adaptax as ax
+
+SCALES, START = (1.0, 2.0, 4.0), (1.0, -1.0, 0.5)
+STEPS, HALF, TASKS = 12, 8, 5
+
+
+def loss(w, c):
+    return 0.5 * jnp.sum(jnp.array(SCALES) * (w - c) ** 2)
+
+
+def sample(key):
+    return ax.Task(*jax.random.normal(key, (2, 3)))
+
+
+PROBLEM = ax.FiniteSum(loss, sample)
+
+
+class Length(ax.training.Callback):
+    """A user's measurement, which mixes the state with an array of its own."""
+
+    name = "length"
+
+    def measure(self, state):
+        return {"from_start": float(jnp.linalg.norm(state.params - jnp.array(START)))}
+
+
+class Fails(Length):
+    """A measurement that fails in process 1 alone."""
+
+    name = "fails"
+
+    def measure(self, state):
+        if jax.process_index() == 1:
+            raise OSError("the disk is full")
+        return super().measure(state)
+
+
+def train(steps=STEPS, method=None, problem=PROBLEM, params=None, **options):
+    method = ax.MetaGradient(ax.Inner(3)) if method is None else method
+    options = {"tasks_per_step": TASKS, "optimizer": optax.adam(0.05), "steps": steps, **options}
+    state, history = ax.train(problem, jnp.array(START) if params is None else params, method, **options)
+    leaves = jax.tree.leaves((state.params, state.inner.stepsize))
+    return state, history, {f"leaf {i}": np.asarray(leaf) for i, leaf in enumerate(leaves)} | history
+
+
+def everything(devices=None):
+    """Training with all that is measured on the way, and an evaluation."""
+    state, _, found = train(
+        devices=devices, evaluate_every=4, validation=PROBLEM, monitor_every=6, certify=True, callbacks=[Length(every=5)]
+    )
+    curve = ax.evaluate(PROBLEM, state.params, state.inner, [0, 3, 6], 21, devices=devices)
+    return found | {"mean": curve.mean["loss"], "low": curve.low["loss"], "high": curve.high["loss"]}
+
+
+def batches(other=0):
+    draws = np.random.default_rng(other).normal(size=(STEPS, 2, TASKS, 3)).astype(np.float32)
+    return [ax.Task(*draw) for draw in draws]
+
+
+def from_host(devices=None):
+    """Training on batches that an iterator gives."""
+    return train(devices=devices, tasks=batches())[2]
+
+
+def resampling(devices=None):
+    """Training on samples that a simulator on the host draws."""
+    from adaptax.tasks import rl
+
+    problem = rl.gymnasium_family(slope, lambda key: jax.random.uniform(key, minval=1.0), horizon=3)
+    policy = rl.GaussianPolicy(ax.models.mlp((1, 4, 1), key=jax.random.key(0)), 1)
+    method = ax.MetaGradient(ax.Inner(1, 0.1), samples=ax.Samples(2, 2, 2))
+    state, _, found = train(3, method, problem, policy, devices=devices)
+    curve = ax.evaluate(problem, state.params, state.inner, [0, 1], 5, samples=method.samples, devices=devices)
+    return found | {"mean": curve.mean["loss"]}
+
+
+def slope():
+    import gymnasium
+
+    class Slope(gymnasium.Env):
+        """A point that is pushed along a line; the reward is how near it comes to the task."""
+
+        observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+        action_space = gymnasium.spaces.Box(-2.0, 2.0, (1,), np.float32)
+        task = 0.0
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            self.at = self.np_random.normal()
+            return np.array([self.at], np.float32), {}
+
+        def step(self, action):
+            self.at += float(action[0])
+            return np.array([self.at], np.float32), -((self.at - float(self.task)) ** 2), False, False, {}
+
+    return Slope()
+
+
+def refused(call):
+    """The sentence that a call ends with."""
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def sinusoids(devices=None):
+    """The sinusoid problem with the network and the step sizes that are the default."""
+    problem, params = ax.tasks.sinusoid(), ax.models.mlp((1, 40, 40, 1), key=jax.random.key(0))
+    state, history = ax.train(problem, params, ax.MetaGradient(ax.Inner(10)), steps=20, tasks_per_step=24, devices=devices)
+    curve = ax.evaluate(problem, state.params, state.inner, [0, 10, 20], 100, devices=devices)
+    flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves((state.params, state.inner.stepsize))])
+    start = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
+    return {"params": flat, "start": start, "loss": history["loss"], "mean": curve.mean["loss"], "low": curve.low["loss"]}
+
+
+def in_two(folder, index):
+    """What process `index` of two does in the test."""
+    found = {"everything": everything(), "from_host": from_host(), "resampling": resampling()}
+    # Process 1 sees no folder of process 0.
+    place = folder if index == 0 else folder / "unseen"
+    begun = {"out": place / "by two", "evaluate_every": 4, "validation": PROBLEM}
+    train(HALF, **begun)
+    found["resumed"] = train(**begun | {"out": place / "by one"}, resume=True)[2]
+    told = {
+        "devices": refused(lambda: train(devices=jax.devices()[:1])),
+        "arguments": refused(lambda: train(seed=index)),
+        "problems": refused(lambda: train(problem=ax.FiniteSum(lambda w, c: (1 + index) * loss(w, c), sample))),
+        "batches": refused(lambda: train(tasks=batches(index))),
+        "evaluation": refused(lambda: ax.evaluate(PROBLEM, jnp.array(START) + index, ax.Inner(1, 0.1), [1], 4)),
+        "callback": refused(lambda: train(callbacks=[Fails(every=1)])),
+        "folder": refused(lambda: train(HALF, out=place / "by two")),
+        # Each by itself, with devices of its own.
+        "alone": str(ax.evaluate(PROBLEM, jnp.array(START), ax.Inner(1, 0.1), [1], 4, devices=jax.local_devices()).mean),
+    }
+    return found, told
+
+
+def main(work, index, count, devices, port, folder):
+    """Be process `index` of `count`, do one kind of work, and write what it gives."""
+    jax.config.update("jax_num_cpu_devices", devices)
+    if count > 1:
+        jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
+    told = {}
+    if work == "in_two":
+        jax.config.update("jax_disable_most_optimizations", True)
+        found, told = in_two(Path(folder), index)
+    else:
+        found = {work: globals()[work]()}
+    flat = {f"{name}/{key}": value for name, values in found.items() for key, value in values.items()}
+    np.savez(Path(folder) / f"{index}.npz", **flat)
+    (Path(folder) / f"{index}.json").write_text(json.dumps(told))
+
+
+def start(code, environment=None):
+    """A process of Python that runs a piece of code."""
+    here = Path(__file__).resolve().parent
+    paths = os.pathsep.join(map(str, (here.parent / "src", here)))
+    environment = {**os.environ, "PYTHONPATH": paths, **(environment or {})}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(running, seconds):
+    """What processes printed, once they have ended; none is left behind."""
+    try:
+        until = time.monotonic() + seconds
+        return [process.communicate(timeout=max(until - time.monotonic(), 1)) for process in running]
+    finally:
+        for process in running:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+
+def run(work, count, devices, port, folder, seconds, environment=None):
+    """Processes that do one kind of work: the numbers and the sentences of each."""
+    folder.mkdir(exist_ok=True)
+    given = [(work, index, count, devices, port, str(folder)) for index in range(count)]
+    codes = [f"import process_cases; process_cases.main{arguments!r}" for arguments in given]
+    running = [start(code, environment) for code in codes]
+    said = finish(running, seconds)
+    assert [process.returncode for process in running] == [0] * count, said
+    found, told = [], []
+    for index in range(count):
+        with np.load(folder / f"{index}.npz") as file:
+            found.append({name: file[name] for name in file.files})
+        told.append(json.loads((folder / f"{index}.json").read_text()))
+    return found, told

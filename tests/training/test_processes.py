@@ -1,0 +1,148 @@
+"""Several processes that train together: the same as one, refusals, run folders, and a process that dies."""
+
+import json
+import os
+import signal
+import socket
+import time
+
+import jax
+import numpy as np
+import process_cases as cases
+import pytest
+
+import adaptax as ax
+
+# Sums of two numbers do not depend on their order, so two devices give the same wherever they are.
+EXACT = {"rtol": 1e-6, "atol": 1e-7}
+SECONDS = 1200
+
+
+@pytest.fixture
+def port():
+    return free_port()
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What two processes with one device each find and say, their folder, and what one process with two devices finds."""
+    folder, devices = tmp_path_factory.mktemp("processes"), jax.devices()[:2]
+    begun = {"evaluate_every": 4, "validation": cases.PROBLEM, "devices": devices}
+    cases.train(cases.HALF, out=folder / "by one", **begun)
+    programs = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    found, told = cases.run("in_two", 2, 1, free_port(), folder, SECONDS, programs)
+    alone = {name: getattr(cases, name)(devices) for name in ("everything", "from_host", "resampling")}
+    alone["resumed"] = cases.train(**begun)[2]
+    return found, told, alone, folder
+
+
+def check(got, expected, name):
+    for key, value in expected.items():
+        np.testing.assert_allclose(got[f"{name}/{key}"], value, **EXACT, err_msg=key)
+
+
+@pytest.mark.parametrize("name", ["everything", "from_host", "resampling", "resumed"])
+def test_two_processes_are_one_with_two_devices(two, name):
+    found, _, alone, _ = two
+    assert len(alone[name]) > 5
+    for process in found:
+        check(process, alone[name], name)
+
+
+def test_one_process_goes_on_where_two_stopped_and_only_the_first_writes(two):
+    *_, alone, folder = two
+    assert not (folder / "unseen").exists()
+    options = {"evaluate_every": 4, "validation": cases.PROBLEM, "devices": jax.devices()[:2]}
+    got = cases.train(out=folder / "by two", resume=True, **options)[2]
+    check({f"resumed/{key}": value for key, value in got.items()}, alone["resumed"], "resumed")
+    names = lambda run: sorted(path.name for path in (folder / run).iterdir())  # noqa: E731
+    assert names("by one") == names("by two")
+
+
+REFUSALS = {
+    "devices": "InputError: devices= has no device of process 1, though all 2 processes take part: give at least one",
+    "arguments": "InputError: Process 1 was started with another seed than process 0: start every process with the same",
+    "problems": "InputError: Process 1 was started with another problem than process 0",
+    "batches": "InputError: tasks= gave process 1 another batch than process 0: draw the same tasks in every process",
+    "evaluation": "InputError: Process 1 was started with another params than process 0",
+    "folder": "InputError: by two holds this run already: pass resume=True, or another folder.",
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_every_process_gives_the_same_refusal(two, name):
+    first, second = two[1]
+    assert first[name].startswith(REFUSALS[name]) and second[name] == first[name]
+
+
+def test_a_failure_in_one_process_ends_all(two):
+    first, second = two[1]
+    assert first["callback"] == "HostFailure: Process 1 stopped (OSError: the disk is full)."
+    assert second["callback"] == "OSError: the disk is full"
+
+
+def test_a_process_may_evaluate_alone_on_its_own_devices(two):
+    first, second = two[1]
+    mean = ax.evaluate(cases.PROBLEM, np.array(cases.START, np.float32), ax.Inner(1, 0.1), [1], 4).mean
+    assert first["alone"] == second["alone"] == str(mean)
+
+
+# docs/scale.md states these. The network is piecewise linear, so that a change of rounding may move a kink.
+TOLERANCE = 1e-4
+
+
+@pytest.mark.slow
+def test_sinusoids_do_not_depend_on_processes_and_devices_beyond_rounding(tmp_path):
+    shapes = [(1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (2, 2)]
+    found = {shape: cases.run("sinusoids", *shape, free_port(), tmp_path / str(shape), SECONDS)[0] for shape in shapes}
+    one = found[1, 1][0]
+    size = len(one["sinusoids/start"])
+    moved = np.linalg.norm(one["sinusoids/params"][:size] - one["sinusoids/start"])
+    assert moved > 0.1
+    for shape, processes in found.items():
+        for process in processes:
+            far = np.linalg.norm(process["sinusoids/params"] - one["sinusoids/params"])
+            print(shape, far / moved, process["sinusoids/mean"] / one["sinusoids/mean"] - 1)
+            assert far <= TOLERANCE * moved, shape
+            for name in ("loss", "mean", "low"):
+                np.testing.assert_allclose(process[f"sinusoids/{name}"], one[f"sinusoids/{name}"], rtol=TOLERANCE)
+    for name, value in found[1, 2][0].items():
+        np.testing.assert_allclose(found[2, 1][0][name], value, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_where_a_process_dies_the_others_stop_and_the_run_goes_on(tmp_path, port, victim):
+    out = tmp_path / "run"
+    options = f"'train', 'sinusoid', '--out', {str(out)!r}, '--inner-steps', '1', '--tasks-per-step', '4'"
+    options += ", '--hidden', '8', '--evaluation-tasks', '4', '--steps', '{steps}', '--checkpoint-every', '20'"
+    code = "import sys; from adaptax.cli.main import main; sys.exit(main([" + options + "{more}]))"
+    more = ", '--coordinator', '127.0.0.1:{port}', '--processes', '2', '--process-id', '{i}'"
+    running = [cases.start(code.format(steps=1_000_000, more=more.format(port=port, i=i))) for i in range(2)]
+    try:
+        until = time.monotonic() + SECONDS
+        while not (out / "manifest.json").is_file() and all(process.poll() is None for process in running):
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        assert [process.poll() for process in running] == [None, None]
+        os.kill(running[victim].pid, signal.SIGKILL)
+        died = time.monotonic()
+        said = running[1 - victim].communicate(timeout=SECONDS)[1]
+        # At once where the connection closes with the process; in the heartbeat's time where only that tells.
+        assert time.monotonic() - died < 110
+    finally:
+        cases.finish(running, 1)
+    assert running[1 - victim].returncode != 0
+    assert "Another process of this run has ended or cannot be reached" in said, said
+    newest = max(map(int, json.loads((out / "manifest.json").read_text())))
+    (again,) = running = [cases.start(code.format(steps=newest + 20, more=", '--resume'"))]
+    ((_, said),) = cases.finish(running, SECONDS)
+    assert again.returncode == 0, said
+    assert f"going on from meta-step {newest} of {newest + 20}" in said
+    assert len((out / "history.jsonl").read_text().splitlines()) == newest + 20
