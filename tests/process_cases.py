@@ -157,8 +157,8 @@ def main(work, index, count, devices, port, folder):
     if count > 1:
         jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
     told = {}
+    jax.config.update("jax_disable_most_optimizations", True)
     if work == "in_two":
-        jax.config.update("jax_disable_most_optimizations", True)
         found, told = in_two(Path(folder), index)
     else:
         found = {work: globals()[work]()}

@@ -1,0 +1,91 @@
+"""How the processes of one `adaptax train` are found; tests/training/test_processes.py starts real ones."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from adaptax.cli import devices, processes
+from adaptax.cli.families.sinusoid import Sinusoid
+from adaptax.errors import InputError
+
+LAUNCHERS = {
+    "SLURM": {
+        "SLURM_JOB_ID": "4711", "SLURM_STEP_NODELIST": "node[3-4]", "SLURM_NTASKS": "{count}", "SLURM_PROCID": "1",
+        "SLURM_LOCALID": "0",
+    },
+    "Open MPI": {
+        "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1:34911", "OMPI_COMM_WORLD_SIZE": "{count}",
+        "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0",
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_joined(monkeypatch):
+    """No test of this file joins others; it records the arguments with which it would."""
+    asked = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **given: asked.append(given))
+    monkeypatch.setattr(processes, "_own", [])
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    return asked
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_launcher_is_found_where_it_started_several(monkeypatch, nothing_is_joined, launcher):
+    assert not processes.join(Sinusoid())
+    for count in (1, 2):
+        for name, value in LAUNCHERS[launcher].items():
+            monkeypatch.setenv(name, value.format(count=count))
+        assert processes._launched() == (1 if count > 1 else None)
+    assert not processes.join(Sinusoid(processes=1)) and nothing_is_joined == []
+    monkeypatch.setattr(processes.sys, "stdout", processes.sys.stdout)
+    assert processes.join(Sinusoid()) and nothing_is_joined == [{}]
+    assert processes.joined() and processes.is_silent()
+    processes.sys.stdout.close()
+
+
+GIVEN = Sinusoid(coordinator="10.0.0.1:9911", processes=2, process_id=0)
+
+
+def test_options_name_the_processes(nothing_is_joined):
+    assert processes.join(GIVEN) and not processes.is_silent()
+    assert nothing_is_joined == [{"coordinator_address": "10.0.0.1:9911", "num_processes": 2, "process_id": 0}]
+
+
+@pytest.mark.parametrize(
+    "changes, match",
+    [
+        ({"coordinator": None}, "--coordinator, --processes and --process-id belong together: give all three"),
+        ({"process_id": None}, "belong together"),
+        ({"process_id": 2}, "--process-id 2 must be from 0 to 1, one less than --processes: number the processes from 0"),
+        ({"coordinator": "10.0.0.1"}, "--coordinator 10.0.0.1 must be HOST:PORT, with a port that is free"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(nothing_is_joined, changes, match):
+    with pytest.raises(InputError, match=match):
+        processes.join(dataclasses.replace(GIVEN, **changes))
+    assert nothing_is_joined == []
+
+
+def test_what_the_others_say_is_told_in_one_sentence(monkeypatch):
+    def refuse(**given):
+        raise RuntimeError("DEADLINE_EXCEEDED: no answer\nmore")
+
+    monkeypatch.setattr(jax.distributed, "initialize", refuse)
+    with pytest.raises(InputError, match=r"cannot be joined \(DEADLINE_EXCEEDED: no answer\): start all of them"):
+        processes.join(GIVEN)
+    assert not processes.joined()
+
+
+def test_processes_on_one_machine_share_its_cores(monkeypatch):
+    near = dataclasses.replace(GIVEN, coordinator="127.0.0.1:9911")
+    assert [processes.sharing(command) for command in (Sinusoid(), GIVEN, near)] == [1, 1, 2]
+    asked = []
+    monkeypatch.setattr(jax.config, "update", lambda name, value: asked.append(value))
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.setattr(type(jax.config), "jax_num_cpu_devices", -1, raising=False)
+    for cores, share in ((8, 4), (1, 1)):
+        monkeypatch.setattr(devices, "cores", lambda cores=cores: cores)
+        devices.use_all_cores(2)
+        assert asked.pop() == share
