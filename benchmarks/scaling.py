@@ -137,10 +137,8 @@ def networks() -> dict[str, dict]:
     """FLOPs of a meta-gradient of one task, and bytes that are summed."""
     key, found = jax.random.key(0), {}
     # 5-way 5-shot with 15 target images a class, on 84 x 84 pixels.
-    for name, network in {
-        "Conv4": ax.models.conv4(5, key=key, side=84, inputs=3),
-        "ResNet-12": ax.models.resnet12(5, key=key),
-    }.items():
+    convolutional = {"Conv4": ax.models.conv4(5, key=key, image=(84, 84, 3)), "ResNet-12": ax.models.resnet12(5, key=key)}
+    for name, network in convolutional.items():
         flops, size = forward(network, (84, 84, 3))
         found[name] = entry(flops, 25, 75, 4 * size, size)
     # A causal transformer: 14 layers of width 768, 12 width^2 parameters each, sequences of 512; adapters on its 4 matrices.
@@ -196,7 +194,7 @@ def tables(result: dict) -> str:
     rows = []
     for name, kinds in result["model"]["predicted"].items():
         for kind, row in kinds.items():
-            cells = [f"{1e3 * row['compute']:.3g}", f"{1e3 * row['sum']:.3g}", f"{row['efficiency']:.1%}"]
+            cells = [f"{1e3 * row['compute']:,.4g}", f"{1e3 * row['sum']:.3g}", f"{row['efficiency']:.1%}"]
             rows.append([name, kind, str(row["tasks"]), *cells])
     predicted = rows_of(["predicted", "scaling", "tasks", "ms of tasks", "ms of the sum", "efficiency"], rows)
     return f"{measured}\n\n{predicted}"

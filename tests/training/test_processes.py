@@ -93,8 +93,8 @@ def test_a_process_may_evaluate_alone_on_its_own_devices(two):
     assert first["alone"] == second["alone"] == str(mean)
 
 
-# docs/scale.md states these. The network is piecewise linear, so that a change of rounding may move a kink.
-TOLERANCE = 1e-4
+# docs/scale.md states it. Two processes with two devices each differed from one device by 7e-7.
+TOLERANCE = 1e-5
 
 
 @pytest.mark.slow
@@ -112,8 +112,6 @@ def test_sinusoids_do_not_depend_on_processes_and_devices_beyond_rounding(tmp_pa
             assert far <= TOLERANCE * moved, shape
             for name in ("loss", "mean", "low"):
                 np.testing.assert_allclose(process[f"sinusoids/{name}"], one[f"sinusoids/{name}"], rtol=TOLERANCE)
-    for name, value in found[1, 2][0].items():
-        np.testing.assert_allclose(found[2, 1][0][name], value, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.slow
