@@ -11,6 +11,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,10 +32,16 @@ def adaptax_meta_gradient(problem, method, params, tasks, count: int) -> Callabl
     step = dataclasses.replace(ax.make_step(problem, method, remember, tasks_per_step=count), mesh=mesh)
     state = devices.replicate(mesh, step.init(params, seed=0))
     tasks = devices.replicate(mesh, tasks)
+    arrays, rest = eqx.partition(state, eqx.is_array)
+
+    # Compiled as a whole, as in `ax.train` and as on the other sides.
+    @jax.jit
+    def program(arrays, tasks):
+        new, info = step(eqx.combine(arrays, rest), tasks)
+        return info["loss"], new.opt_state
 
     def once():
-        new, info = step(state, tasks)
-        return jax.block_until_ready((info["loss"], new.opt_state))
+        return jax.block_until_ready(program(arrays, tasks))
 
     return once
 

@@ -1,6 +1,8 @@
 """Keys: each use of a key folds in a number of its own, so that no two uses share random numbers."""
 
+import contextlib
 import warnings
+import weakref
 from typing import Any
 
 import equinox as eqx
@@ -92,6 +94,9 @@ def check_key(key: Any) -> None:
         raise InputError(f"{text}: a batch takes an array of them, one for each task.") from error
 
 
+_shapes: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
 def any_key() -> Any:
     """The shape and type of a key, for tracing."""
     return jax.eval_shape(lambda: jax.random.key(0))
@@ -103,11 +108,24 @@ def shape_of(task: PyTree) -> Any:
 
 
 def drawn_shape(problem: AbstractProblem) -> Any:
-    """`shape_of` a task that a finite-sum problem draws; None where it draws none, and where samples are no task."""
+    """`shape_of` a task that a finite-sum problem draws; None where it draws none, and where samples are no task.
+
+    It is found once for each function, since tracing takes as long as the meta-step of a small network.
+    """
+    if problem.stochastic:
+        return None
+    function = getattr(problem, "sample_task", None)
     try:
-        return None if problem.stochastic else shape_of(eqx.filter_eval_shape(problem.sample_task, any_key()))
+        return _shapes[function]
+    except (KeyError, TypeError):  # not met before, or cannot be remembered
+        pass
+    try:
+        found = shape_of(eqx.filter_eval_shape(function, any_key()))
     except Exception:
         return None
+    with contextlib.suppress(TypeError):
+        _shapes[function] = found
+    return found
 
 
 def first(tasks: PyTree) -> PyTree:
