@@ -114,7 +114,7 @@ def drawn_shape(problem: AbstractProblem) -> Any:
     """
     if problem.stochastic:
         return None
-    function = getattr(problem, "sample_task", None)
+    function: Any = getattr(problem, "sample_task", None)
     try:
         return _shapes[function]
     except (KeyError, TypeError):  # not met before, or cannot be remembered
