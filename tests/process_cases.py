@@ -183,10 +183,16 @@ def finish(running, seconds):
         until = time.monotonic() + seconds
         return [process.communicate(timeout=max(until - time.monotonic(), 1)) for process in running]
     finally:
-        for process in running:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
+        end(running)
+
+
+def end(running):
+    """Kill the processes that still run, and close what they wrote to."""
+    for process in running:
+        process.kill()
+        if not process.stdout.closed:
+            process.communicate()
+        process.wait()
 
 
 def run(work, count, devices, port, folder, seconds, environment=None):

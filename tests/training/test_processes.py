@@ -135,7 +135,7 @@ def test_where_a_process_dies_the_others_stop_and_the_run_goes_on(tmp_path, port
         # At once where the connection closes with the process; in the heartbeat's time where only that tells.
         assert time.monotonic() - died < 110
     finally:
-        cases.finish(running, 1)
+        cases.end(running)
     assert running[1 - victim].returncode != 0
     assert "Another process of this run has ended or cannot be reached" in said, said
     newest = max(map(int, json.loads((out / "manifest.json").read_text())))
