@@ -63,7 +63,8 @@ def work(name: str, index: int, count: int, devices: int, port: int, tasks: int,
     os.sched_setaffinity(0, set(allowed[index * devices : (index + 1) * devices]))
     jax.config.update("jax_num_cpu_devices", devices)
     if count > 1:
-        jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
+        # A machine that stops its processes for a while must not make them count as dead.
+        jax.distributed.initialize(f"127.0.0.1:{port}", count, index, heartbeat_timeout_seconds=3600)
     problem, params, alpha = case(name)
     method, ends = ax.MetaGradient(ax.Inner(INNER, alpha)), []
 

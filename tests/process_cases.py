@@ -155,7 +155,8 @@ def main(work, index, count, devices, port, folder):
     """Be process `index` of `count`, do one kind of work, and write what it gives."""
     jax.config.update("jax_num_cpu_devices", devices)
     if count > 1:
-        jax.distributed.initialize(f"127.0.0.1:{port}", count, index)
+        # A machine that stops its processes for a while must not make them count as dead.
+        jax.distributed.initialize(f"127.0.0.1:{port}", count, index, heartbeat_timeout_seconds=3600)
     told = {}
     jax.config.update("jax_disable_most_optimizations", True)
     if work == "in_two":
