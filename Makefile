@@ -6,7 +6,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-mission test-all fuzz lint bench bench-env clean
+.PHONY: demo test test-mission test-all fuzz faults audit lint bench bench-env clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -25,6 +25,15 @@ test-all: $(VENV)/.installed-test
 FUZZ ?= 100
 fuzz: $(VENV)/.installed-test
 	ADAPTAX_FUZZ=$(FUZZ) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/fuzz
+
+# Kills, errors of the system and damaged bytes in short runs; each must end bit for bit as if undisturbed.
+FAULTS ?= 1000
+faults: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/faults.py --faults $(FAULTS)
+
+# Known vulnerabilities of the tested versions, by pip-audit in an environment of its own.
+audit:
+	$(PYTHON) benchmarks/audit.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -215,9 +215,9 @@ def train(
 
         state = dev.replicate(step.mesh, start)
         state = _loop(step, state, steps, stream, run, history, checkpoint_every, watched, callback, max_skipped, stopping)
-        if run is not None and stopping.asked is not None:
-            raise told(stopping.asked, _STOPPED.format(step=int(state.step), steps=steps, name=run.folder.name))
-    last = dev.collect(step.mesh, state)
+    last: Any = dev.collect(step.mesh, state)
+    if run is not None and stopping.asked is not None:
+        raise told(stopping.asked, _STOPPED.format(step=int(last.step), steps=steps, name=run.folder.name))
     best = next((entry for entry in own if isinstance(entry, BestState)), None)
     return (last if best is None else best.choose(last)), history.arrays()
 
