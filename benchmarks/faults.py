@@ -378,7 +378,9 @@ def main() -> int:
     print(
         f"{result['faults']} faults in {result['runs']} runs, of which {result['identical']} ended bit for bit as undisturbed."
     )
-    return 0 if result["identical"] == result["runs"] else 1
+    if not result["faults"]:
+        print("No fault struck, so nothing was shown: give more --faults or --minutes.")
+    return 0 if result["faults"] and result["identical"] == result["runs"] else 1
 
 
 if __name__ == "__main__":
