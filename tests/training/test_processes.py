@@ -138,9 +138,21 @@ def test_where_a_process_dies_the_others_stop_and_the_run_goes_on(tmp_path, port
         cases.end(running)
     assert running[1 - victim].returncode != 0
     assert "Another process of this run has ended or cannot be reached" in said, said
-    newest = max(map(int, json.loads((out / "manifest.json").read_text())))
-    (again,) = running = [cases.start(code.format(steps=newest + 20, more=", '--resume'"))]
-    ((_, said),) = cases.finish(running, SECONDS)
-    assert again.returncode == 0, said
-    assert f"going on from meta-step {newest} of {newest + 20}" in said
-    assert len((out / "history.jsonl").read_text().splitlines()) == newest + 20
+    newest = newest_of(out)
+    again = cases.start(code.format(steps=1_000_000, more=""))
+    try:
+        until = time.monotonic() + SECONDS
+        while newest_of(out) == newest and again.poll() is None:
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        again.kill()
+        said = again.communicate()[1]
+    finally:
+        cases.end([again])
+    assert f"going on from meta-step {newest} of 1000000" in said, said
+    assert newest_of(out) > newest
+
+
+def newest_of(out):
+    """The newest checkpoint of a run folder."""
+    return max(map(int, json.loads((out / "manifest.json").read_text())))
