@@ -40,7 +40,7 @@ def writers(result: dict) -> str:
         f"The start is {_network(result)}. It adapts to each of {held_out} held-out modules by {adapting.STEPS} steps of "
         f"Adam on {adapting.STRETCHES} × {adapting.LENGTH} bytes, and is judged on as many after them. Adapters have rank "
         f"{adapting.RANK}, and the network below them is constant. Step sizes without meta-training have the lowest loss on "
-        f"{validation} validation modules. Meta-training, by meta-gradients of first order on {short} short modules that the "
-        "language model had not seen, begins with them. "
+        f"{validation} validation modules. Meta-training begins with them: {result['settings']['meta_steps']} meta-steps with "
+        f"first-order gradients on {short} short modules that the language model had not seen. "
     )
     return f"{text}{_INTERVALS}\n\n{adapting.table(result)}"
