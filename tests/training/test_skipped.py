@@ -214,6 +214,10 @@ def test_runs_of_before_are_read_and_go_on(tmp_path):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert all(line["not_finite"] == 0 for line in lines)
     path.write_text("".join(json.dumps({k: v for k, v in line.items() if k != "not_finite"}) + "\n" for line in lines))
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    for entry in manifest.values():
+        del entry["lines"]
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(manifest))
     _, history = train(problem, **options, steps=9, resume=True)
     assert np.isnan(history["not_finite"]).tolist() == [True] * 6 + [False] * 3
     assert np.isfinite(history["loss"]).all() and not history["skipped"].any()

@@ -368,7 +368,10 @@ def _measure(callbacks: list[Any], state: State, done: int, run: Run | None, his
     """Take the measurements that are due after `done` meta-steps, note them, and append them to the run."""
     for callback in callbacks:
         if callback.due(done):
-            entry = processes.together(lambda callback=callback: check_measurement(callback, callback.measure(state)))
+            if processes.several():
+                entry = processes.together(lambda callback=callback: check_measurement(callback, callback.measure(state)))
+            else:  # at the depth that warnings count with
+                entry = check_measurement(callback, callback.measure(state))
             history.note(done, columns_of(callback, entry))
             if run is not None:
                 run.append_measurement(callback.name, {"step": done, **entry})
