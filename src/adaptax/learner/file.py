@@ -89,7 +89,9 @@ def read(path: Path, *, problem: AbstractProblem | None, params: PyTree, inner: 
     """Read a file, with these in place of its own; see `ax.load`."""
     header, arrays = archive.read(path, FORMAT, VERSION, {"network", "loss", "inner", "about"})
     with archive.whole(path):
-        said = header["network"]
+        said, about = header["network"], header["about"]
+        if not isinstance(about, dict):
+            raise ValueError("its header says nothing of how it came about")
         if params is None and said is None:
             raise InputError(
                 f"{path.name} holds the arrays of a network of your own: give load(params=) one of the same structure."
@@ -102,7 +104,7 @@ def read(path: Path, *, problem: AbstractProblem | None, params: PyTree, inner: 
             inner = _inner(header["inner"])
         rates = {k.removeprefix(_STEPSIZE): v for k, v in arrays.items() if k.startswith(_STEPSIZE)}
         inner = inner.with_stepsize(_rates(rates, inner.initial(filled), header["inner"]["per_step"]))
-        return Contents(problem, filled, inner, header["about"])
+        return Contents(problem, filled, inner, about)
 
 
 def about_of(path: Path) -> dict[str, Any]:
