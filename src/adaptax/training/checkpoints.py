@@ -59,7 +59,7 @@ class Checkpoints:
         return max(map(int, self._manifest()), default=0)
 
     def save(self, state: State, place: Any = None, sums: dict[str, str] | None = None) -> None:
-        """Write a checkpoint of this state; it counts when the manifest names it.
+        """Write a checkpoint of this state; it counts when the manifest names it, which it does once it has been read back.
 
         Arguments:
             state: the state.
@@ -76,6 +76,7 @@ class Checkpoints:
             manifest = {name: entry for name, entry in self._manifest().items() if name in kept}
             entry = self._entry("checkpoints", step, arrays) | ({"lines": sums} if sums else {})
             entry |= {} if place is None else {"tasks": place}
+            self._read_back("checkpoints", step, entry)
             write_json(self.folder / "manifest.json", {**manifest, str(step): entry})
 
     def restore(self, like: State, older: Callable[[], State] | None = None) -> State | None:
@@ -127,7 +128,9 @@ class Checkpoints:
         with self._written("best", step):
             with self._manager("best") as manager:
                 _write_arrays(manager, step, arrays)
-            write_json(self.folder / "best.json", {"step": step, **self._entry("best", step, arrays)})
+            entry = self._entry("best", step, arrays)
+            self._read_back("best", step, entry)
+            write_json(self.folder / "best.json", {"step": step, **entry})
 
     def load_best(self, like: State, older: Callable[[], State] | None = None) -> State | None:
         """The state that `save_best` kept, or None."""
@@ -138,6 +141,12 @@ class Checkpoints:
             text = f"{self.folder.name} has a best checkpoint that is damaged"
             raise InputError(f"{text}: delete its best.json to use the newest checkpoint.")
         return self._as(like, arrays, older)
+
+    def _read_back(self, kind: str, step: int, entry: Any) -> None:
+        """Refuse a checkpoint that is not what was written, as when a disk lost a part of it without an error."""
+        if self._read(kind, step, entry) is None:
+            text = f"The checkpoint {self.folder.name}/{kind}/{step} is not what was written to it; it does not count"
+            raise CheckpointError(f"{text}: check the disk, and give the same command again.")
 
     def _read(self, kind: str, step: int, entry: Any) -> dict[str, np.ndarray] | None:
         """The arrays of one checkpoint; None if its bytes are not those that were written."""
