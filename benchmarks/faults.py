@@ -29,6 +29,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from tables import rows_of
+
 STEPS, EVERY, EVALUATED = 60, 6, 20
 # How many faults a process takes before it is killed by the last of them.
 LIFE = 25
@@ -349,6 +351,13 @@ def summary(events: list[dict[str, Any]], whole: dict[str, Any], lives: int, sec
     }
 
 
+def table(result: dict) -> str:
+    """One row for each kind of fault, as markdown."""
+    words = [", ".join(f"{what} {count}" for what, count in row["happened"].items()) for row in result["rows"]]
+    body = [[r["kind"], str(r["faults"]), w] for r, w in zip(result["rows"], words, strict=True)]
+    return rows_of(["fault", "number", "what happened"], body)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--faults", type=int, default=1000)
@@ -365,16 +374,13 @@ def main() -> int:
             environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
             return subprocess.run([sys.executable, *sys.argv], env=environment).returncode
         from machine import measurement
-        from tables import RESULTS, rows_of
+        from tables import RESULTS
 
         folder = Path(os.environ[SHIM]).parent / "runs"
         folder.mkdir()
         result = campaign(folder, options.faults, options.minutes, options.seed)
         (options.out or RESULTS / "faults.json").write_text(json.dumps(measurement(parser, options) | result, indent=1) + "\n")
-    words = [", ".join(f"{what} {count}" for what, count in row["happened"].items()) for row in result["rows"]]
-    header = ["fault", "number", "what happened", "went back"]
-    body = [[r["kind"], str(r["faults"]), w, str(r["went_back"])] for r, w in zip(result["rows"], words, strict=True)]
-    print(rows_of(header, body))
+    print(table(result))
     print(
         f"{result['faults']} faults in {result['runs']} runs, of which {result['identical']} ended bit for bit as undisturbed."
     )

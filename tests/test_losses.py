@@ -110,7 +110,7 @@ def problem(function):
     return ax.FiniteSum(loss_of(function), lambda key: task())
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name == "ode" else name for name in EXACT])
 def test_the_exact_meta_gradient(name):
     loss, one, w = loss_of(EXACT[name]), task(), params()
     value, gradient, _ = ax.MetaGradient(ax.Inner(STEPS, ALPHA))(problem(EXACT[name]), w, one)

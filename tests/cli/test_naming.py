@@ -80,7 +80,7 @@ def test_there_is_a_bad_value_for_nearly_every_option():
     free = {name for _, _, name, hint in every_option(COMMANDS) if not bad_values(hint)}
     assert free == {
         "run", "config", "data", "test_data", "split", "test_split", "validation", "cache", "constants", "measure", "out",
-        "group", "target", "order", "features", "support", "predict",
+        "group", "target", "order", "features", "support", "predict", "coordinator",
     }  # fmt: skip
 
 
