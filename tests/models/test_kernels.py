@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from adaptax.models import kernels
+from adaptax.models import conv4, kernels
 from adaptax.models.kernels import plain, pooling, primitives, winograd
 
 # Both implementations of the two functions.
@@ -239,3 +239,13 @@ print(json.dumps(loss_and_gradient()))
     found, expected = ([jnp.asarray(part) for part in parts] for parts in (json.loads(done.stdout), loss_and_gradient()))
     assert float(jnp.abs(expected[1]).max()) > 1e-3
     close(found, expected)
+
+
+def test_networks_run_where_nothing_is_compiled():
+    network, images = (
+        conv4(5, key=jax.random.key(0), channels=4),
+        jax.random.normal(jax.random.key(1), (2, 28, 28, 1)),
+    )
+    value = jax.jit(network)(images)
+    with jax.disable_jit():
+        np.testing.assert_allclose(network(images), value, rtol=1e-4, atol=1e-5)

@@ -5,7 +5,6 @@ into an image of zeros. Both are elementwise, so compilers fuse them with the op
 and concatenations, which are pads, are not fused.
 """
 
-import jax
 import jax.numpy as jnp
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
@@ -13,6 +12,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
 from adaptax.models.kernels import plain
+from adaptax.models.kernels.outside import compiled
 
 
 def max_pool(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
@@ -75,4 +75,4 @@ ad.primitive_transposes[_spread] = _transposed(_pick, lambda x: {})
 for _primitive, _rule in ((_pick, plain.pick), (_spread, _spread_as_selection)):
     batching.primitive_batchers[_primitive] = _batched(_primitive)
     mlir.register_lowering(_primitive, mlir.lower_fun(_rule, multiple_results=False))
-    _primitive.def_impl(jax.jit(_primitive.bind, static_argnames="size"))
+    _primitive.def_impl(compiled(_primitive, "size"))

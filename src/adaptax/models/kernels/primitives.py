@@ -19,6 +19,7 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
 from adaptax.models.kernels import plain, winograd
+from adaptax.models.kernels.outside import compiled
 
 # With fewer channels than this, neighbourhoods are laid out as columns: as rows they would be too short.
 _THIN = 8
@@ -250,4 +251,4 @@ for _primitive, _on_cpu, _elsewhere in (
 ):
     mlir.register_lowering(_primitive, mlir.lower_fun(_on_cpu, multiple_results=False), platform="cpu")
     mlir.register_lowering(_primitive, mlir.lower_fun(_elsewhere, multiple_results=False))
-    _primitive.def_impl(jax.jit(_primitive.bind, static_argnames=("size", "precision")))
+    _primitive.def_impl(compiled(_primitive, "size", "precision"))
