@@ -246,6 +246,6 @@ def test_networks_run_where_nothing_is_compiled():
         conv4(5, key=jax.random.key(0), channels=4),
         jax.random.normal(jax.random.key(1), (2, 28, 28, 1)),
     )
-    value = jax.jit(network)(images)
+    value = jax.jit(lambda images: network(images))(images)
     with jax.disable_jit():
         np.testing.assert_allclose(network(images), value, rtol=1e-4, atol=1e-5)
