@@ -1,6 +1,6 @@
 """How wide a finite difference may be on networks with kinks: the error of Hv over the width, in single precision.
 
-    python benchmarks/difference_widths.py --data ZIP [--tasks 20]
+    python benchmarks/difference_widths.py --data ZIP [--tasks 20] [--only NETWORK ...]
 
 Five networks at their initial parameters, v the gradient of the target loss: `conv4` with 32 channels, 5-way 1-shot, on the
 characters of Omniglot's images_background_small1.zip and on images of noise; `resnet12` on images of noise; a relu network on
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 from machine import measurement
-from tables import RESULTS
+from tables import RESULTS, load
 
 import adaptax as ax
 
@@ -142,10 +142,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, metavar="ZIP", help="an Omniglot zip")
     parser.add_argument("--tasks", type=int, default=20)
+    parser.add_argument("--only", nargs="*", metavar="NETWORK", help="beginnings of names; other networks are kept")
     arguments = parser.parse_args()
     keys = [jax.random.key(i) for i in range(arguments.tasks)]
     result = measurement(parser, arguments) | {"tasks": arguments.tasks, "errors": {}}
+    if arguments.only is not None:
+        result = load("difference_widths") or result
     for name, network in networks(arguments.data).items():
+        if arguments.only is not None and not any(name.startswith(word) for word in arguments.only):
+            continue
         result["errors"][name] = errors(network, keys)
         (RESULTS / "difference_widths.json").write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))
