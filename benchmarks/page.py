@@ -70,7 +70,7 @@ SECTIONS = (
     ),
     Section("Low-rank adapters for a new writer", "writers", "python benchmarks/writers.py", page_text.writers),
     Section("Batches from the host", "host_batches", "python benchmarks/host_batches.py", page_speed.host_batches),
-    Section("Faults", "faults", "make faults", page_speed.faults),
+    Section("Faults", "faults", "python benchmarks/faults.py", page_speed.faults),
     Section("Errors by precision", "precision", "python benchmarks/precision.py --data ZIP", page_speed.precision),
     Section("Few tasks a meta-step: memory", "memory_method", "python benchmarks/memory_method.py", page_speed.memory_method),
     Section("Where the time of an image network goes", "roofline", "python benchmarks/roofline.py", page_images.roofline),

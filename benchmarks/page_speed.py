@@ -250,7 +250,8 @@ def precision(result: dict) -> str:
 
 def provenance(result: dict) -> str:
     """Where and with which program something was measured: each of its entries, where these say it themselves."""
-    entries = [entry for name in ("runs", "rows") for entry in result.get(name, []) if isinstance(entry, dict)]
+    lists = [found for name in ("runs", "rows") if isinstance(found := result.get(name), list)]
+    entries = [entry for found in lists for entry in found if isinstance(entry, dict)]
     if any("measured" in entry for entry in entries):
         return " ".join(dict.fromkeys(_origin(entry.get("measured", result)) for entry in entries))
     return _origin(result)
