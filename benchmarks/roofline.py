@@ -70,6 +70,8 @@ def parts(case: str, folder: Path, rounds: int) -> dict:
     problem, method, params, tasks, _ = load(case, inputs, "float32")
     count = len(jax.tree.leaves(tasks)[0])
     mesh = devices.mesh_of(None, count)
+    # Tasks that cannot be shared evenly stay on one device, which has all cores.
+    mesh = None if mesh is None or count % mesh.size else mesh
 
     def gradient(w, batch):
         return jax.value_and_grad(problem.loss)(w, batch)
