@@ -73,7 +73,7 @@ SECTIONS = (
     Section("Faults", "faults", "python benchmarks/faults.py", page_speed.faults),
     Section("Errors by precision", "precision", "python benchmarks/precision.py --data ZIP", page_speed.precision),
     Section("Few tasks a meta-step: memory", "memory_method", "python benchmarks/memory_method.py", page_speed.memory_method),
-    Section("Where the time of an image network goes", "roofline", "python benchmarks/roofline.py", page_images.roofline),
+    Section("Where the time of a network goes", "roofline", "python benchmarks/roofline.py", page_images.roofline),
     Section("Images on a GPU", "gpu_images", "python benchmarks/gpu_images.py --deterministic", page_images.gpu_images),
     Section("Navigation: speed", "navigation_speed", "python benchmarks/navigation_speed.py", page_speed.navigation_speed),
     Section("Half cheetah", "cheetah", "python benchmarks/cheetah.py --runs FOLDER", page_speed.cheetah),

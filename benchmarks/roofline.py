@@ -119,8 +119,8 @@ def table(result: dict) -> tuple[list[str], list[list[str]]]:
             rate, gigabytes = part["operations"] / part["seconds"], part.get("bytes", 0) / 1e9
             rows.append([
                 TITLES[case["case"]] if name == "inner gradient" else "", name, str(part["times"]),
-                f"{part['operations'] / 1e9:,.1f}", f"{gigabytes:.1f}" if gigabytes else "",
-                f"{1e3 * part['seconds']:,.0f}", f"{rate / 1e9:,.0f}", f"{100 * rate / result['product_flops']:.0f} %",
+                f"{part['operations'] / 1e9:,.3g}", f"{gigabytes:.2g}" if gigabytes else "",
+                f"{1e3 * part['seconds']:,.3g}", f"{rate / 1e9:,.0f}", f"{100 * rate / result['product_flops']:.0f} %",
                 f"{gigabytes / part['seconds']:.0f}" if gigabytes else "",
             ])  # fmt: skip
     return header, rows
