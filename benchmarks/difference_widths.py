@@ -145,13 +145,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", metavar="NETWORK", help="beginnings of names; other networks are kept")
     arguments = parser.parse_args()
     keys = [jax.random.key(i) for i in range(arguments.tasks)]
-    result = measurement(parser, arguments) | {"tasks": arguments.tasks, "errors": {}}
+    described = measurement(parser, arguments)
+    result = described | {"tasks": arguments.tasks, "errors": {}, "measured": {}}
     if arguments.only is not None:
         result = load("difference_widths") or result
     for name, network in networks(arguments.data).items():
         if arguments.only is not None and not any(name.startswith(word) for word in arguments.only):
             continue
-        result["errors"][name] = errors(network, keys)
+        result["errors"][name], result["measured"][name] = errors(network, keys), described
         (RESULTS / "difference_widths.json").write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))
 

@@ -250,6 +250,8 @@ def precision(result: dict) -> str:
 
 def provenance(result: dict) -> str:
     """Where and with which program something was measured: each of its entries, where these say it themselves."""
+    if isinstance(by_name := result.get("measured"), dict):
+        return " ".join(dict.fromkeys(map(_origin, by_name.values())))
     lists = [found for name in ("runs", "rows") if isinstance(found := result.get(name), list)]
     entries = [entry for found in lists for entry in found if isinstance(entry, dict)]
     if any("measured" in entry for entry in entries):

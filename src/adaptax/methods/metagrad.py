@@ -20,8 +20,8 @@ from adaptax.errors import InputError
 from adaptax.gradients import AutoDiff
 from adaptax.inner import Inner
 from adaptax.inner_path import TaskPath
+from adaptax.methods.backprop_memory import keeps_no_more
 from adaptax.methods.base import AbstractMethod, check_parts
-from adaptax.methods.left_behind import leaves_less
 from adaptax.problem import Samples
 from adaptax.sequential import Sequential
 from adaptax.stepsize.rates import Rates
@@ -238,7 +238,7 @@ class MetaGradient(AbstractMethod):
         path = self.path(problem, params, task, key)
         check_optimizer(self.inner.optimizer, path.split.adapting, self.inner.steps, not isinstance(self.curvature, FirstOrder))
         weights = None if self.multi_step is None or not self.inner.steps else self.multi_step.weights(self.inner.steps)
-        backprop = self.mode == "backprop" or (self.mode == "auto" and self._plain(path) and leaves_less(path))
+        backprop = self.mode == "backprop" or (self.mode == "auto" and self._plain(path) and keeps_no_more(path))
         differentiate = self._by_backpropagation if backprop else self._by_recursion
         value, losses, (by_w, by_frozen, by_rates) = differentiate(path, weights)
         return value, path.outer_gradient(by_w, by_frozen, by_rates), path.info(losses, value)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adaptax import _processes as processes
 from adaptax._tree import first_line
 from adaptax.errors import CheckpointError, InputError
 from adaptax.training.files import read_json, told, write_json
@@ -76,7 +77,7 @@ class Checkpoints:
             manifest = {name: entry for name, entry in self._manifest().items() if name in kept}
             entry = self._entry("checkpoints", step, arrays) | ({"lines": sums} if sums else {})
             entry |= {} if place is None else {"tasks": place}
-            self._read_back("checkpoints", step, entry)
+            self._read_back("checkpoints", step, entry["sha256"])
             write_json(self.folder / "manifest.json", {**manifest, str(step): entry})
 
     def restore(self, like: State, older: Callable[[], State] | None = None) -> State | None:
@@ -129,7 +130,7 @@ class Checkpoints:
             with self._manager("best") as manager:
                 _write_arrays(manager, step, arrays)
             entry = self._entry("best", step, arrays)
-            self._read_back("best", step, entry)
+            self._read_back("best", step, entry["sha256"])
             write_json(self.folder / "best.json", {"step": step, **entry})
 
     def load_best(self, like: State, older: Callable[[], State] | None = None) -> State | None:
@@ -142,9 +143,9 @@ class Checkpoints:
             raise InputError(f"{text}: delete its best.json to use the newest checkpoint.")
         return self._as(like, arrays, older)
 
-    def _read_back(self, kind: str, step: int, entry: Any) -> None:
-        """Refuse a checkpoint that is not what was written, as when a disk lost a part of it without an error."""
-        if self._read(kind, step, entry) is None:
+    def _read_back(self, kind: str, step: int, digest: Any) -> None:
+        """Refuse a checkpoint whose arrays are not those written, as when a disk lost a part of it without an error."""
+        if self._read(kind, step, digest) is None:
             text = f"The checkpoint {self.folder.name}/{kind}/{step} is not what was written to it; it does not count"
             raise CheckpointError(f"{text}: check the disk, and give the same command again.")
 
@@ -237,7 +238,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         more = {}
-        if jax.process_count() > 1:  # process 0 alone writes
+        if processes.several():  # process 0 alone writes
             (self.folder / kind).mkdir(exist_ok=True)
             alone = ocp.options.MultiprocessingOptions(active_processes={0}, barrier_sync_key_prefix=f"adaptax-{kind}")
             more = {"multiprocessing_options": alone, "create": False}

@@ -1,4 +1,4 @@
-"""How much an inner step leaves behind for backpropagation, from shapes alone."""
+"""How much backpropagation keeps of an inner step, from shapes alone."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from jax.extend.core import Literal
 from adaptax.inner_path import TaskPath
 
 
-def leaves_less(path: TaskPath) -> bool:
+def keeps_no_more(path: TaskPath) -> bool:
     r"""Whether backpropagation through a step of gradient descent keeps no more than the iterate, which the recursion keeps.
 
     It then takes less time too, since the recursion forms $\nabla l(w_j)$ twice. That is so where the parameters are many and
@@ -21,13 +21,13 @@ def leaves_less(path: TaskPath) -> bool:
     Example:
         >>> import adaptax as ax, jax, jax.numpy as jnp
         >>> from adaptax.inner_path import TaskPath
-        >>> from adaptax.methods.left_behind import leaves_less
+        >>> from adaptax.methods.backprop_memory import keeps_no_more
         >>> problem = ax.FiniteSum(lambda net, batch: jnp.mean((net(batch[0]) - batch[1]) ** 2), lambda key: None)
-        >>> def less(width, points):
+        >>> def light(width, points):
         ...     net, x = ax.models.mlp([width, width, 1], key=jax.random.key(0)), jnp.ones((points, width))
         ...     batch = (x, x[:, :1])
-        ...     return leaves_less(TaskPath(problem, ax.Inner(5, 0.1), net, ax.Task(batch, batch), None, ax.Samples()))
-        >>> less(4, 10), less(400, 10), less(400, 500)
+        ...     return keeps_no_more(TaskPath(problem, ax.Inner(5, 0.1), net, ax.Task(batch, batch), None, ax.Samples()))
+        >>> light(4, 10), light(400, 10), light(400, 500)
         (False, True, False)
     """
 
