@@ -84,9 +84,9 @@ CASES = {f"sinusoid-{points}-{n}": _sinusoid(points, n) for points in (10, 5) fo
         "sinusoid", "the demo", "loss", {"inner_steps": 10, "steps": 7000}, (), 0.001, 0.6, rules=tuple(WAYS)
     ),
     # The other step sizes at fewer meta-steps than the command's default, which is for the figures of the default alone.
-    "characters-5-1-short": _characters(5, 1, 1000, 3),
-    "characters-5-5-short": _characters(5, 5, 1000, 4),
-    "characters-20-1-short": _characters(20, 1, 500, 8),
+    "characters-5-1-short": _characters(5, 1, 500, 1.5),
+    "characters-5-5-short": _characters(5, 5, 500, 2),
+    "characters-20-1-short": _characters(20, 1, 200, 3.2),
     "characters-5-1": _characters(5, 1, 5000, 13, rules=("auto",)),
     "characters-5-5": _characters(5, 5, 5000, 16, rules=("auto",)),
     "characters-20-1": _characters(20, 1, 2500, 40, rules=("auto",)),
