@@ -85,7 +85,7 @@ INNERS = {
 }
 
 
-@pytest.mark.parametrize("store", [1, 2, 3, 5, N - 2, N, "sqrt"])
+@pytest.mark.parametrize("store", [1, 2, 3, 5, N - 2, N, "sqrt", "offload"])
 @pytest.mark.parametrize("name", INNERS)
 def test_the_gradient_is_that_of_all_iterates(x64, name, store):
     inner, (params, task) = INNERS[name], case()
@@ -107,6 +107,8 @@ def test_a_state_with_random_keys_is_kept_too(x64):
     problem = ax.Sequential(noisy, lambda key: None, state=state, target_loss=lambda w, s, b: loss(w, b) + s["mean"] ** 2)
     whole, found = (ax.MetaGradient(INNERS["sgd"], store=kind)(problem, params, task) for kind in ("iterates", 2))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), found[:2], whole[:2])
+    away = ax.MetaGradient(INNERS["sgd"], store="offload")(problem, params, task)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), away[:2], whole[:2])
 
 
 def test_ax_adapt_and_truncation_and_batches_take_it(x64):
@@ -122,7 +124,7 @@ def test_ax_adapt_and_truncation_and_batches_take_it(x64):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), *batches)
 
 
-@pytest.mark.parametrize("store", [1, 2, 4, "sqrt", "iterates"])
+@pytest.mark.parametrize("store", [1, 2, 4, "sqrt", "iterates", "offload"])
 def test_the_count_of_steps_is_exact(store):
     calls = []
 
@@ -151,6 +153,24 @@ def test_memory_does_not_grow_with_n():
     assert memory(1024, 8) < 1.3 * at_eight
     assert memory(2, "sqrt") <= memory(2, "iterates")
     assert memory(1024, "iterates") > 20 * at_eight
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("in_flight", [None, 1])
+def test_accelerators_keep_iterates_in_the_memory_of_the_host(platform, in_flight):
+    params, task = case()
+    problem, tasks = ax.FiniteSum(loss, lambda key: None), jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), task)
+    leaves = len(jax.tree.leaves(params))
+
+    def placements(store):
+        method = ax.MetaGradient(INNERS["sgd"], store=store)
+        run = jax.jit(lambda params: method.batch(problem, params, tasks, in_flight=in_flight)[1])
+        text = run.trace(params).lower(lowering_platforms=(platform,)).as_text()
+        return [text.count(f'_xla_buffer_placement = "{kind}"') for kind in ("pinned_host", "device")]
+
+    assert placements("iterates") == [0, 0]
+    # One transfer of each leaf in the body of each of the two loops.
+    assert placements("offload") == [leaves, leaves]
 
 
 @pytest.mark.parametrize("store", [0, -1, 2.0, True, "some", None])

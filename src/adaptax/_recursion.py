@@ -25,6 +25,8 @@ from adaptax._update import Update
 from adaptax.errors import InputError
 from adaptax.stepsize.rates import Rates
 
+# The ways to keep every iterate.
+_EVERY = ("iterates", "offload")
 # loss(w, rest, j): the loss of step j, or of the Hessian factor j, on that step's samples.
 StepLoss = Callable[[PyTree, PyTree, Array], Array]
 # gradient(w, rest, j): the gradient at factor j by (w, rest).
@@ -134,7 +136,7 @@ def forward(
 
         def keep_all(at, x):
             new, loss = one(at, x)
-            return new, (at, loss)
+            return new, (_move(at, "Host") if store == "offload" else at, loss)
 
         last, (iterates, losses) = _loop(keep_all, start, xs)
     else:
@@ -159,6 +161,11 @@ def _loop(step: Callable, carry: PyTree, xs: PyTree, reverse: bool = False) -> t
     return carry, jax.tree.map(lambda x: jnp.asarray(x)[None], made)
 
 
+def _move(point: PyTree, memory: str) -> PyTree:
+    """A point in the memory of the host, or in that of the device; programs for CPUs leave it where it is."""
+    return jax.tree.map(lambda leaf: jax.device_put(leaf, getattr(jax.memory.Space, memory)), point)
+
+
 def _put(kept: PyTree, place: Array, point: PyTree) -> PyTree:
     """Points with another one at a place."""
     return jax.tree.map(lambda leaf, new: jax.lax.dynamic_update_index_in_dim(leaf, new, place, 0), kept, point)
@@ -171,7 +178,7 @@ def _get(kept: PyTree, place: Array) -> PyTree:
 
 def kept_places(steps: int, store: str | int) -> int | None:
     """The places for iterates; None where each has one."""
-    places = steps if store == "iterates" else places_for(steps) if isinstance(store, str) else store
+    places = steps if store in _EVERY else places_for(steps) if isinstance(store, str) else store
     return places if places < steps - 1 else None
 
 
@@ -261,7 +268,12 @@ def reverse(
     )  # fmt: skip
     places = kept_places(steps, store)
     if places is None:
-        carry, stacked = _loop(back, carry, (path.iterates, xs), reverse=True)
+
+        def back_from(carry, inputs):
+            at, x = inputs
+            return back(carry, (_move(at, "Device") if store == "offload" else at, x))
+
+        carry, stacked = _loop(back_from, carry, (path.iterates, xs), reverse=True)
     else:
         one, plan = stepper(descent, path.anchor, rest, rates), schedule(steps, places)
         advances = [jnp.asarray(part) for part in (plan.source, plan.target, plan.start, plan.count)]
@@ -335,6 +347,6 @@ def _unstack(rates: Rates, stacked: PyTree) -> PyTree:
 
 def check_store(store: str | int) -> None:
     """Refuse anything but the ways to keep iterates."""
-    if store not in ("iterates", "sqrt") and not is_number_of_places(store):
-        text = f'store={store!r} must be "iterates" (fastest), "sqrt", or the number of iterates to keep (least memory)'
-        raise InputError(f"{text}, at least 1.")
+    if store not in (*_EVERY, "sqrt") and not is_number_of_places(store):
+        text = f'store={store!r} must be "iterates" (fastest), "offload" (in the memory of the host), "sqrt"'
+        raise InputError(f"{text}, or the number of iterates to keep (least memory), at least 1.")

@@ -63,7 +63,7 @@ def adapt(
         inner: the inner loop; a rule that is not resolved is estimated on this task.
         key: for a resampling problem, and for gradients that draw directions.
         samples: sample sizes of a resampling problem; only `step` is used.
-        store: "iterates", "sqrt" or a number of iterates, as in `ax.MetaGradient`.
+        store: "iterates", "offload", "sqrt" or a number of iterates, as in `ax.MetaGradient`.
 
     Returns: `Adapted(params, losses, info, state)`: w_N, l(w_0), ..., l(w_{N-1}), and for a loss with a state s_N.
     `info.finite` says whether all are finite. If not, a `NotFiniteWarning` says where first, for which the call waits for its

@@ -82,7 +82,8 @@ class MetaGradient(AbstractMethod):
         store: "iterates" (default) keeps all N iterates. A whole number k keeps k of them and takes the steps between them
             again, as few as can be: each at most r times, with r the least number for which $\binom{k+r+1}{k} \ge N$
             (k = 8: 3.3 gradients more a step at N = 1,024). "sqrt" is the k of about $\sqrt{2N}$ at which no step is
-            taken again more than once.
+            taken again more than once. "offload" keeps all of them in the memory of the host, where the device has one of its
+            own: a step's copies go there while the next step is taken, and come back one at a time.
         truncate: K: only the last K steps are differentiated, $\prod_{j=N-K}^{N-1}(I - \alpha\hat H_j)\,\nabla l_i(w_N)$, and
             only their iterates are kept (default None: all). The error is at most $((1+\alpha L)^{N-K} - 1)$ times the
             result; docs/theory.md, section 1, says when it is small.
