@@ -30,15 +30,11 @@ LETTERS, WIDTH, LAYERS, LENGTH = 64, 64, 4, 64
 
 
 class Network(NamedTuple):
-    """A network, its loss, a function that draws a task, and whether its products are compiled.
-
-    To compile ResNet-12's takes longer than to run them operation by operation.
-    """
+    """A network, its loss, and a function that draws a task."""
 
     model: Any
     loss: Callable
     sample: Callable
-    compiled: bool = True
 
 
 def noise(side: int, channels: int) -> Callable:
@@ -95,7 +91,7 @@ def networks(data: Path) -> dict[str, Network]:
         "Conv4, noise": Network(conv4, characters.loss, noise(28, 1)),
         "relu network, sinusoids": Network(mlp, lambda w, b: jnp.mean((jax.vmap(w)(b[0]) - b[1]) ** 2), waves.sample_task),
         "transformer, random text": transformer(),
-        "ResNet-12, noise": Network(resnet, characters.loss, noise(32, 3), compiled=False),
+        "ResNet-12, noise": Network(resnet, characters.loss, noise(32, 3)),
     }
 
 
@@ -112,11 +108,7 @@ def errors(network: Network, keys: list) -> dict[str, list[float]]:
             local = ax.curvature.LocalLoss(lambda w, _: loss(w, task.support), floats)
             return ravel_pytree(strategy.product(local, v)[1][0])[0]
 
-        def by_operations(task):
-            with jax.disable_jit():
-                return run(task)
-
-        return jax.jit(run) if network.compiled else by_operations
+        return jax.jit(run)
 
     tasks = [network.sample(key) for key in keys]
     exact, found = [product(ax.curvature.Exact())(task) for task in tasks], {}
@@ -144,7 +136,8 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=20)
     parser.add_argument("--only", nargs="*", metavar="NETWORK", help="beginnings of names; other networks are kept")
     arguments = parser.parse_args()
-    keys = [jax.random.key(i) for i in range(arguments.tasks)]
+    # Others than those that the search was made with.
+    keys = [jax.random.key(1000 + i) for i in range(arguments.tasks)]
     described = measurement(parser, arguments)
     result = described | {"tasks": arguments.tasks, "errors": {}, "measured": {}}
     if arguments.only is not None:

@@ -40,9 +40,10 @@ def compiled_programs():
 
 @pytest.fixture
 def x64():
-    """Double precision for one test."""
-    with jax.enable_x64(True):
-        yield
+    """Double precision for one test, in all threads: those of the runtime call functions of the host."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
 
 
 @pytest.fixture(autouse=True)

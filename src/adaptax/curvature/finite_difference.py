@@ -1,36 +1,39 @@
 """Hessian-vector products from differences of gradients (HF-MAML)."""
 
+import functools
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from adaptax import _tree
 from adaptax._smoothing import check_smoothing, radius
 from adaptax.curvature.base import AbstractCurvature, LocalLoss
 
-# Widths are divided by this from one to the next, of which there are so many; differences that agree so well end the search.
+# Widths are divided by this from one to the next, of which there are so many; secants that agree so well end the search.
 _NARROWER, _WIDTHS, _AGREE = 4.0, 6, 0.05
-
-
-class _Secant(NamedTuple):
-    """The change of the gradient between two points on the line, over their distance, which is its width."""
-
-    slope: PyTree
-    width: Array
+# Points are on one line if they leave it by so many times the noise, or by this share of their distance.
+_NOISES, _SHARE = 3.0, 0.01
 
 
 class _Search(NamedTuple):
-    """Where the search for a width stands: how many were tried, the gradients at the last two points, the two secants between
-    the last two widths, the mean of the pair of secants that agrees best, how far apart that pair is, and whether it agrees."""
+    """Where the search for a width stands.
+
+    Arguments:
+        tried: how many widths were tried.
+        pieces: the changes of the gradient from each point on the line to the next, in the direction of the line: above w from
+            the outermost piece to the innermost, then the same below; zeros for pieces there are not yet.
+        weights: those of the pieces in the mean slope of the pair that agrees best.
+        apart: how far apart the slopes of that pair are.
+        agrees: whether that is little.
+    """
 
     tried: Array
-    ends: tuple[PyTree, PyTree]
-    between: tuple[_Secant, _Secant]
-    best: PyTree
+    pieces: PyTree
+    weights: Float[Array, " 2W"]
     apart: Array
     agrees: Array
 
@@ -45,9 +48,11 @@ class FiniteDifference(AbstractCurvature):
     their gradients jump, and the difference is wrong by the jump over their distance, however smooth the loss is beside it.
     So gradients are taken at $w$ and at $w\pm\delta_k\hat v$, with widths $\delta_k$ that fall by a factor of 4 from
     $\epsilon^{1/2}\|w\|/d^{1/4}$, d parameters of a number type of precision $\epsilon$. Each secant between neighbours among
-    these points is an estimate, and a jump spoils one of them alone. The pair of secants that differs least is taken, by its
-    mean weighted by width; it ends the search when it agrees within 5 %, or after six widths. Smooth losses take 3 gradients
-    a product (the mean is then the central difference), others up to 13.
+    these points is an estimate, and a jump spoils one of them alone. The pair of secants that differs least ends the search
+    when it agrees within 5 %; six widths end it too. Points whose gradients lie on one line of about that slope, up to the
+    noise, have no jump between them: the product is the least-squares slope of all such groups of points, each with an
+    intercept of its own. Smooth losses take 3 gradients a product (the central difference), others up to 13, all of which are
+    kept.
 
     Arguments:
         delta: $\delta$, an absolute distance, for central differences of that width by two gradients a product (default None:
@@ -88,46 +93,107 @@ class FiniteDifference(AbstractCurvature):
 
 
 def searched(local: LocalLoss, here: PyTree, unit: PyTree) -> PyTree:
-    """The Hessian times a unit direction, by the pair of differences that agrees best."""
+    """The Hessian times a unit direction, by points on the line whose gradients have no jump between them."""
     widest = radius(None, local.w, 1 / 2) * sum(leaf.size for leaf in jax.tree.leaves(local.w)) ** 0.25
+    pieces = jax.tree.map(lambda leaf: jnp.zeros((2 * _WIDTHS, *leaf.shape), leaf.dtype), here)
+    none = jnp.zeros_like(_products(pieces)[0])
+    numbers = jnp.arange(_WIDTHS)
+    widths = widest.astype(none.dtype) * _NARROWER ** -numbers.astype(none.dtype)
 
-    def ends(width):
-        return local.gradient(_tree.shift(local.w, width, unit)), local.gradient(_tree.shift(local.w, -width, unit))
+    def lengths(tried):
+        """The lengths of the pieces; 0 of those there are not yet."""
+        last = numbers == tried - 1
+        side = jnp.where(last, widths, jnp.where(numbers < tried - 1, (1 - 1 / _NARROWER) * widths, 0))
+        return jnp.concatenate([side, side])
 
-    def secant(above, below, width):
-        return _Secant(_tree.scale(1 / width, optax.tree.sub(above, below)), width)
+    def with_ends(pieces, tried):
+        """The pieces with the points of the next width, which cut the two innermost pieces."""
+        width = widths[tried]
+        above = optax.tree.sub(local.gradient(_tree.shift(local.w, width, unit)), here)
+        below = optax.tree.sub(here, local.gradient(_tree.shift(local.w, -width, unit)))
 
-    def inner(points, width):
-        return secant(points[0], here, width), secant(here, points[1], width)
+        def cut(pieces, above, below):
+            for start, new in ((0, above), (_WIDTHS, below)):
+                # Before the first width this takes from a piece that is written over.
+                pieces = pieces.at[start + jnp.maximum(tried - 1, 0)].add(-new)
+                pieces = pieces.at[start + tried].set(new)
+            return pieces
 
-    def better(search, one, other):
-        """The search with a pair of secants."""
-        share = one.width / (one.width + other.width)
-        mean = optax.tree.add(_tree.scale(share, one.slope), _tree.scale(1 - share, other.slope))
-        apart = _tree.norm(optax.tree.sub(one.slope, other.slope))
-        found = mean, apart, apart <= _AGREE * _tree.norm(mean)
-        best = _tree.select(apart < search.apart, found, (search.best, search.apart, search.agrees))
-        return _Search(search.tried, search.ends, search.between, *best)
+        return jax.tree.map(cut, pieces, above, below)
 
-    first = ends(widest)
-    sides = inner(first, widest)
-    middle = _tree.scale(0.5, optax.tree.add(sides[0].slope, sides[1].slope))
-    # Distances to what there is not yet are NaN, and never the smallest.
-    none = _Secant(jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), middle), widest)
-    start = _Search(jnp.array(1), first, (none, none), middle, jnp.full_like(_tree.norm(middle), jnp.inf), jnp.array(False))
+    def narrower(search):
+        tried = search.tried + 1
+        pieces, length = with_ends(search.pieces, search.tried), lengths(tried)
+        # A slope over a piece that is cut is one over both of its parts.
+        before = jnp.maximum(search.tried - 1, 0)
+        known = search.weights
+        for start in (0, _WIDTHS):
+            known = known.at[start + search.tried].set(known[start + before])
+        products = _products(pieces)
+        weights, apart = _best_pair(products, length)
+        better = apart < search.apart
+        weights, apart = jnp.where(better, weights, known), jnp.where(better, apart, search.apart)
+        return _Search(tried, pieces, weights, apart, apart <= _AGREE * _norm(products, weights))
 
     def more(search):
         return (search.tried < _WIDTHS) & ~search.agrees
 
-    def narrower(search):
-        width = widest * _NARROWER ** -search.tried.astype(widest.dtype)
-        new, (above, below) = ends(width), search.ends
-        gap = (_NARROWER - 1) * width
-        between = secant(above, new[0], gap), secant(new[1], below, gap)
-        known, secants = search.between, (*between, *inner(new, width))
-        for i, one in enumerate(secants):
-            for other in (*secants[i + 1 :], *known):
-                search = better(search, one, other)
-        return search._replace(tried=search.tried + 1, ends=new, between=between)
+    start = _Search(jnp.array(0), pieces, none, jnp.full_like(none[0], jnp.inf), jnp.array(False))
+    found = jax.lax.while_loop(more, narrower, start)
+    weights = _on_lines(_products(found.pieces), found, lengths(found.tried), widths)
+    return jax.tree.map(lambda leaf: jnp.tensordot(weights.astype(leaf.dtype), leaf, 1, precision="highest"), found.pieces)
 
-    return jax.lax.while_loop(more, narrower, better(start, *sides)).best
+
+def _products(pieces: PyTree) -> Float[Array, "2W 2W"]:
+    """Inner products of all pieces with each other."""
+
+    def one(leaf):
+        flat = leaf.reshape(leaf.shape[0], -1)
+        return jnp.matmul(flat, flat.T, precision="highest", preferred_element_type=jnp.promote_types(leaf.dtype, jnp.float32))
+
+    return functools.reduce(jnp.add, map(one, jax.tree.leaves(pieces)))
+
+
+def _norm(products: Array, weights: Array) -> Array:
+    """The norm of a weighted sum of pieces."""
+    return jnp.sqrt(jnp.maximum(weights @ products @ weights, 0))
+
+
+def _distances(products: Array) -> Array:
+    """Distances between vectors with these inner products, none below what rounding leaves of them."""
+    products, squares = (products + products.T) / 2, jnp.maximum(jnp.diag(products), 0)
+    both = squares[:, None] + squares[None]
+    return jnp.sqrt(jnp.maximum(both - 2 * products, 100 * jnp.finfo(products.dtype).eps * both))
+
+
+def _best_pair(products: Array, lengths: Array) -> tuple[Array, Array]:
+    """The weights of the mean slope of the two pieces whose slopes are least apart, and how far apart they are."""
+    there = lengths > 0
+    slopes = 1 / jnp.where(there, lengths, 1)
+    apart = _distances(products * slopes[:, None] * slopes[None])
+    apart = jnp.where(there[:, None] & there[None] & ~jnp.eye(len(lengths), dtype=bool), apart, jnp.inf)
+    pair = jnp.array(jnp.unravel_index(jnp.argmin(apart), apart.shape))
+    return jnp.zeros_like(lengths).at[pair].set(1 / jnp.sum(lengths[pair])), jnp.min(apart)
+
+
+def _on_lines(products: Array, found: _Search, lengths: Array, widths: Array) -> Array:
+    """The weights of the pieces in the least-squares slope of the groups of points that lie on lines of one slope."""
+    tried = jnp.arange(_WIDTHS) < found.tried
+    there = jnp.concatenate([tried, tried, jnp.array([True])])
+    places = jnp.where(there, jnp.concatenate([widths, -widths, jnp.zeros_like(widths[:1])]), 0)
+    # Each point's gradient, less that at w, as a sum of pieces.
+    sums = jnp.triu(jnp.ones((_WIDTHS, _WIDTHS), lengths.dtype))
+    sums = jnp.zeros((2 * _WIDTHS + 1, 2 * _WIDTHS), lengths.dtype).at[:-1].set(jax.scipy.linalg.block_diag(sums, -sums))
+    slope = _norm(products, found.weights)
+    off = jnp.eye(2 * _WIDTHS, dtype=lengths.dtype) - lengths[:, None] * found.weights[None]
+    noise = jnp.sqrt(jnp.maximum(jnp.einsum("ij,jk,ik->i", off, products, off), 0))
+    noise = jnp.sort(jnp.where(lengths > 0, noise, jnp.inf))[1]
+    residual = sums - places[:, None] * found.weights[None]
+    apart = _distances(residual @ products @ residual.T)
+    near = apart <= jnp.maximum(_NOISES * noise, _SHARE * jnp.abs(places[:, None] - places[None]) * slope)
+    group = (near | jnp.eye(len(places), dtype=bool)) & there[:, None] & there[None]
+    for _ in range(4):  # neighbours of neighbours, over all 13 points
+        group = (group.astype(jnp.float32) @ group.astype(jnp.float32)) > 0
+    members = jnp.maximum(jnp.sum(group, axis=1), 1)
+    centred = jnp.where(there, places - group.astype(places.dtype) @ places / members, 0)
+    return centred @ sums / jnp.sum(centred**2)
