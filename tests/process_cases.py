@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -114,7 +115,7 @@ def refused(call):
     """The sentence that a call ends with."""
     try:
         call()
-    except Exception as error:
+    except (Exception, KeyboardInterrupt, ax.errors.Terminated) as error:
         return f"{type(error).__name__}: {error}"
     return "nothing"
 
@@ -127,6 +128,21 @@ def sinusoids(devices=None):
     flat = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves((state.params, state.inner.stepsize))])
     start = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
     return {"params": flat, "start": start, "loss": history["loss"], "mean": curve.mean["loss"], "low": curve.low["loss"]}
+
+
+def asked_to_stop(number, index, out):
+    """How training ends after process 1 alone has got a signal: the sentence, and the last step that this process has seen."""
+    seen = []
+
+    def callback(state, record):
+        seen.append(int(state.step))
+        if index == 1 and len(seen) == 2:
+            os.kill(os.getpid(), number)
+        time.sleep(0.02 * (len(seen) > 2))  # the history of a second is not long
+
+    method = ax.MetaGradient(ax.Inner(1, 0.1))
+    told = refused(lambda: train(10**6, method, out=out, callback=callback))
+    return [told, seen[-1]]
 
 
 def in_two(folder, index):
@@ -147,6 +163,9 @@ def in_two(folder, index):
         "folder": refused(lambda: train(HALF, out=place / "by two")),
         # Each by itself, with devices of its own.
         "alone": str(ax.evaluate(PROBLEM, jnp.array(START), ax.Inner(1, 0.1), [1], 4, devices=jax.local_devices()).mean),
+        "interrupted": asked_to_stop(signal.SIGINT, index, place / "interrupted"),
+        # JAX listens for SIGTERM, once in the life of a process, and tells the processes of it about a second later.
+        "preempted": asked_to_stop(signal.SIGTERM, index, place / "preempted"),
     }
     return found, told
 

@@ -25,7 +25,7 @@ _AXIS = "processes"
 _HOURS = 2
 _GONE = re.compile(r"gloo|nccl|connection (closed|reset)|socket|coordination|heartbeat|barrier", re.IGNORECASE)
 _SHARED = {kind.__name__: kind for kind in (InputError, HostFailure, CheckpointError)}
-_meetings = itertools.count()
+_meetings, _looks = itertools.count(), itertools.count(1)
 
 
 def several() -> bool:
@@ -153,6 +153,21 @@ def check_same(what: dict[str, Any]) -> None:
 def largest(number: float) -> float:
     """The largest of everybody's numbers."""
     return float(gather(number).max()) if several() else number
+
+
+def preempted() -> bool | None:
+    """Whether JAX has told all of a SIGTERM to one process, and all have come to this call; None if it does not.
+
+    JAX lets processes agree on the number of a call, so they must call it equally often.
+    """
+    if not jax.distributed.is_initialized():
+        return None
+    from jax.experimental import multihost_utils
+
+    try:
+        return multihost_utils.reached_preemption_sync_point(next(_looks))
+    except RuntimeError:  # jax_enable_preemption_service was off when the processes joined
+        return None
 
 
 def checksum(tree: Any) -> int:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -30,16 +31,24 @@ class Stopping(contextlib.AbstractContextManager):
     Handlers are put back at the end. Only the main thread of a process can have handlers, so elsewhere nothing is noted. A
     signal that is ignored, or that a program handles in a way of its own, is left to it.
 
+    Arguments:
+        notice: whether JAX has told all processes of a SIGTERM to one of them. It returns None where JAX does not listen, and
+            otherwise SIGTERM is left to JAX.
+
     Attributes: `asked`, the number of the signal that was noted, or None.
     """
 
-    def __init__(self):
+    def __init__(self, notice: Callable[[], bool | None] = lambda: None):
         self.asked: int | None = None
+        self._notice, self._listens = notice, False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Stopping":
+        noticed = self._notice()
+        self._listens = noticed is not None
+        self.asked = signal.SIGTERM if noticed else None
         if threading.current_thread() is threading.main_thread():
-            for number in _ASKED:
+            for number in _ASKED[:1] if self._listens else _ASKED:
                 if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler, leave):
                     self._before[number] = signal.signal(number, self._note)
         return self
@@ -47,6 +56,13 @@ class Stopping(contextlib.AbstractContextManager):
     def __exit__(self, *_: Any) -> None:
         while self._before:
             signal.signal(*self._before.popitem())
+        self._listens = False
+
+    def look(self) -> int | None:
+        """The signal that was noted here, or that JAX has told of; with JAX, all processes look equally often."""
+        if self._listens and self._notice() and self.asked is None:
+            self.asked = signal.SIGTERM
+        return self.asked
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.asked is not None:

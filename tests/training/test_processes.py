@@ -87,6 +87,18 @@ def test_a_failure_in_one_process_ends_all(two):
     assert second["callback"] == "OSError: the disk is full"
 
 
+STOPPED = {"interrupted": "KeyboardInterrupt", "preempted": "Terminated"}
+
+
+@pytest.mark.parametrize("name", STOPPED)
+def test_a_signal_to_one_process_stops_all_at_the_same_meta_step(two, name):
+    _, (first, second), _, folder = two
+    sentence, step = first[name]
+    assert 0 < step < 10**6 and second[name] == first[name]
+    assert sentence.startswith(f"{STOPPED[name]}: Meta-step {step} of 1000000 is saved in {name}")
+    assert newest_of(folder / name) == step
+
+
 def test_a_process_may_evaluate_alone_on_its_own_devices(two):
     first, second = two[1]
     mean = ax.evaluate(cases.PROBLEM, np.array(cases.START, np.float32), ax.Inner(1, 0.1), [1], 4).mean
@@ -114,20 +126,49 @@ def test_sinusoids_do_not_depend_on_processes_and_devices_beyond_rounding(tmp_pa
                 np.testing.assert_allclose(process[f"sinusoids/{name}"], one[f"sinusoids/{name}"], rtol=TOLERANCE)
 
 
+def trained(out, more=()):
+    """A command that trains without end, and saves every 20 meta-steps."""
+    options = ["train", "sinusoid", "--out", str(out), "--inner-steps", "1", "--tasks-per-step", "4", "--hidden", "8"]
+    options += ["--evaluation-tasks", "4", "--steps", "1000000", "--checkpoint-every", "20", *more]
+    # Also where a shell has begun this in the background, with SIGINT ignored.
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from adaptax.cli.main import main; "
+    return cases.start(f"{code}sys.exit(main({options}))")
+
+
+def two_commands(out, port):
+    more = ("--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process-id")
+    return [trained(out, (*more, str(index))) for index in range(2)]
+
+
+def wait_for_a_checkpoint(out, running, after=0):
+    until = time.monotonic() + SECONDS
+    while newest_of(out) <= after and all(process.poll() is None for process in running):
+        assert time.monotonic() < until
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.mission
+@pytest.mark.parametrize("number, told, code, word", [("SIGTERM", 1, 143, "Terminated"), ("SIGINT", 0, 130, "Interrupted")])
+def test_a_signal_to_one_command_ends_all_in_good_order(tmp_path, port, number, told, code, word):
+    out, running = tmp_path / "run", two_commands(tmp_path / "run", port)
+    try:
+        wait_for_a_checkpoint(out, running)
+        os.kill(running[told].pid, getattr(signal, number))
+        said = cases.finish(running, SECONDS)
+    finally:
+        cases.end(running)
+    assert [process.returncode for process in running] == [code, code], said
+    assert all(f"{word}: the same command goes on from the last checkpoint." in text for _, text in said), said
+    assert newest_of(out) == len((out / "history.jsonl").read_text().splitlines())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_where_a_process_dies_the_others_stop_and_the_run_goes_on(tmp_path, port, victim):
-    out = tmp_path / "run"
-    options = f"'train', 'sinusoid', '--out', {str(out)!r}, '--inner-steps', '1', '--tasks-per-step', '4'"
-    options += ", '--hidden', '8', '--evaluation-tasks', '4', '--steps', '{steps}', '--checkpoint-every', '20'"
-    code = "import sys; from adaptax.cli.main import main; sys.exit(main([" + options + "{more}]))"
-    more = ", '--coordinator', '127.0.0.1:{port}', '--processes', '2', '--process-id', '{i}'"
-    running = [cases.start(code.format(steps=1_000_000, more=more.format(port=port, i=i))) for i in range(2)]
+    out, running = tmp_path / "run", two_commands(tmp_path / "run", port)
     try:
-        until = time.monotonic() + SECONDS
-        while not (out / "manifest.json").is_file() and all(process.poll() is None for process in running):
-            assert time.monotonic() < until
-            time.sleep(0.2)
+        wait_for_a_checkpoint(out, running)
         assert [process.poll() for process in running] == [None, None]
         os.kill(running[victim].pid, signal.SIGKILL)
         died = time.monotonic()
@@ -139,12 +180,9 @@ def test_where_a_process_dies_the_others_stop_and_the_run_goes_on(tmp_path, port
     assert running[1 - victim].returncode != 0
     assert "Another process of this run has ended or cannot be reached" in said, said
     newest = newest_of(out)
-    again = cases.start(code.format(steps=1_000_000, more=""))
+    again = trained(out)
     try:
-        until = time.monotonic() + SECONDS
-        while newest_of(out) == newest and again.poll() is None:
-            assert time.monotonic() < until
-            time.sleep(0.2)
+        wait_for_a_checkpoint(out, [again], newest)
         again.kill()
         said = again.communicate()[1]
     finally:
@@ -154,5 +192,6 @@ def test_where_a_process_dies_the_others_stop_and_the_run_goes_on(tmp_path, port
 
 
 def newest_of(out):
-    """The newest checkpoint of a run folder."""
-    return max(map(int, json.loads((out / "manifest.json").read_text())))
+    """The newest checkpoint of a run folder; 0 before the first."""
+    path = out / "manifest.json"
+    return max(map(int, json.loads(path.read_text())), default=0) if path.is_file() else 0

@@ -6,8 +6,10 @@ import threading
 
 import pytest
 from helpers import Stop
+from jax.experimental import multihost_utils
 
 import adaptax as ax
+from adaptax import _processes as processes
 from adaptax._signals import Stopping, leave, terminable
 from adaptax.errors import Terminated
 from adaptax.training import checkpoints, loop
@@ -93,6 +95,25 @@ def test_signals_that_a_program_handles_or_ignores_are_left_to_it(tiny, tmp_path
     assert [Run(tmp_path / name).newest() for name in ("one", "two")] == [12, 12]
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_a_notice_that_jax_has_told_of_is_followed_and_sigterm_is_left_to_it(tiny, tmp_path, monkeypatch):
+    looks, handlers = iter([False, False, False, True]), set()
+    monkeypatch.setattr(processes, "preempted", lambda: next(looks))
+    callback = lambda state, record: handlers.add(signal.getsignal(signal.SIGTERM))  # noqa: E731
+    with pytest.raises(Terminated, match=r"Meta-step 3 of 12 is saved in run"):
+        tiny.train(tiny.edge, out=tmp_path / "run", callback=callback)
+    assert handlers == {signal.SIG_DFL} and Run(tmp_path / "run").newest() == 3
+    looks = iter([True, False])  # a notice from before training
+    with pytest.raises(Terminated, match=r"Meta-step 4 of 12 is saved in run"):
+        tiny.train(tiny.edge, out=tmp_path / "run", resume=True)
+
+
+def test_the_checkpoint_writer_does_not_ask_jax(tiny, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda step: asked.append(step) or False)
+    tiny.train(out=tmp_path / "run", checkpoint_every=4)
+    assert asked == [] and Run(tmp_path / "run").newest() == 12
 
 
 def test_another_thread_trains_without_handlers(tiny, tmp_path):

@@ -243,7 +243,10 @@ class Checkpoints:
             alone = ocp.options.MultiprocessingOptions(active_processes={0}, barrier_sync_key_prefix=f"adaptax-{kind}")
             more = {"multiprocessing_options": alone, "create": False}
         options = ocp.CheckpointManagerOptions(max_to_keep=_KEPT, enable_async_checkpointing=False, **more)
-        return ocp.CheckpointManager(self.folder / kind, options=options)
+        manager = ocp.CheckpointManager(self.folder / kind, options=options)
+        # It would ask JAX with the meta-step, and spoil the number of calls that `processes.preempted` counts.
+        manager.reached_preemption = lambda step: False
+        return manager
 
     def _as(self, like: State, arrays: dict[str, np.ndarray], older: Callable[[], State] | None) -> State:
         """A state made of these arrays; a checkpoint of something else is refused, and kept."""

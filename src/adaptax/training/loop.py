@@ -142,7 +142,7 @@ def train(
     what takes less, when a device has no memory left; `ProcessLost` when another process is gone. With a run folder the state
     is saved whatever is raised, also by a loss, a callback or `tasks`. There, and in the main thread, SIGINT and SIGTERM let
     the meta-steps in flight end and be saved, and then raise `KeyboardInterrupt` or `ax.errors.Terminated`; a second one
-    leaves at once.
+    leaves at once. Where `jax.distributed` listens for SIGTERM, a notice to any process does the same in all (docs/scale.md).
 
     Example:
         >>> import adaptax as ax, jax, jax.numpy as jnp, optax
@@ -186,7 +186,7 @@ def train(
         if tasks is None
         else contextlib.closing(Stream(tasks, lambda batch: step.given(batch, params), steps - begun))
     )
-    stopping = Stopping()
+    stopping = Stopping(processes.preempted)
     nothing = contextlib.nullcontext()
     with processes.watching(), run or nothing, explained(), opened as stream, stopping if run else nothing:
         if run is not None and found:
@@ -306,7 +306,7 @@ def _loop(step, state, steps, stream, run, history, checkpoint_every, callbacks,
                 processes.together(functools.partial(callback, dev.own_copy(state), chunk))
             diverged = int(state.skipped) >= max_skipped
             # All processes stop at the same meta-step.
-            stopping.asked = int(processes.largest(stopping.asked or 0)) or None
+            stopping.asked = int(processes.largest(stopping.look() or 0)) or None
             if diverged or done >= steps or stopping.asked is not None:
                 keep()
             if diverged:
