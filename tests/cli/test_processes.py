@@ -1,4 +1,4 @@
-"""How the processes of one `adaptax train` are found; tests/training/test_processes.py starts real ones."""
+"""How the processes of one command are found; tests/training/test_processes.py starts real ones."""
 
 import dataclasses
 
@@ -7,6 +7,7 @@ import pytest
 
 from adaptax.cli import devices, processes
 from adaptax.cli.families.sinusoid import Sinusoid
+from adaptax.cli.main import main
 from adaptax.errors import InputError
 
 LAUNCHERS = {
@@ -37,12 +38,35 @@ def test_a_launcher_is_found_where_it_started_several(monkeypatch, nothing_is_jo
     for count in (1, 2):
         for name, value in LAUNCHERS[launcher].items():
             monkeypatch.setenv(name, value.format(count=count))
-        assert processes._launched() == (1 if count > 1 else None)
+        assert processes._launched() == ((2, 1) if count > 1 else (1, None))
     assert not processes.join(Sinusoid(processes=1)) and nothing_is_joined == []
     monkeypatch.setattr(processes.sys, "stdout", processes.sys.stdout)
     assert processes.join(Sinusoid()) and nothing_is_joined == [{}]
     assert processes.joined() and processes.is_silent()
     processes.sys.stdout.close()
+
+
+ALONE = {
+    "train table": ["--data", "visits.csv", "--group", "patient", "--target", "score"], "measure": ["run"], "demo": [],
+    "adapt": ["run", "--support", "a", "--predict", "b"], "video": ["run"], "plan": ["--measure", "sinusoid"],
+    "reproduce matrix": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ALONE)
+@pytest.mark.parametrize("launcher, number", [("SLURM", "SLURM_PROCID"), ("Open MPI", "OMPI_COMM_WORLD_RANK")])
+def test_commands_that_take_one_process_say_so(monkeypatch, tmp_path, capsys, launcher, number, command):
+    monkeypatch.chdir(tmp_path)
+    for name, value in LAUNCHERS[launcher].items():
+        monkeypatch.setenv(name, value.format(count=2))
+    assert main([*command.split(), *ALONE[command]]) == 2
+    said = (
+        f"adaptax {command} takes one process, and 2 were started: start one (srun --ntasks 1, mpirun -n 1), or take {number}"
+    )
+    assert capsys.readouterr().err == f"{said} out of their environment to run them apart.\n"
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.delenv(number)
+    processes.refuse("adaptax demo")
 
 
 GIVEN = Sinusoid(coordinator="10.0.0.1:9911", processes=2, process_id=0)

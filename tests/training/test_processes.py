@@ -12,6 +12,7 @@ import process_cases as cases
 import pytest
 
 import adaptax as ax
+from adaptax.cli.main import main
 
 # Sums of two numbers do not depend on their order, so two devices give the same wherever they are.
 EXACT = {"rtol": 1e-6, "atol": 1e-7}
@@ -126,18 +127,24 @@ def test_sinusoids_do_not_depend_on_processes_and_devices_beyond_rounding(tmp_pa
                 np.testing.assert_allclose(process[f"sinusoids/{name}"], one[f"sinusoids/{name}"], rtol=TOLERANCE)
 
 
-def trained(out, more=()):
-    """A command that trains without end, and saves every 20 meta-steps."""
-    options = ["train", "sinusoid", "--out", str(out), "--inner-steps", "1", "--tasks-per-step", "4", "--hidden", "8"]
-    options += ["--evaluation-tasks", "4", "--steps", "1000000", "--checkpoint-every", "20", *more]
+TRAINING = ["--inner-steps", "1", "--tasks-per-step", "4", "--hidden", "8", "--evaluation-tasks", "4"]
+
+
+def command(*arguments):
+    """A process of the command line."""
     # Also where a shell has begun this in the background, with SIGINT ignored.
     code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from adaptax.cli.main import main; "
-    return cases.start(f"{code}sys.exit(main({options}))")
+    return cases.start(f"{code}sys.exit(main({list(map(str, arguments))}))")
 
 
-def two_commands(out, port):
-    more = ("--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process-id")
-    return [trained(out, (*more, str(index))) for index in range(2)]
+def trained(out, *more):
+    """A command that trains without end, and saves every 20 meta-steps."""
+    return command("train", "sinusoid", "--out", out, *TRAINING, "--steps", 1_000_000, "--checkpoint-every", 20, *more)
+
+
+def joined(port):
+    """The options by which two processes find each other, for each of them."""
+    return [("--coordinator", f"127.0.0.1:{port}", "--processes", 2, "--process-id", index) for index in range(2)]
 
 
 def wait_for_a_checkpoint(out, running, after=0):
@@ -151,7 +158,8 @@ def wait_for_a_checkpoint(out, running, after=0):
 @pytest.mark.mission
 @pytest.mark.parametrize("number, told, code, word", [("SIGTERM", 1, 143, "Terminated"), ("SIGINT", 0, 130, "Interrupted")])
 def test_a_signal_to_one_command_ends_all_in_good_order(tmp_path, port, number, told, code, word):
-    out, running = tmp_path / "run", two_commands(tmp_path / "run", port)
+    out = tmp_path / "run"
+    running = [trained(out, *options) for options in joined(port)]
     try:
         wait_for_a_checkpoint(out, running)
         os.kill(running[told].pid, getattr(signal, number))
@@ -164,9 +172,33 @@ def test_a_signal_to_one_command_ends_all_in_good_order(tmp_path, port, number, 
 
 
 @pytest.mark.slow
+@pytest.mark.mission
+def test_two_processes_evaluate_a_run_as_one_does(tmp_path, port, capsys):
+    out, options = tmp_path / "run", ["--format", "json", "--tasks", "21", "--seed", "5"]
+    assert main(["train", "sinusoid", "--out", str(out), *TRAINING, "--steps", "3", "--processes", "1"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(out), *options]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    # Process 1 sees no folder of process 0.
+    places = (out, tmp_path / "unseen")
+    running = [command("evaluate", place, *options, *more) for place, more in zip(places, joined(port), strict=True)]
+    (first, errors), (second, more) = cases.finish(running, SECONDS)
+    assert [process.returncode for process in running] == [0, 0], (errors, more)
+    assert second == "" and list(tmp_path.iterdir()) == [out]
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    found = json.loads(first)
+    scores, expected = found.pop("scores")["loss"], alone.pop("scores")["loss"]
+    assert found == alone and alone["tasks"] == 21
+    for name, values in expected.items():
+        np.testing.assert_allclose(scores[name], values, rtol=TOLERANCE)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_where_a_process_dies_the_others_stop_and_the_run_goes_on(tmp_path, port, victim):
-    out, running = tmp_path / "run", two_commands(tmp_path / "run", port)
+    out = tmp_path / "run"
+    running = [trained(out, *options) for options in joined(port)]
     try:
         wait_for_a_checkpoint(out, running)
         assert [process.poll() for process in running] == [None, None]

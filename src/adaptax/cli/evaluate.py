@@ -17,6 +17,7 @@ from adaptax.errors import InputError
 from adaptax.learner.load import read_state
 from adaptax.models.protocol import HasMoments, offers
 from adaptax.report import tables
+from adaptax.training import shared_run
 from adaptax.training.run import Run
 from adaptax.training.step import State
 
@@ -47,8 +48,8 @@ def of_run(config: Training, folder: Path, options: Any = None) -> contextlib.Ab
 
 def open_run(folder: Path) -> tuple[Run, dict[str, Any]]:
     """The run in a folder, and its saved options."""
-    run = Run(folder)
-    if not Run.is_run(run.folder):
+    run = shared_run.open_run(folder)
+    if not run.is_run(run.folder):
         raise InputError(f"There is no run in {folder}: give the folder that adaptax train --out was given.")
     return run, run.config()
 

@@ -9,7 +9,7 @@ from typing import Any
 from adaptax import __version__
 from adaptax._signals import terminable
 from adaptax.cli import processes
-from adaptax.cli.commands import COMMANDS, Plan
+from adaptax.cli.commands import COMMANDS, Evaluate, Plan
 from adaptax.cli.naming import as_typed
 from adaptax.cli.options import check
 from adaptax.cli.parse import find, parse
@@ -89,11 +89,14 @@ def _remedy(arguments: list[str]) -> str:
 def _run(arguments: list[str]) -> int:
     prog, kind, rest = find(COMMANDS, arguments)
     command = parse(kind, rest, prog)
-    if isinstance(command, Training):
+    if isinstance(command, Training | Evaluate):
         # Process 0 tells the others what its run folder holds, so they must have met.
         if processes.join(command):
             _start_jax(processes.sharing(command))
             processes.meet()
+    elif not isinstance(command, Plan) or command.measure is not None:
+        processes.refuse(prog)
+    if isinstance(command, Training):
         command = complete(command, rest, prog)
     with as_typed(kind, lambda: sources(command, rest)):
         check(command)

@@ -1,4 +1,4 @@
-"""Several processes that take one `adaptax train` together: how they find each other, and how they leave."""
+"""Several processes that take one `adaptax train` or `evaluate` together: how they find each other, and how they leave."""
 
 import os
 import sys
@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING
 from adaptax.errors import InputError
 
 if TYPE_CHECKING:
+    from adaptax.cli.commands import Evaluate
     from adaptax.cli.training import Training
 
 _LOOPBACK = ("localhost", "127.", "[::1]")
 # Process 0 holds the service that the others watch: it leaves last, so that they can say why they stop.
 _GRACE = 3
+# Where launchers say which process this is.
+_NUMBERS = ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "JOB_COMPLETION_INDEX")
 _own: list[int] = []
 
 
-def join(command: "Training") -> bool:
+def join(command: "Training | Evaluate") -> bool:
     """Join the other processes, if there are any, before JAX starts; returns whether there are.
 
     They are named by --coordinator, --processes and --process-id; where these are left out, by SLURM, Open MPI or Kubernetes
@@ -29,7 +32,7 @@ def join(command: "Training") -> bool:
     missing = [name for name, value in given.items() if value is None]
     if command.processes == 1:
         return False
-    number = command.process_id if len(missing) < 3 else _launched()
+    number = command.process_id if len(missing) < 3 else _launched()[1]
     if number is None and len(missing) == 3:
         return False
     if 0 < len(missing) < 3:
@@ -57,21 +60,36 @@ def join(command: "Training") -> bool:
     return True
 
 
-def _launched() -> int | None:
-    """The number of this process, if a launcher that JAX knows has started several."""
+def refuse(prog: str) -> None:
+    """Refuse a command that takes one process, where a launcher has started several: they would do the same, and write it.
+
+    Errors: `InputError`.
+    """
+    try:
+        count, _ = _launched()
+    except InputError:  # where JAX cannot tell, this process is one
+        return
+    if count > 1:
+        text = f"{prog} takes one process, and {count} were started: start one (srun --ntasks 1, mpirun -n 1)"
+        known = [name for name in _NUMBERS if name in os.environ]
+        raise InputError(f"{text}, or take {known[0]} out of their environment to run them apart." if known else f"{text}.")
+
+
+def _launched() -> tuple[int, int | None]:
+    """How many processes a launcher that JAX knows has started, and which of them this one is: (1, None) if it is alone."""
     try:
         from jax._src.clusters import ClusterEnv
 
         find = ClusterEnv.auto_detect_unset_distributed_params
     except (ImportError, AttributeError):  # the internals of another version of JAX
-        return None
+        return 1, None
     try:
         _, count, number, _ = find(None, None, None, None, None, 60)
     except Exception as error:
         text = f"The processes of this job cannot be found ({_short(error)})"
         remedy = "give --coordinator, --processes and --process-id, or --processes 1 to train alone"
         raise InputError(f"{text}: {remedy}.") from error
-    return number if count is not None and count > 1 else None
+    return (count, number) if count is not None and count > 1 else (1, None)
 
 
 def meet() -> None:
@@ -89,7 +107,7 @@ def meet() -> None:
         os.close(kept)
 
 
-def sharing(command: "Training") -> int:
+def sharing(command: "Training | Evaluate") -> int:
     """How many processes of the run are known to share this machine's cores; a launcher binds each to its own."""
     near = command.coordinator is not None and command.coordinator.startswith(_LOOPBACK)
     return command.processes if near and command.processes is not None else 1

@@ -77,6 +77,9 @@ class _SharedCheckpoints(_OnFirst):
     def load_best(self, like: State, older: Callable[[], State] | None = None) -> State | None:
         return self.of_first(self.whole.load_best, like, older)
 
+    def load(self, like: State, older: Callable[[], State] | None = None) -> State | None:
+        return self.of_first(self.whole.load, like, older)
+
     def of_first(self, read: Callable[..., State | None], like: State, older: Callable[[], State] | None) -> State | None:
         """The state that process 0 reads."""
         found: list[State | None] = [None]
