@@ -1,6 +1,5 @@
 """`adaptax train table`, and the tables that `adaptax adapt` reads."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ from adaptax.errors import InputError
 from adaptax.learner.load import TABLE
 from adaptax.report.table_model import describe
 from adaptax.tasks.table import numbers
+from adaptax.training.files import write_json, write_text
 
 if TYPE_CHECKING:
     from adaptax.cli.table_options import Table
@@ -85,8 +85,8 @@ def train(options: "Table") -> int:
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         report = {name: values.tolist() for name, values in model.report_.items()}
-        (options.out / "report.json").write_text(json.dumps({"table": said, "model": model.model_, "groups": report}, indent=1))
-        (options.out / "report.txt").write_text(text + "\n")
+        write_json(options.out / "report.json", {"table": said, "model": model.model_, "groups": report})
+        write_text(options.out / "report.txt", text + "\n")
         model.save(
             options.out / TABLE,
             {"table": said, "gain": list(model.gain_), "report": text, "rows": len(x), "groups": len(counts)},
