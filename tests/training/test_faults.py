@@ -3,6 +3,7 @@
 import builtins
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -275,6 +276,30 @@ def test_a_number_of_the_history_that_changed_is_said(tiny, options):
     (options["out"] / "evaluations.jsonl").unlink()
     with pytest.warns(DamagedCheckpoint, match=r"run has evaluations\.jsonl with other contents"):
         tiny.train(**{**options, "steps": 8}, resume=True)
+
+
+def test_the_checksum_of_the_history_is_that_of_the_whole_file_also_after_resuming(tiny, options):
+    with pytest.raises(ArithmeticError):
+        tiny.train(**options, callbacks=[Fails(every=3)])  # leaves lines beyond the checkpoint
+    tiny.train(**options, resume=True)
+    manifest = json.loads((options["out"] / "manifest.json").read_text())
+    assert len(manifest) == 2
+    for step, entry in manifest.items():
+        read = {"history.jsonl": lines(options)[: int(step)]}
+        for name in ("evaluations.jsonl", "mine.jsonl"):  # of which the second is not appended to any more
+            read[name] = [line for line in lines(options, name) if json.loads(line)["step"] <= int(step)]
+        assert entry["lines"] == {name: hashlib.sha256(b"".join(part)).hexdigest() for name, part in read.items()}
+
+
+def test_a_line_that_changes_during_training_is_said_when_the_run_goes_on(tiny, options):
+    def change(state, record):
+        path = options["out"] / "history.jsonl"
+        if int(state.step) == 9:  # after two checkpoints
+            path.write_bytes(path.read_bytes().replace(b'{"step": 2,', b'{"step": 3,'))
+
+    tiny.train(**options, callback=change)
+    with pytest.warns(DamagedCheckpoint, match=r"run has history\.jsonl with other contents than were saved"):
+        tiny.train(**options, resume=True)
 
 
 def test_a_history_that_is_gone_or_cut_short_is_said(tiny, options, whole):

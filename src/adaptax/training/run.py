@@ -40,6 +40,8 @@ class Run:
         self.folder = Path(folder).absolute()
         self.checkpoints = Checkpoints(self.folder)
         self.lock = lock.Lock(self.folder)
+        # By file that this process has appended to: a running checksum, and of how many bytes.
+        self._sums: dict[str, tuple[Any, int]] = {}
 
     def __enter__(self) -> "Run":
         return self
@@ -136,15 +138,27 @@ class Run:
         for path in self._lines():
             with told(path, "written"):
                 flush(path)
-                data = path.read_bytes()
-                sums[path.name] = hashlib.sha256(data[: _kept(data, path.name, int(state.step))]).hexdigest()
+                sums[path.name] = self._sum(path, int(state.step))
         self.checkpoints.save(state, place, sums)
+
+    def _sum(self, path: Path, step: int) -> str:
+        """The checksum of the lines that lead up to a checkpoint, later than those before; lines are read once, so that a long
+        history costs no more than a short one, and a change in them is not taken over."""
+        digest, size = self._sums.get(path.name, (hashlib.sha256(), 0))
+        with open(path, "rb") as file:
+            file.seek(size)
+            data = file.read()
+        kept = _kept(data, path.name, step)
+        digest.update(data[:kept])
+        if path.name in self._sums:  # others may be replaced as a whole
+            self._sums[path.name] = digest, size + kept
+        return digest.hexdigest()
 
     def restore(self, like: State, older: Callable[[], State] | None = None) -> State | None:
         """The state to go on from, or None; all later lines are taken back."""
         state = self.checkpoints.restore(like, older)
         step = 0 if state is None else int(state.step)
-        sums = self.checkpoints.sums(step)
+        sums, self._sums = self.checkpoints.sums(step), {}
         for path in self._lines():
             with told(path, "written"):
                 data = path.read_bytes()
@@ -178,6 +192,7 @@ class Run:
     def _append(self, name: str, entries: list[dict[str, Any]]) -> None:
         with told(path := self.folder / name, "written"):
             append_lines(path, entries)
+        self._sums.setdefault(name, (hashlib.sha256(), 0))
 
     def history(self, done: int) -> dict[str, list]:
         """The columns of the meta-steps before `done`, by name; a line that is lost leaves a NaN in each."""
