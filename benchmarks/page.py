@@ -17,6 +17,7 @@ from pathlib import Path
 import learning
 import page_grouped
 import page_images
+import page_scale
 import page_speed
 import page_text
 from learning_cases import CASES
@@ -70,7 +71,9 @@ SECTIONS = (
     ),
     Section("Low-rank adapters for a new writer", "writers", "python benchmarks/writers.py", page_text.writers),
     Section("Batches from the host", "host_batches", "python benchmarks/host_batches.py", page_speed.host_batches),
-    Section("Faults", "faults", "python benchmarks/faults.py", page_speed.faults),
+    Section("Many devices", "scaling", "python benchmarks/scaling.py", page_scale.scaling),
+    Section("Checkpoints", "checkpoint_cost", "python benchmarks/checkpoint_cost.py", page_scale.checkpoint_cost),
+    Section("Faults", "faults", "python benchmarks/faults.py", page_scale.faults),
     Section("Errors by precision", "precision", "python benchmarks/precision.py --data ZIP", page_speed.precision),
     Section("Few tasks a meta-step: memory", "memory_method", "python benchmarks/memory_method.py", page_speed.memory_method),
     Section("Where the time of a network goes", "roofline", "python benchmarks/roofline.py", page_images.roofline),

@@ -4,7 +4,6 @@ import statistics
 
 import cheetah as halfcheetah
 import difference_widths as widths
-import faults as disturbed
 import first_step as start
 import host_batches as host
 import in_flight as groups
@@ -214,19 +213,6 @@ def store(result: dict) -> str:
         "letters), by how many iterates are kept: temporary values of the compiled program, and time."
     )
     return f"{text}\n\n{few.table(result)}"
-
-
-def faults(result: dict) -> str:
-    good = result["goodput"]
-    again = good["meta_steps_counted"] / max(good["meta_steps_needed"], 1)
-    text = (
-        f"Runs of {good['meta_steps_needed'] // max(result['runs'], 1)} meta-steps on sinusoids, with a checkpoint every 6, "
-        "under faults at random instants ([what happens at each](faults.md)), resumed after each until they end. "
-        f"{result['faults']:,} faults struck in {result['runs']:,} runs, and {result['identical']:,} of these ended bit for "
-        f"bit as one that nothing disturbed. {again:.2f} meta-steps were taken for each one needed, and "
-        f"{100 * good['share_of_time']:.0f} % of the time was what undisturbed runs take."
-    )
-    return f"{text}\n\n{disturbed.table(result)}"
 
 
 def host_batches(result: dict) -> str:
