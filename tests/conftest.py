@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import gc
 import os
 import shutil
 import sys
@@ -11,8 +12,12 @@ import pytest
 
 # Two host devices, before the backend starts, so that spreading tasks over devices is tested on any machine.
 jax.config.update("jax_num_cpu_devices", 2)
-# Most programs of the tests take longer to compile than to run: the compiler's older code generator, without optimisations.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".lstrip()
+# Most programs of the tests take longer to compile than to run: the compiler's older code generator, without optimisations,
+# and each program in one piece.
+_FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".lstrip()
+# Tracing makes many small objects, few of them in circles.
+gc.set_threshold(200_000, 20, 100)
 jax.config.update("jax_disable_most_optimizations", True)
 sys.path.insert(0, str(Path(__file__).parent))
 

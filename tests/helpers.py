@@ -3,8 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import adaptax as ax
+
+# Long tests that CI runs too, beside the ordinary suite.
+MISSION = (pytest.mark.slow, pytest.mark.mission)
 
 
 def flat(tree):

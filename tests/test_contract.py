@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from contract import COUNTED, PROBLEM, ROWS, loss, point, ticks, traces
-from helpers import flat, relative
+from helpers import MISSION, flat, relative
 
 import adaptax as ax
 from adaptax import _tree
@@ -40,7 +40,19 @@ def test_structure_and_types_are_those_of_the_parameters(name):
         assert grad["count"] is None and grad["name"] is None
 
 
-@EACH
+# These run in CI: each has a neighbour in the ordinary suite.
+LONG = (
+    "smoothing momentum",
+    "values antithetic",
+    "antithetic",
+    "multi-step momentum",
+    "nesterov",
+    "annealed learned",
+    "first order adam",
+)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=MISSION) if name in LONG else name for name in ROWS])
 def test_transformations_change_nothing_and_arrays_do_not_recompile(x64, name):
     got = [run(name, seed=k, key=k) for k in range(2)]
     count = len(traces)

@@ -5,13 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import central, flat, images, no_tasks, normal_like, regression, relative
+from helpers import MISSION, central, flat, images, no_tasks, normal_like, regression, relative
 
 import adaptax as ax
 
 STEPS = (0, 1, 2, 3, 10, 50)
 
-MISSION = (pytest.mark.slow, pytest.mark.mission)
 
 MODES = ("auto", "recursion", "backprop")
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import MISSION
 
 import adaptax as ax
 from adaptax.cli.main import main
@@ -44,7 +45,12 @@ def test_the_first_program_runs_as_it_stands(capsys):
     assert len([line for line in program.splitlines() if line.strip()]) <= 17
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if programs(page.read_text())][1:], ids=lambda page: page.stem)
+# The programs of the guide run in the ordinary suite, those of the other pages in CI.
+WITH_PROGRAMS = [page for page in PAGES if programs(page.read_text())][1:]
+LONG = [page if page.stem == "guide" else pytest.param(page, marks=MISSION) for page in WITH_PROGRAMS]
+
+
+@pytest.mark.parametrize("page", LONG, ids=lambda page: page.stem)
 def test_the_programs_of_a_page_run_one_after_another(page, tmp_path, monkeypatch):
     """Those that need a file begin with a line that says so; the names that they take from adaptax exist all the same."""
     monkeypatch.chdir(tmp_path)

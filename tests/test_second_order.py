@@ -212,6 +212,8 @@ def test_outer_steps_take_a_custom_vjp(x64, outer):
     assert relative(*moved) < 1e-9 and relative(moved[0], params) > 1e-6
 
 
+@pytest.mark.slow
+@pytest.mark.mission
 def test_measurements_and_the_monitor_take_a_custom_vjp(x64):
     params, _ = setting()
     for measure in (
@@ -224,6 +226,8 @@ def test_measurements_and_the_monitor_take_a_custom_vjp(x64):
         np.testing.assert_allclose(measure(CUSTOM), measure(PLAIN), rtol=1e-9)
 
 
+@pytest.mark.slow
+@pytest.mark.mission
 def test_noise_of_samples_takes_a_custom_vjp(x64):
     params, _ = setting()
     draw = lambda task, p, key, size: (jax.random.normal(key, (size, 3)), jnp.ones(size))  # noqa: E731

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import no_tasks, relative
+from helpers import MISSION, no_tasks, relative
 
 import adaptax as ax
 from adaptax.stepsize import Edge, Estimate, Guaranteed, Schedule, measurement, resolve, walk
@@ -67,7 +67,7 @@ def test_edge_is_gamma_over_the_largest_eigenvalue(gamma):
     assert abs(float(inner.stepsize) * 1.6 * SPECTRUM[0] / gamma - 1) < 0.01
 
 
-@pytest.mark.parametrize("differences", [False, True])
+@pytest.mark.parametrize("differences", [False, pytest.param(True, marks=MISSION)])
 @pytest.mark.parametrize(
     "options, expected", [({}, [1 / 8, 1 / 32, 1 / 128]), ({"gamma": 2.0, "gamma_plus": 1.5}, [0.3, 0.3, 0.125])]
 )

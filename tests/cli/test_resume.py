@@ -10,8 +10,6 @@ import time
 import jax
 import pytest
 
-MISSION = (pytest.mark.slow, pytest.mark.mission)
-
 
 def newest(folder):
     manifest = folder / "manifest.json"
@@ -23,7 +21,9 @@ def arrays(folder):
     return {step: entry["sha256"] for step, entry in json.loads((folder / "manifest.json").read_text()).items()}
 
 
-@pytest.mark.parametrize("options", ["--stepsize 0.01", pytest.param("--stepsize edge --evaluate-every 100", marks=MISSION)])
+@pytest.mark.slow
+@pytest.mark.mission
+@pytest.mark.parametrize("options", ["--stepsize 0.01", "--stepsize edge --evaluate-every 100"])
 def test_a_killed_run_goes_on_bit_for_bit(train, small, tmp_path, options):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     arguments = f"{small['matrix']} --steps 300 --checkpoint-every 30 {options}".split()

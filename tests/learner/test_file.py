@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import MISSION
 
 import adaptax as ax
 from adaptax.learner.networks import describe, shaped
@@ -49,9 +50,9 @@ def rates(per, per_step, inner):
         learner,
         lambda: learner(inner=ax.Inner(3, jnp.array([0.01, 0.02, 0.03]), proximal=0.5)),
         lambda: learner(inner=ax.Inner(0, 0.1)),
-        lambda: rates("parameter", False, {}),
+        pytest.param(lambda: rates("parameter", False, {}), marks=MISSION),
         lambda: rates("leaf", True, {"adapt": in_last_layer}),
-        lambda: rates("scalar", True, {}),
+        pytest.param(lambda: rates("scalar", True, {}), marks=MISSION),
     ],
 )
 def test_what_is_saved_comes_back(make, tmp_path):

@@ -68,6 +68,8 @@ def test_the_outer_optimiser_trains_it_and_evaluation_judges_by_running_statisti
     np.testing.assert_array_equal(after["loss"], after["cross entropy"])
 
 
+@pytest.mark.slow
+@pytest.mark.mission
 def test_a_run_is_saved_and_resumed_bit_for_bit(network, tmp_path):
     made, method, optimizer = problem(network), ax.MetaGradient(ax.Inner(STEPS, ALPHA)), optax.adam(0.01)
 

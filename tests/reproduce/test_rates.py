@@ -154,6 +154,8 @@ def test_bad_sizes(tmp_path, sizes, name):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.mission
 def test_sizes_reach_every_experiment(tmp_path, monkeypatch):
     """The experiments stand in by the committed rows, of which the CSV and the page are made again."""
     from adaptax.reproduce.rates import rates

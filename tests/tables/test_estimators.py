@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
+from helpers import MISSION
 
 import adaptax as ax
 
@@ -89,6 +90,8 @@ def test_a_classifier(classifier):
     assert (predictor.predict(x[5:14]) == classifier.classes_[probabilities.argmax(1)]).all()
 
 
+@pytest.mark.slow
+@pytest.mark.mission
 def test_intervals_cover_as_often_as_they_say():
     x, y, groups = lines(150, noise=0.3, seed=2)
     model = ax.MetaRegressor(model="additive", **SMALL).fit(x, y, groups=groups)
@@ -112,6 +115,8 @@ def test_intervals_that_cannot_be_calibrated_are_refused(regressor):
         regressor.predict_interval(x, coverage=1.5)
 
 
+@pytest.mark.slow
+@pytest.mark.mission
 def test_an_order_adapts_to_the_first_rows():
     random = np.random.default_rng(0)
     time = np.tile(np.arange(12.0), 40)
@@ -133,7 +138,12 @@ def test_the_report_says_what_adaptation_gains(regressor):
 
 
 @pytest.mark.parametrize(
-    "model", ["all", pytest.param("additive", marks=pytest.mark.slow), pytest.param("head", marks=pytest.mark.slow)]
+    "model",
+    [
+        pytest.param("all", marks=MISSION),
+        pytest.param("additive", marks=pytest.mark.slow),
+        pytest.param("head", marks=pytest.mark.slow),
+    ],
 )
 def test_every_model_learns_and_is_saved(model, tmp_path):
     x, y, groups = lines(20, rows=12)

@@ -10,10 +10,13 @@ import jax
 import numpy as np
 import process_cases as cases
 import pytest
+from helpers import MISSION
 
 import adaptax as ax
 from adaptax.cli.main import main
 
+# Starting processes takes most of a minute: CI does it, beside the ordinary suite.
+pytestmark = list(MISSION)
 # Sums of two numbers do not depend on their order, so two devices give the same wherever they are.
 EXACT = {"rtol": 1e-6, "atol": 1e-7}
 SECONDS = 1200
@@ -110,7 +113,6 @@ def test_a_process_may_evaluate_alone_on_its_own_devices(two):
 TOLERANCE = 1e-5
 
 
-@pytest.mark.slow
 def test_sinusoids_do_not_depend_on_processes_and_devices_beyond_rounding(tmp_path):
     shapes = [(1, 1), (1, 2), (1, 4), (1, 8), (2, 1), (2, 2)]
     found = {shape: cases.run("sinusoids", *shape, free_port(), tmp_path / str(shape), SECONDS)[0] for shape in shapes}
@@ -154,8 +156,6 @@ def wait_for_a_checkpoint(out, running, after=0):
         time.sleep(0.2)
 
 
-@pytest.mark.slow
-@pytest.mark.mission
 @pytest.mark.parametrize("number, told, code, word", [("SIGTERM", 1, 143, "Terminated"), ("SIGINT", 0, 130, "Interrupted")])
 def test_a_signal_to_one_command_ends_all_in_good_order(tmp_path, port, number, told, code, word):
     out = tmp_path / "run"
@@ -171,8 +171,6 @@ def test_a_signal_to_one_command_ends_all_in_good_order(tmp_path, port, number, 
     assert newest_of(out) == len((out / "history.jsonl").read_text().splitlines())
 
 
-@pytest.mark.slow
-@pytest.mark.mission
 def test_two_processes_evaluate_a_run_as_one_does(tmp_path, port, capsys):
     out, options = tmp_path / "run", ["--format", "json", "--tasks", "21", "--seed", "5"]
     assert main(["train", "sinusoid", "--out", str(out), *TRAINING, "--steps", "3", "--processes", "1"]) == 0
@@ -194,7 +192,6 @@ def test_two_processes_evaluate_a_run_as_one_does(tmp_path, port, capsys):
         np.testing.assert_allclose(scores[name], values, rtol=TOLERANCE)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_where_a_process_dies_the_others_stop_and_the_run_goes_on(tmp_path, port, victim):
     out = tmp_path / "run"
