@@ -1,5 +1,6 @@
 """What one process and several take alike. `tests/training/test_processes.py` runs it in one, and starts others with `main`."""
 
+import importlib
 import json
 import os
 import signal
@@ -176,12 +177,10 @@ def main(work, index, count, devices, port, folder):
     if count > 1:
         # A machine that stops its processes for a while must not make them count as dead.
         jax.distributed.initialize(f"127.0.0.1:{port}", count, index, heartbeat_timeout_seconds=3600)
-    told = {}
     jax.config.update("jax_disable_most_optimizations", True)
-    if work == "in_two":
-        found, told = in_two(Path(folder), index)
-    else:
-        found = {work: globals()[work]()}
+    module, _, name = work.rpartition(".")
+    function = getattr(importlib.import_module(module or __name__), name)
+    found, told = function(Path(folder), index) if name == "in_two" else ({name: function()}, {})
     flat = {f"{name}/{key}": value for name, values in found.items() for key, value in values.items()}
     np.savez(Path(folder) / f"{index}.npz", **flat)
     (Path(folder) / f"{index}.json").write_text(json.dumps(told))

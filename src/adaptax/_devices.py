@@ -1,5 +1,11 @@
-"""Spreading tasks over devices: one mesh axis, each device a share of the task batch."""
+"""Spreading tasks over devices, each a share of the task batch, and parameters over groups of them, each a part of every array.
 
+A mesh has the axis "tasks", over which programs are written by hand (`spread`, `total`). Where parameters are cut, it has the
+axis "parameters" too, which is left to the compiler: programs are written as for whole arrays, and it adds the messages.
+"""
+
+import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,10 +19,12 @@ from adaptax import _processes as processes
 from adaptax._checks import is_traced
 from adaptax.errors import InputError
 
-AXIS = "tasks"
+AXIS, PARAMETERS = "tasks", "parameters"
+# Arrays of fewer entries are whole on every device: a message would take longer than it saves.
+_SMALL = 1024
 
 
-def mesh_of(devices: Sequence[Any] | None, count: int, alone: bool = False) -> Mesh | None:
+def mesh_of(devices: Sequence[Any] | None, count: int, alone: bool = False, shards: int = 1) -> Mesh | None:
     """A mesh over the devices (default: those of all processes) that have work for `count` tasks; None for a single one.
 
     Where there are several processes, every one of them keeps all its devices, since none may miss the sums.
@@ -25,6 +33,7 @@ def mesh_of(devices: Sequence[Any] | None, count: int, alone: bool = False) -> M
         devices: the devices.
         count: the tasks.
         alone: whether this process may also work with devices of its own, apart from the others.
+        shards: how many devices share one copy of the parameters. They belong to one process, so that it has all of them.
     """
     chosen = list(jax.devices() if devices is None else devices)
     if not chosen:
@@ -35,11 +44,49 @@ def mesh_of(devices: Sequence[Any] | None, count: int, alone: bool = False) -> M
         if missing := sorted(set(range(jax.process_count())) - owners):
             text = f"devices= has no device of process {missing[0]}, though all {jax.process_count()} processes take part"
             raise InputError(f"{text}: give at least one of each, or leave devices= out.")
-        mesh = Mesh(np.array(chosen), (AXIS,))
+        processes.check_same({"parameter_shards": shards})
+        mesh = _arranged(chosen, shards)
         processes.meet(mesh)
         return mesh
-    chosen = chosen[: max(count, 1)]
-    return None if len(chosen) == 1 and devices is None else Mesh(np.array(chosen), (AXIS,))
+    mesh = _arranged(chosen, shards, max(count, 1))
+    return None if mesh.size == 1 and devices is None else mesh
+
+
+def _arranged(devices: list[Any], shards: int, most: int | None = None) -> Mesh:
+    """A mesh of at most so many shares of the tasks, each of which is `shards` devices of one process."""
+    if shards == 1:
+        return Mesh(np.array(devices[:most]), (AXIS,))
+    devices = sorted(devices, key=lambda device: device.process_index)
+    for owner in sorted({device.process_index for device in devices}):
+        if (number := sum(device.process_index == owner for device in devices)) % shards:
+            whose, remedy = "", ""
+            if processes.several():
+                whose, remedy = f" of process {owner}", ", or start one process for each machine"
+            text = f"parameter_shards={shards} must divide the number of devices{whose}, which is {number}"
+            fitting = ", ".join(str(k) for k in range(1, number + 1) if number % k == 0)
+            raise InputError(f"{text}: take one of {fitting}{remedy}.")
+    return Mesh(np.array(devices).reshape(-1, shards)[:most], (AXIS, PARAMETERS))
+
+
+def rows(mesh: Mesh | None) -> int:
+    """Over how many devices, or groups of devices, the tasks are spread."""
+    return 1 if mesh is None else mesh.shape[AXIS]
+
+
+def shards(mesh: Mesh | None) -> int:
+    """Over how many devices each copy of the parameters is cut."""
+    return 1 if mesh is None else mesh.shape.get(PARAMETERS, 1)
+
+
+@functools.cache
+def own(mesh: Mesh | None) -> Mesh | None:
+    """The mesh for what this process does by itself with parameters that are cut; None where they are whole."""
+    if mesh is None or shards(mesh) == 1:
+        return None
+    if not mesh.is_multi_process:
+        return mesh
+    row = next(row for row in mesh.devices if row[0].process_index == jax.process_index())
+    return Mesh(row[None], mesh.axis_names)
 
 
 def spans(mesh: Mesh | None) -> bool:
@@ -48,14 +95,16 @@ def spans(mesh: Mesh | None) -> bool:
 
 
 def share(mesh: Mesh | None, count: int) -> int:
-    """How many tasks each device holds."""
-    return count if mesh is None else -(-count // mesh.size)
+    """How many tasks each device, or group of devices, holds."""
+    return -(-count // rows(mesh))
 
 
 def spread(mesh: Mesh | None, function: Callable[..., Any], shared: Any, split: Any) -> tuple[Any, Any]:
     """Run `function(shared, split) -> (same everywhere, one for each task)` with `split` cut along its leading axis."""
-    if mesh is None:
-        return function(shared, split)
+    # The compiler cannot mix an axis of its own with one of a single device that is not.
+    if mesh is None or rows(mesh) == 1:
+        same, each = function(shared, split)
+        return held(mesh, same), each
     arrays, static = eqx.partition(shared, eqx.is_array)
     structure: list[Any] = []
 
@@ -66,16 +115,65 @@ def spread(mesh: Mesh | None, function: Callable[..., Any], shared: Any, split: 
 
     specs = (PartitionSpec(), PartitionSpec(AXIS))
     # The shared outputs are equal on all devices by construction: what differs between devices has been summed.
-    outputs = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=specs, check_vma=False)(arrays, split)
-    return eqx.combine(outputs, structure[-1])
+    local = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=specs, axis_names={AXIS}, check_vma=False)
+    same, each = eqx.combine(local(arrays, split), structure[-1])
+    return held(mesh, same), each
 
 
 def replicate(mesh: Mesh | None, tree: Any) -> Any:
-    """The arrays of a tree on every device: programs that are fed their own results are then compiled once."""
+    """The arrays of a tree whole on every device."""
     if mesh is None:
         return tree
     everywhere = NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(lambda x: _put(x, everywhere) if eqx.is_array(x) else x, tree)
+
+
+def place(mesh: Mesh | None, tree: Any) -> Any:
+    """The arrays of a state on all devices, cut as `_cut` says: programs that are fed their own results are compiled once."""
+    if mesh is None:
+        return tree
+    return jax.tree.map(lambda x: _put(x, NamedSharding(mesh, _cut(mesh, x))) if eqx.is_array(x) else x, tree)
+
+
+def held(mesh: Mesh | None, tree: Any) -> Any:
+    """Inside a compiled program: the arrays of a tree, cut as `place` cuts them."""
+    if mesh is None or shards(mesh) == 1:
+        return tree
+    within = jax.sharding.get_abstract_mesh()
+    over = mesh if within.empty else within
+
+    def one(x):
+        return jax.lax.with_sharding_constraint(x, NamedSharding(over, _cut(mesh, x))) if eqx.is_array(x) else x
+
+    return jax.tree.map(one, tree)
+
+
+def made(mesh: Mesh | None, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function makes of arrays that are cut, itself cut, so that no device has the whole of it in between."""
+    if mesh is None or shards(mesh) == 1:
+        return function(*arguments)
+    return eqx.filter_jit(lambda arguments: held(mesh, function(*arguments)))(arguments)
+
+
+@contextlib.contextmanager
+def without_host(mesh: Mesh | None):
+    """Say in one sentence that a program calls the host, which the compiler refuses where it cuts arrays."""
+    try:
+        yield
+    except NotImplementedError as error:
+        if shards(mesh) == 1 or "callback" not in str(error):
+            raise
+        text = f"parameter_shards={shards(mesh)} needs a program without calls of the host (jax.pure_callback, jax.debug.print)"
+        raise InputError(f"{text}: draw tasks with jax.random, or leave parameter_shards= out.") from error
+
+
+def _cut(mesh: Mesh, x: Any) -> PartitionSpec:
+    """How an array lies on a mesh: floating-point numbers are cut along the longest axis that the shards divide."""
+    count = shards(mesh)
+    lengths = [n if n % count == 0 else 0 for n in x.shape]
+    if count == 1 or x.size < _SMALL or not jnp.issubdtype(x.dtype, jnp.inexact) or not any(lengths):
+        return PartitionSpec()
+    return PartitionSpec(*[None] * lengths.index(max(lengths)), PARAMETERS)
 
 
 def _put(x: Any, where: Any) -> Any:
@@ -85,14 +183,22 @@ def _put(x: Any, where: Any) -> Any:
     if isinstance(x, jax.Array) and x.sharding == where:
         return x
     x = own_copy(x)
+    if len(where.spec):
+        x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, where, lambda index: x[index], dtype=x.dtype)
 
 
 def own_copy(tree: Any) -> Any:
-    """The arrays of a replicated tree as this process has them, on one of its devices where others have them too."""
+    """The arrays of a state as this process has them, on as few of its devices as hold them where others have them too."""
 
     def one(x):
-        return x.addressable_data(0) if isinstance(x, jax.Array) and not x.is_fully_addressable else x
+        if not isinstance(x, jax.Array) or x.is_fully_addressable:
+            return x
+        where: Any = x.sharding
+        if (mesh := own(where.mesh)) is None:
+            return x.addressable_data(0)
+        parts = [part.data for part in x.addressable_shards if part.device in mesh.devices]
+        return jax.make_array_from_single_device_arrays(x.shape, NamedSharding(mesh, where.spec), parts)
 
     return jax.tree.map(one, tree)
 
@@ -121,7 +227,7 @@ def beside(tree: Any, others: Any) -> Any:
 
 
 def collect(mesh: Mesh | None, tree: Any) -> Any:
-    """The arrays of a replicated tree as ordinary ones on the default device, free to be used anywhere."""
+    """The arrays of a state as ordinary ones on the default device, free to be used anywhere; those that are cut stay so."""
 
     def one(x):
         if not eqx.is_array(x):
@@ -130,24 +236,26 @@ def collect(mesh: Mesh | None, tree: Any) -> Any:
             return jax.random.wrap_key_data(one(jax.random.key_data(x)), impl=jax.random.key_impl(x))
         return jnp.asarray(np.asarray(x))
 
-    return tree if mesh is None else jax.tree.map(one, own_copy(tree))
+    if mesh is None or shards(mesh) > 1:
+        return own_copy(tree)
+    return jax.tree.map(one, own_copy(tree))
 
 
 def device_index(mesh: Mesh | None) -> Any:
-    """Which device of the mesh the program runs on."""
-    return 0 if mesh is None else jax.lax.axis_index(AXIS)
+    """Which of the `rows` the program runs on."""
+    return 0 if rows(mesh) == 1 else jax.lax.axis_index(AXIS)
 
 
 def gather(mesh: Mesh | None, tree: Any) -> Any:
-    """The shares of all devices in one, in their order, along the leading axis."""
-    return tree if mesh is None else jax.lax.all_gather(tree, AXIS, tiled=True)
+    """The shares of all rows in one, in their order, along the leading axis."""
+    return tree if rows(mesh) == 1 else jax.lax.all_gather(tree, AXIS, tiled=True)
 
 
 def least(mesh: Mesh | None, x: Any) -> Any:
-    """The least over devices."""
-    return x if mesh is None else jax.lax.pmin(x, AXIS)
+    """The least over rows."""
+    return x if rows(mesh) == 1 else jax.lax.pmin(x, AXIS)
 
 
 def total(mesh: Mesh | None, tree: Any) -> Any:
-    """The sum over devices."""
-    return tree if mesh is None else jax.lax.psum(tree, AXIS)
+    """The sum over rows."""
+    return tree if rows(mesh) == 1 else jax.lax.psum(tree, AXIS)

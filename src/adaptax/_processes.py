@@ -40,11 +40,16 @@ def is_first() -> bool:
 
 @functools.cache
 def meet(mesh: Mesh) -> None:
-    """Wait for all processes, and connect the devices of a mesh, once."""
+    """Wait for all processes, and connect the devices of a mesh, and those along each of its axes, once."""
     from orbax.checkpoint import multihost
 
     nowhere, axes = PartitionSpec(), mesh.axis_names
-    total = jax.shard_map(lambda x: jax.lax.psum(x, axes), mesh=mesh, in_specs=nowhere, out_specs=nowhere, check_vma=False)
+    groups = {axes, *((axis,) for axis in axes)}
+
+    def sums(x):
+        return [jax.lax.psum(x, group) for group in sorted(groups)]
+
+    total = jax.shard_map(sums, mesh=mesh, in_specs=nowhere, out_specs=nowhere, check_vma=False)
     with watching():
         multihost.get_barrier_sync_fn()(key=f"adaptax-{next(_meetings)}", timeout_ms=_HOURS * 3_600_000)
         one = jax.make_array_from_callback((), NamedSharding(mesh, nowhere), lambda _: np.ones((), np.float32))

@@ -133,12 +133,16 @@ def _forms(state: PyTree) -> Any:
     return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]
 
 
-def on_one_device(problem: AbstractProblem, devices: Any) -> bool:
+def on_one_device(problem: AbstractProblem, devices: Any, shards: int = 1) -> bool:
     """Whether the problem holds a state of Equinox, which refuses values that are spread over devices."""
+    if shards > 1 and getattr(getattr(problem, "draw", None), "host", False):
+        text = f"parameter_shards={shards} needs tasks and samples that are drawn on the devices, and these come from the host"
+        raise InputError(f"{text}: leave parameter_shards= out.")
     found = jax.tree.leaves(problem, is_leaf=lambda x: isinstance(x, eqx.nn.State))
     alone = any(isinstance(x, eqx.nn.State) for x in found)
-    if alone and devices is not None:
-        raise InputError("equinox.nn.State cannot be spread over devices: leave devices= out, which takes the default one.")
+    if alone and (devices is not None or shards > 1):
+        wrong = "parameter_shards=" if devices is None else "devices="
+        raise InputError(f"equinox.nn.State cannot be spread over devices: leave {wrong} out, which takes the default one.")
     if alone and jax.process_count() > 1:
         raise InputError("equinox.nn.State cannot be spread over processes: start one, or hold the state in plain arrays.")
     return alone

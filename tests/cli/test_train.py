@@ -55,6 +55,16 @@ def test_the_seed_decides_the_run_and_without_out_nothing_is_written(train, fini
     assert same.out == (finished["matrix"] / "evaluation.txt").read_text() != other.out
 
 
+def test_parameters_are_cut_over_devices(train, tmp_path):
+    options = "matrix", "--dim", "40", "--seed", "3"
+    assert train(*options, "--parameter-shards", "2", "--out", tmp_path / "run").code == 0
+    # It is no property of the run, which is read again without.
+    assert "parameter_shards" not in (tmp_path / "run" / "config.json").read_text()
+    assert "nothing was changed" in train(*options, "--out", tmp_path / "run").out
+    refused = train(*options, "--parameter-shards", "3").sentence
+    assert refused == "--parameter-shards 3 must divide the number of devices, which is 2: take one of 1, 2."
+
+
 def test_the_step_size_in_use(finished):
     result = json.loads((finished["sinusoid"] / "evaluation.json").read_text())
     # The last meta-step used the step sizes from before it moved them.

@@ -72,7 +72,8 @@ def judge(
     steps, held_out = range(config.last_step() + 1), built.held_out
     if isinstance(held_out, ax.FiniteSum) and built.calibration is not None and offers(params, HasMoments):
         held_out = ax.tasks.with_statistics(held_out, ax.training.step_statistics(built.calibration, params, inner, steps))
-    curve = ax.evaluate(held_out, params, inner, steps, config.evaluation_tasks, seed, samples=built.method.samples)
+    options = {"samples": built.method.samples, "parameter_shards": config.parameter_shards}
+    curve = ax.evaluate(held_out, params, inner, steps, config.evaluation_tasks, seed, **options)
     rule = canonical_stepsize(config.stepsize)
     return {
         "task": config.task,

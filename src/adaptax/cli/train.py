@@ -44,7 +44,7 @@ def train(config: Training) -> int:
                 optimizer=built.optimizer, steps=config.steps, tasks_per_step=config.tasks_per_step, seed=config.seed,
                 out=config.out, resume=run is not None, checkpoint_every=None if run is None else config.checkpoint_every,
                 evaluate_every=config.evaluate_every, validation=built.validation, monitor_every=config.monitor_every,
-                callback=progress, config=described,
+                callback=progress, config=described, parameter_shards=config.parameter_shards,
             )  # fmt: skip
     except Diverged as error:
         print(error, file=sys.stderr)

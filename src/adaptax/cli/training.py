@@ -74,6 +74,8 @@ class Training:
     """How many processes take the run together (with --coordinator; 1: this one alone)."""
     process_id: Annotated[options.OptionalCountOrZero, options.Mark.UNSAVED] = None
     """Which of them this one is, from 0 (with --coordinator). Process 0 prints, and it alone reads and writes --out."""
+    parameter_shards: Annotated[options.Count, options.Mark.UNSAVED] = 1
+    """How many devices hold one copy of the network together, where it does not fit into one (1: each has a copy)."""
     resume: Annotated[tyro.conf.FlagCreatePairsOff[bool], options.Mark.UNSAVED] = False
     """Continue the run in --out with its saved options; only --steps may be raised."""
 

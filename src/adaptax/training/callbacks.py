@@ -93,11 +93,13 @@ class Evaluation(Callback):
         self.step, self.problem, self.seed, self.told = step, problem, seed, False
 
     def measure(self, state: State) -> dict[str, Any]:
-        step, devices = self.step, None if self.step.mesh is None else list(self.step.mesh.devices.flat)
+        step, mesh = self.step, self.step.mesh
+        devices = None if mesh is None else list(mesh.devices.flat)
         inner, steps = state.inner, sorted({0, self.step.method.inner.steps})
         curve, why = judge(
-            self.problem, state.params, inner, steps, _HELD_OUT, self.seed, step.method.samples, step.in_flight, devices
-        )
+            self.problem, state.params, inner, steps, _HELD_OUT, self.seed, step.method.samples, step.in_flight, devices,
+            dev.shards(mesh),
+        )  # fmt: skip
         if curve.not_finite.any() and not self.told:
             self.told = True
             text = f"The evaluation of meta-step {int(state.step)} is not finite. {why()}"

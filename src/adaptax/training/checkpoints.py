@@ -16,6 +16,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from adaptax import _processes as processes
 from adaptax._tree import first_line
@@ -308,8 +309,12 @@ def _with_arrays(like: State, arrays: dict[str, np.ndarray]) -> State:
     def put(leaf):
         if not _is_kept(leaf):
             return leaf
-        value = jnp.asarray(next(values))
-        return jax.random.wrap_key_data(value) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else value
+        value = next(values)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(jnp.asarray(value))
+        # Parameters that are cut over devices go there in parts, since one device may not have room for the whole.
+        where = getattr(leaf, "sharding", None)
+        return jax.device_put(value, where) if isinstance(where, NamedSharding) else jnp.asarray(value)
 
     return jax.tree.unflatten(treedef, [put(leaf) for leaf in leaves])
 

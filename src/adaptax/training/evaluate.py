@@ -67,6 +67,7 @@ def evaluate(
     samples: Samples = Samples(),  # noqa: B008
     in_flight: int | None = None,
     devices: Sequence[Any] | None = None,
+    parameter_shards: int = 1,
 ) -> Curve:
     r"""Adapt to held-out tasks and judge on their target sets after each number of steps.
 
@@ -84,6 +85,7 @@ def evaluate(
             group by group, so that the memory does not grow with their number.
         devices: the devices to spread the tasks over (default: all of all processes, which must then all call this with the
             same arguments). With devices of this process alone it evaluates by itself.
+        parameter_shards: how many devices hold one copy of the parameters together, as for `ax.train` (default 1).
 
     Returns: `Curve(steps, mean, low, high)`, with the number of tasks that were not finite in `not_finite`. If there are any, a
     `NotFiniteWarning` says which was the first, by index and key, and where it was not.
@@ -101,15 +103,16 @@ def evaluate(
 
     Source: docs/theory.md, section 1.
     """
-    curve, why = judge(problem, params, inner, steps, tasks, seed, samples, in_flight, devices)
+    curve, why = judge(problem, params, inner, steps, tasks, seed, samples, in_flight, devices, parameter_shards)
     if curve.not_finite.any():
         warnings.warn(why(), NotFiniteWarning, stacklevel=2)
     return curve
 
 
 def judge(
-    problem: Any, params: PyTree, inner: Any, steps: Any, tasks: Any, seed: Any, samples: Samples, in_flight: Any, devices: Any
-) -> tuple[Curve, Callable[[], str]]:
+    problem: Any, params: PyTree, inner: Any, steps: Any, tasks: Any, seed: Any, samples: Samples, in_flight: Any,
+    devices: Any, shards: Any,
+) -> tuple[Curve, Callable[[], str]]:  # fmt: skip
     """What `evaluate` returns, and a function that says why tasks were not finite, if some were not."""
     check_is_problem(problem)
     if not isinstance(inner, Inner):
@@ -121,18 +124,20 @@ def judge(
     batch = None if number else dev.beside(as_batch(tasks), params)
     count = tasks if number else check_batch(batch, None, problem)
     count, seed = check_whole("", "tasks", count, 2), check_whole("", "seed", seed, 0)
-    in_flight = check_in_flight(in_flight)
-    mesh = None if on_one_device(problem, devices) else dev.mesh_of(devices, count, alone=True)
+    in_flight, shards = check_in_flight(in_flight), check_whole("", "parameter_shards", shards)
+    mesh = None if on_one_device(problem, devices, shards) else dev.mesh_of(devices, count, alone=True, shards=shards)
     if dev.spans(mesh):
         sums = {"params": processes.checksum((params, inner)), "tasks": processes.checksum((batch, problem))}
         processes.check_same({**sums, "steps": wanted.tolist(), "number of tasks": count, "seed": seed})
     forget_failures()
+    params, inner = dev.place(dev.own(mesh), (params, inner))
     rule, key = inner.stepsize, jax.random.key(seed)
     if isinstance(rule, AbstractRule):
         few = _few(problem, rule.tasks, batch, key, count)
         inner = resolve(inner, problem, params, *few, samples=samples)
-    problem, params, inner, batch, key = dev.replicate(mesh, (problem, params, inner, batch, key))
-    with processes.watching():
+    problem, batch, key = dev.replicate(mesh, (problem, batch, key))
+    params, inner = dev.place(mesh, (params, inner))
+    with processes.watching(), dev.without_host(mesh):
         values = _evaluate(problem, params, inner, batch, key, count, tuple(int(n) for n in wanted), samples, in_flight, mesh)
         table = {name: np.asarray(value, np.float64) for name, value in jax.device_get(values).items()}
     (processes.raise_failure if dev.spans(mesh) else raise_failure)()
@@ -166,7 +171,7 @@ def _few(problem, most, batch, key, count):
 @eqx.filter_jit
 def _evaluate(problem, params, inner, batch, key, count, steps, samples, in_flight, mesh):
     size = dev.share(mesh, count)
-    indices = jnp.minimum(jnp.arange(size * (1 if mesh is None else mesh.size)), count - 1)
+    indices = jnp.minimum(jnp.arange(size * dev.rows(mesh)), count - 1)
     keys = numbered(key, indices)
     given = None if batch is None else jax.tree.map(lambda leaf: jnp.asarray(leaf)[indices], batch)
 

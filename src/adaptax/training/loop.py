@@ -74,6 +74,7 @@ def train(
     in_flight: int | None = None,
     memory: Memory | None = None,
     devices: Sequence[Any] | None = None,
+    parameter_shards: int = 1,
     config: dict[str, Any] | None = None,
 ) -> tuple[State, dict[str, np.ndarray]]:
     r"""Meta-train: $w \leftarrow w - \beta\,\frac1B\sum_i\hat G_i$, `steps` times, in compiled runs of many meta-steps.
@@ -130,6 +131,10 @@ def train(
         in_flight: how many tasks each device holds at a time (default: by what one task holds).
         memory: `ax.Memory(rate)`: the optimiser gets remembered meta-gradients (default None: those of the batch alone).
         devices: the devices to spread tasks over (default: all of all processes). Each process must have one of them.
+        parameter_shards: K, how many devices hold one copy of the parameters together, for networks that do not fit into one
+            device (default 1: each has a copy). Arrays of as many entries as 1,024 are cut along their longest axis that K
+            divides, those of the optimiser's state included. The result is that of K = 1 up to rounding, and a run may be
+            resumed with another K. States that callbacks get, and the one that is returned, stay cut (docs/scale.md).
 
     Returns: the final `State` (with `validation` the best one), and a dict of NumPy arrays of length `steps` (less the step
     count of a `state` given): loss, grad_norm (of the batch's meta-gradient, also with memory), stepsize (NaN where not
@@ -156,26 +161,27 @@ def train(
     Source: docs/theory.md, sections 2, 3 and 6.
     """
     steps, seed = check_whole("", "steps", steps), check_whole("", "seed", seed, 0)
-    max_skipped = check_whole("", "max_skipped", max_skipped)
+    max_skipped, shards = check_whole("", "max_skipped", max_skipped), check_whole("", "parameter_shards", parameter_shards)
     checkpoint_every = None if checkpoint_every is None else check_whole("", "checkpoint_every", checkpoint_every)
     _check_arguments(state, out, resume, checkpoint_every, callback, tasks)
     optimizer = default_optimizer(steps) if optimizer is None else optimizer
     step = make_step(problem, method, optimizer, tasks_per_step, in_flight=in_flight, memory=memory)
-    mesh = None if on_one_device(problem, devices) else dev.mesh_of(devices, step.tasks_per_step)
-    step = dataclasses.replace(step, mesh=mesh)
+    tasks_per_step = step.tasks_per_step
+    alone = on_one_device(problem, devices, shards)
+    step = dataclasses.replace(step, mesh=None if alone else dev.mesh_of(devices, tasks_per_step, shards=shards))
     run = None if out is None else open_run(out)
     own = _own_callbacks(step, run, seed + _SEED_OFFSET, evaluate_every, validation, monitor_every, certify)
     watched = check_callbacks([*own, *check_callbacks(callbacks)])
     found = False
     if (run is not None or processes.several()) and config is None:
         parts = {"problem": problem, "method": method, "optimizer": optimizer, "memory": memory}
-        config = describe_run(steps, step.tasks_per_step, seed, **parts)
+        config = describe_run(steps, tasks_per_step, seed, **parts)
         found = run is not None and check_resumable(run, config, resume)
     elif run is not None:
         found = run.check(config or {}, resume)
     if processes.several():
         check_same(
-            config or {}, params, state, steps=steps, tasks_per_step=step.tasks_per_step, seed=seed, resume=resume,
+            config or {}, params, state, steps=steps, tasks_per_step=tasks_per_step, seed=seed, resume=resume,
             out=out is None, checkpoint_every=checkpoint_every, max_skipped=max_skipped, tasks=tasks is None,
             evaluate_every=evaluate_every, monitor_every=monitor_every, callbacks=[entry.name for entry in watched],
         )  # fmt: skip
@@ -188,11 +194,12 @@ def train(
     )
     stopping = Stopping(processes.preempted)
     nothing = contextlib.nullcontext()
-    with processes.watching(), run or nothing, explained(), opened as stream, stopping if run else nothing:
+    host, stops = dev.without_host(step.mesh), stopping if run else nothing
+    with processes.watching(), run or nothing, explained(), host, opened as stream, stops:
         if run is not None and found:
             run.lock.take()
         ahead = None if stream is None else stream.first
-        start = step.init(params, seed, ahead) if state is None else state
+        start = step.init(params, seed, ahead) if state is None else dev.place(dev.own(step.mesh), state)
         start = same_start(start) if processes.several() else start
         for entry in own:
             if isinstance(entry, StabilityMonitor):
@@ -208,12 +215,12 @@ def train(
                     entry.resume(run.series(entry.name))
         elif run is not None:
             # Compiled, and refused if it cannot be, before anything is written.
-            _try(step, dev.replicate(step.mesh, start), ahead)
+            _try(step, dev.place(step.mesh, start), ahead)
             run.create(config or {})
         if stream is not None and int(start.step) > begun:
             stream.skip(int(start.step) - begun, None if run is None else run.place(int(start.step)))
 
-        state = dev.replicate(step.mesh, start)
+        state = dev.place(step.mesh, start)
         state = _loop(step, state, steps, stream, run, history, checkpoint_every, watched, callback, max_skipped, stopping)
     last: Any = dev.collect(step.mesh, state)
     if run is not None and stopping.asked is not None:

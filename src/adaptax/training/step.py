@@ -1,5 +1,6 @@
 """One meta-step: sample tasks, form the meta-gradient, move the parameters; or a compiled run of many."""
 
+import functools
 from typing import Any
 
 import equinox as eqx
@@ -91,16 +92,19 @@ class Step(eqx.Module):
                 With it, `ax.Memory` remembers a single gradient, the only way where tasks come from the host.
         """
         inner, rule = self.method.inner, self.method.inner.stepsize
+        # Large arrays are made where they are kept: in parts, if the parameters are cut.
+        made = functools.partial(dev.made, dev.own(self.mesh))
+        params = dev.place(dev.own(self.mesh), params)
         tasks = None if tasks is None else beside(as_batch(tasks), params)
         if isinstance(rule, Learned):
             own = isinstance(params, Meta)
-            rates = rule.coordinates(params.stepsize) if own else rule.start(inner.initial(params), inner.steps)
+            rates = rule.coordinates(params.stepsize) if own else made(rule.start, inner.initial(params), inner.steps)
             params = Meta(params.params if own else params, rates)
         params = _tree.as_parameters(params)
         key = jax.random.key(seed)
         estimate = None
         if isinstance(rule, Learned) and self.guard is not None:
-            estimate = first_estimate(self._adapting(params.params, tasks))
+            estimate = made(first_estimate, self._adapting(params.params, tasks))
         elif isinstance(rule, AbstractRule):
             estimate, inner, flat = turning_if_flat(lambda turn: _first_estimate(self, params, key, tasks, turn))
             if not is_traced(estimate.curvature):
@@ -113,13 +117,13 @@ class Step(eqx.Module):
                 estimate = eqx.tree_at(lambda known: known.curvature, estimate, estimate.curvature * inner.stepsize)
                 if self.learns:
                     adapting, stochastic = self._adapting(params, tasks), self.problem.stochastic
-                    inner = inner.with_stepsize(rule.start(inner.stepsize, adapting, inner.steps, stochastic))
+                    inner = inner.with_stepsize(made(rule.start, inner.stepsize, adapting, inner.steps, stochastic))
         outer = self._outer(params, inner)
         moved = trained(self.problem, self.method.inner, outer, self.shapes(tasks), self.method.samples)
         floating = eqx.filter(outer, moved)
         zero = jnp.zeros((), jnp.int32)
-        memory = None if self.memory is None else Table.empty(floating, rows_of(self.problem, tasks))
-        return State(zero, params, self.optimizer.init(floating), inner, estimate, key, zero, memory, Mask(moved))
+        memory = None if self.memory is None else made(Table.empty, floating, rows_of(self.problem, tasks))
+        return State(zero, params, made(self.optimizer.init, floating), inner, estimate, key, zero, memory, Mask(moved))
 
     def __call__(self, state: State, tasks: PyTree = None) -> tuple[State, dict[str, Array]]:
         """One meta-step.
@@ -238,7 +242,7 @@ class Step(eqx.Module):
             value, grad, rate, number = dev.total(self.mesh, (value, grad, rate, jnp.sum(bad)))
             count = self.tasks_per_step
             lost = {"not_finite": number, "first_not_finite": dev.least(self.mesh, jnp.min(jnp.where(bad, indices, count)))}
-            return value / count, mean_like(grad, params, count), rate / count, grads, lost
+            return value / count, dev.held(self.mesh, mean_like(grad, params, count)), rate / count, grads, lost
 
         adapted_path = AdaptedPath(problem, outer, moved, method, tasks, keys, weights, self.tasks_per_step, self.mesh)
         if problem.stochastic and method.keeps_draws and getattr(self.optimizer, "on_adapted_path", False):
@@ -284,12 +288,12 @@ class Step(eqx.Module):
         skipped = jnp.where(good, 0, state.skipped + 1).astype(jnp.int32)
         info["skipped"] = ~good
         new = (state.step + 1, params, opt_state, inner, estimate, state.key, skipped, note(good), state.trained)
-        return State(*new), info
+        return dev.held(self.mesh, State(*new)), info
 
     def split(self, tasks: PyTree) -> PyTree:
         """Host tasks made ready to be cut over the devices: filled up with copies of the first, of weight zero."""
         size = dev.share(self.mesh, self.tasks_per_step)
-        missing = size * (1 if self.mesh is None else self.mesh.size) - self.tasks_per_step
+        missing = size * dev.rows(self.mesh) - self.tasks_per_step
 
         def fill(leaf):
             return jnp.concatenate([leaf, jnp.broadcast_to(leaf[:1], (missing, *leaf.shape[1:]))])
@@ -356,6 +360,7 @@ def _first_estimate(step, params, key, tasks, turn):
     samples = step.method.samples
     estimate = first_estimate(split(step.problem, inner, params, first(few), samples).adapting)
     estimate, flat = measure(inner, rule, estimate, step.problem, params, few, keys, samples=samples, cold=True, turn=turn)
+    estimate = dev.held(dev.own(step.mesh), estimate)
     return estimate, inner.with_stepsize(rule.first_of(estimate, inner.steps, step.problem.stochastic)), flat
 
 
