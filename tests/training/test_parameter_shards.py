@@ -1,12 +1,15 @@
 """Parameters that are cut over devices: the same results, less memory on each, runs that go on with other cuts, refusals."""
 
+import importlib
 import json
 import socket
+from pathlib import Path
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import process_cases
 import pytest
 import shard_cases as cases
@@ -221,6 +224,44 @@ def test_a_wide_network_needs_a_part_of_the_memory_on_each_device(tmp_path):
         print(name, *[f"{number / 2**20:.3g} MiB" for number in needs])
         method, shards = name.split("/")
         assert (needs < 1.05 / int(shards) * found[f"{method}/1"]).all()
+
+
+def convolutions():
+    """Conv4, whose convolutions are primitives of the library, on prototypes with noise."""
+
+    def sample(key):
+        prototypes, noise = jax.random.normal(key, (3, 16, 16, 1)), jax.random.fold_in(key, 1)
+        images = jnp.repeat(prototypes, 2, 0) + jax.random.normal(noise, (2, 6, 16, 16, 1)) / 2
+        labels = jnp.repeat(jnp.arange(3), 2)
+        return ax.Task((images[0], labels), (images[1], labels))
+
+    def loss(network, batch):
+        return optax.softmax_cross_entropy_with_integer_labels(network(batch[0]), batch[1]).mean()
+
+    return loss, sample, ax.models.conv4(3, key=jax.random.key(0), channels=32, image=(16, 16, 1))
+
+
+def transformer():
+    """The transformer of the benchmarks, on random letters."""
+    text = importlib.import_module("byte_transformer")
+    params = text.initial(jax.random.key(0), width=32, layers=2)
+    return text.loss, lambda key: ax.Task(*jax.random.randint(key, (2, 2, 16), 0, text.LETTERS)), params
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", [convolutions, transformer])
+def test_other_networks_do_not_depend_on_the_cut_in_double_precision(network, monkeypatch, x64):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    loss, sample, params = network()
+    problem, method = ax.FiniteSum(loss, sample), ax.MetaGradient(ax.Inner(2, 0.05))
+    options = {"optimizer": optax.sgd(0.1), "steps": 2, "tasks_per_step": 4, "devices": jax.devices()[:2]}
+    (cut, first), (whole, second) = (ax.train(problem, params, method, parameter_shards=k, **options) for k in (2, 1))
+    flat = [np.concatenate([np.ravel(leaf) for leaf in cases.floats(tree)]) for tree in (cut.params, whole.params, params)]
+    moved = np.linalg.norm(flat[1] - flat[2])
+    print(network.__name__, np.linalg.norm(flat[0] - flat[1]) / moved, np.abs(first["loss"] / second["loss"] - 1).max())
+    assert {share(leaf) for leaf in cases.floats(cut.params)} == {1, 1 / 2}
+    assert flat[0].dtype == np.float64 and np.linalg.norm(flat[0] - flat[1]) <= 1e-10 * moved
+    np.testing.assert_allclose(first["loss"], second["loss"], rtol=1e-10)
 
 
 # docs/scale.md states it.
