@@ -127,4 +127,15 @@ def sinusoids():
             found |= {f"{name}/{shards}/mean": curve.mean["loss"], f"{name}/{shards}/low": curve.low["loss"]}
             sizes = {shard.data.shape for shard in state.params.layers[1].weight.addressable_shards}
             found[f"{name}/{shards}/part"] = np.array(sorted(sizes))
-    return found
+    return found | {"callback": np.array(process_cases.refused(calls_host))}
+
+
+def calls_host():
+    """Training on tasks that a call of the host makes, in two groups of devices."""
+
+    def sample(key):
+        shape = jax.ShapeDtypeStruct((ROWS, COLUMNS), jnp.float32)
+        drawn = jax.pure_callback(lambda key: np.ones(shape.shape, np.float32), shape, key, vmap_method="sequential")
+        return ax.Task(drawn, drawn)
+
+    train(problem=ax.FiniteSum(Wide.loss, sample))
