@@ -140,7 +140,7 @@ def searched(local: LocalLoss, here: PyTree, unit: PyTree) -> PyTree:
 
     start = _Search(jnp.array(0), pieces, none, jnp.full_like(none[0], jnp.inf), jnp.array(False))
     found = jax.lax.while_loop(more, narrower, start)
-    weights = _on_lines(_products(found.pieces), found, lengths(found.tried), widths)
+    weights = _on_lines(_products(found.pieces), found, widths)
     return jax.tree.map(lambda leaf: jnp.tensordot(weights.astype(leaf.dtype), leaf, 1, precision="highest"), found.pieces)
 
 
@@ -176,20 +176,19 @@ def _best_pair(products: Array, lengths: Array) -> tuple[Array, Array]:
     return jnp.zeros_like(lengths).at[pair].set(1 / jnp.sum(lengths[pair])), jnp.min(apart)
 
 
-def _on_lines(products: Array, found: _Search, lengths: Array, widths: Array) -> Array:
+def _on_lines(products: Array, found: _Search, widths: Array) -> Array:
     """The weights of the pieces in the least-squares slope of the groups of points that lie on lines of one slope."""
     tried = jnp.arange(_WIDTHS) < found.tried
     there = jnp.concatenate([tried, tried, jnp.array([True])])
     places = jnp.where(there, jnp.concatenate([widths, -widths, jnp.zeros_like(widths[:1])]), 0)
     # Each point's gradient, less that at w, as a sum of pieces.
-    sums = jnp.triu(jnp.ones((_WIDTHS, _WIDTHS), lengths.dtype))
-    sums = jnp.zeros((2 * _WIDTHS + 1, 2 * _WIDTHS), lengths.dtype).at[:-1].set(jax.scipy.linalg.block_diag(sums, -sums))
+    sums = jnp.triu(jnp.ones((_WIDTHS, _WIDTHS), products.dtype))
+    sums = jnp.zeros((2 * _WIDTHS + 1, 2 * _WIDTHS), products.dtype).at[:-1].set(jax.scipy.linalg.block_diag(sums, -sums))
     slope = _norm(products, found.weights)
-    off = jnp.eye(2 * _WIDTHS, dtype=lengths.dtype) - lengths[:, None] * found.weights[None]
-    noise = jnp.sqrt(jnp.maximum(jnp.einsum("ij,jk,ik->i", off, products, off), 0))
-    noise = jnp.sort(jnp.where(lengths > 0, noise, jnp.inf))[1]
     residual = sums - places[:, None] * found.weights[None]
     apart = _distances(residual @ products @ residual.T)
+    pairs = jnp.triu(jnp.ones_like(apart, bool), 1) & there[:, None] & there[None]
+    noise = jnp.sort(jnp.where(pairs, apart, jnp.inf), axis=None)[1]
     near = apart <= jnp.maximum(_NOISES * noise, _SHARE * jnp.abs(places[:, None] - places[None]) * slope)
     group = (near | jnp.eye(len(places), dtype=bool)) & there[:, None] & there[None]
     for _ in range(4):  # neighbours of neighbours, over all 13 points
