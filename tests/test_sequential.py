@@ -1,11 +1,12 @@
 """`ax.Sequential`: exact meta-gradients where each inner step has its own batch and the loss carries a state."""
 
+import contract
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import relative
+from helpers import MISSION, relative
 
 import adaptax as ax
 
@@ -75,6 +76,16 @@ def test_meta_gradients_are_those_of_a_loop_in_plain_jax(state, outer, name):
     for options in ({}, {"store": "sqrt"}, {"store": 1}, {"mode": "backprop"}):
         value, gradient, _ = ax.MetaGradient(inner, **options)(problem(state, outer), w, one)
         assert relative((value, gradient), want) < 1e-11, options
+
+
+@pytest.mark.parametrize("outer", ["last", "path"])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "clip" else MISSION) for name in contract.OPTIMIZERS])
+def test_every_optimiser_of_the_contract(outer, name):
+    one, w, optimizer = task(), params(), contract.OPTIMIZERS[name]
+    want = jax.value_and_grad(by_hand)(w, one, "of the parameters", outer, optimizer, 0.3)
+    for options in ({}, {"store": 2}, {"store": "offload"}, {"truncate": STEPS}):
+        method = ax.MetaGradient(ax.Inner(STEPS, 0.3, optimizer=optimizer), **options)
+        assert relative(method(problem("of the parameters", outer), w, one)[:2], want) < 1e-11, options
 
 
 @pytest.mark.parametrize("outer", ["last", "path"])
