@@ -72,6 +72,7 @@ SECTIONS = (
     Section("Low-rank adapters for a new writer", "writers", "python benchmarks/writers.py", page_text.writers),
     Section("Batches from the host", "host_batches", "python benchmarks/host_batches.py", page_speed.host_batches),
     Section("Many devices", "scaling", "python benchmarks/scaling.py", page_scale.scaling),
+    Section("The same run everywhere", "equal", "python benchmarks/equal.py", page_scale.everywhere),
     Section("Checkpoints", "checkpoint_cost", "python benchmarks/checkpoint_cost.py", page_scale.checkpoint_cost),
     Section("Faults", "faults", "python benchmarks/faults.py", page_scale.faults),
     Section("Errors by precision", "precision", "python benchmarks/precision.py --data ZIP", page_speed.precision),

@@ -1,6 +1,7 @@
 """Sections of docs/benchmarks.md on many devices, on checkpoints and on faults."""
 
 import checkpoint_cost as cost
+import equal
 import faults as disturbed
 import scaling as scale
 
@@ -17,6 +18,15 @@ def scaling(result: dict) -> str:
         "GPU each."
     )
     return f"{text}\n\n{scale.tables(result)}"
+
+
+def everywhere(result: dict) -> str:
+    text = (
+        f"Parameters after {result['settings']['steps']} meta-steps on sinusoids (24 tasks, N = 10, default step sizes), on "
+        "devices and processes that share this machine: their distance from those of one device, relative to how far they "
+        "have moved. What remains is rounding, which training amplifies: it falls with the precision."
+    )
+    return f"{text}\n\n{equal.table(result)}"
 
 
 def checkpoint_cost(result: dict) -> str:

@@ -106,12 +106,16 @@ def sums(size: int, rounds: int) -> list[float]:
     return found
 
 
-def measure(name: str, way: tuple[int, int], tasks: int, options: argparse.Namespace) -> dict:
-    """One way, in processes of its own; none is left behind."""
+def free_port() -> int:
+    """A port for processes to meet at."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    numbers = [str(number) for number in (way[0], way[1], port, tasks, options.steps, options.rounds)]
+        return probe.getsockname()[1]
+
+
+def measure(name: str, way: tuple[int, int], tasks: int, options: argparse.Namespace) -> dict:
+    """One way, in processes of its own; none is left behind."""
+    numbers = [str(number) for number in (way[0], way[1], free_port(), tasks, options.steps, options.rounds)]
     running = [
         subprocess.Popen([sys.executable, __file__, "--work", name, str(index), *numbers], stdout=subprocess.PIPE, text=True)
         for index in range(way[0])
