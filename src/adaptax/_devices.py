@@ -257,5 +257,17 @@ def least(mesh: Mesh | None, x: Any) -> Any:
 
 
 def total(mesh: Mesh | None, tree: Any) -> Any:
-    """The sum over rows."""
-    return tree if rows(mesh) == 1 else jax.lax.psum(tree, AXIS)
+    """The sum over rows. Processes send all numbers of one type in one message; whole parameters alone can be put together."""
+    if rows(mesh) == 1:
+        return tree
+    if not spans(mesh) or shards(mesh) > 1:
+        return jax.lax.psum(tree, AXIS)
+    leaves, structure = jax.tree.flatten(tree)
+    shapes = [jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves]
+    for dtype in dict.fromkeys(shape.dtype for shape in shapes):  # in the same order in every process
+        chosen = [i for i, shape in enumerate(shapes) if shape.dtype == dtype]
+        sums = jax.lax.psum(jnp.concatenate([jnp.ravel(leaves[i]) for i in chosen]), AXIS)
+        parts = jnp.split(sums, np.cumsum([shapes[i].size for i in chosen])[:-1])
+        for i, part in zip(chosen, parts, strict=True):
+            leaves[i] = part.reshape(shapes[i].shape)
+    return jax.tree.unflatten(structure, leaves)
