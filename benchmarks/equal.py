@@ -46,9 +46,7 @@ def work(index: int, count: int, devices: int, port: int, steps: int, double: in
         flat, begun = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (state.params, params))
         rates = np.concatenate([np.ravel(x) for x in jax.tree.leaves(state.inner.stepsize)])
         seconds = (end - start) / max(after - before, 1)
-        np.savez(
-            out, params=np.concatenate([flat, rates]), moved=np.linalg.norm(flat - begun), seconds=seconds
-        )
+        np.savez(out, params=np.concatenate([flat, rates]), moved=np.linalg.norm(flat - begun), seconds=seconds)
 
 
 def measure(shape: tuple[int, int], steps: int, double: bool, folder: Path) -> dict:
