@@ -154,6 +154,8 @@ def in_two(folder, index):
     begun = {"out": place / "by two", "evaluate_every": 4, "validation": PROBLEM}
     train(HALF, **begun)
     found["resumed"] = train(**begun | {"out": place / "by one"}, resume=True)[2]
+    # Each by itself, with devices of its own.
+    alone = ax.evaluate(PROBLEM, jnp.array(START), ax.Inner(1, 0.1), [1], 4, devices=jax.local_devices())
     told = {
         "devices": refused(lambda: train(devices=jax.devices()[:1])),
         "arguments": refused(lambda: train(seed=index)),
@@ -162,8 +164,7 @@ def in_two(folder, index):
         "evaluation": refused(lambda: ax.evaluate(PROBLEM, jnp.array(START) + index, ax.Inner(1, 0.1), [1], 4)),
         "callback": refused(lambda: train(callbacks=[Fails(every=1)])),
         "folder": refused(lambda: train(HALF, out=place / "by two")),
-        # Each by itself, with devices of its own.
-        "alone": str(ax.evaluate(PROBLEM, jnp.array(START), ax.Inner(1, 0.1), [1], 4, devices=jax.local_devices()).mean),
+        "alone": alone.mean["loss"].tolist(),
         "interrupted": asked_to_stop(signal.SIGINT, index, place / "interrupted"),
         # JAX listens for SIGTERM, once in the life of a process, and tells the processes of it about a second later.
         "preempted": asked_to_stop(signal.SIGTERM, index, place / "preempted"),
