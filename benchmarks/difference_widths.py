@@ -136,7 +136,6 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=20)
     parser.add_argument("--only", nargs="*", metavar="NETWORK", help="beginnings of names; other networks are kept")
     arguments = parser.parse_args()
-    # Others than those that the search was made with.
     keys = [jax.random.key(1000 + i) for i in range(arguments.tasks)]
     described = measurement(parser, arguments)
     result = described | {"tasks": arguments.tasks, "errors": {}, "measured": {}}
