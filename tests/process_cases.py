@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import jax
@@ -78,6 +79,52 @@ def from_host(devices=None):
     return train(devices=devices, tasks=batches())[2]
 
 
+class Drawn:
+    """An iterator over this process's share of batches of four tasks, which can be put back."""
+
+    def __init__(self, kind=np.float32):
+        count, index = jax.process_count(), jax.process_index()
+        share = slice(4 // count * index, 4 // count * (index + 1))
+        self.batches = [jax.tree.map(lambda leaf: leaf[:4][share].astype(kind), batch) for batch in batches()]
+        self.next = self.given = 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.next, self.given = self.next + 1, self.given + 1
+        return self.batches[self.next - 1]
+
+    def get_state(self):
+        return {"next": self.next, "process": jax.process_index()}
+
+    def set_state(self, state):
+        assert state["process"] == jax.process_index()
+        self.next = state["next"]
+
+
+def local(devices=None, out=None):
+    """Training on batches of which each process draws its own share, with a rest after half of them."""
+    options = {"devices": devices, "tasks_per_step": 4, "local_tasks": True, "out": out}
+    if out is not None:
+        train(HALF, tasks=Drawn(), **options)
+    drawn = Drawn()
+    found = train(tasks=drawn, resume=out is not None, **options)[2]
+    assert drawn.given == (STEPS if out is None else 1 + STEPS - HALF)
+    return found
+
+
+def of_a_bad_task():
+    """What is said of a task that is not finite and lies in process 1, by both."""
+    drawn = Drawn()
+    if jax.process_index() == jax.process_count() - 1:
+        drawn.batches[2].support[-1, 1] = np.nan
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        train(tasks=drawn, tasks_per_step=4, local_tasks=True)
+    return [str(entry.message) for entry in found]
+
+
 def resampling(devices=None):
     """Training on samples that a simulator on the host draws."""
     from adaptax.tasks import rl
@@ -88,6 +135,15 @@ def resampling(devices=None):
     state, _, found = train(3, method, problem, policy, devices=devices)
     curve = ax.evaluate(problem, state.params, state.inner, [0, 1], 5, samples=method.samples, devices=devices)
     return found | {"mean": curve.mean["loss"]}
+
+
+def measured(devices=None):
+    """Constants of the theory and a bound on the meta-gradient's norm, of an odd number of tasks."""
+    params, inner = jnp.array(START), ax.Inner(2, ax.stepsize.Edge(tasks=2))
+    found = ax.measure.constants(PROBLEM, params, inner, tasks=5, iterations=3, devices=devices)
+    bound = ax.measure.stationarity(PROBLEM, params, ax.MetaGradient(inner), tasks=9, devices=devices)
+    values = {name: getattr(found, name).value for name in ("L", "lam", "mu", "sigma", "b")}
+    return values | {name: getattr(bound, name) for name in ("squared_norm", "upper", "low")}
 
 
 def slope():
@@ -148,12 +204,13 @@ def asked_to_stop(number, index, out):
 
 def in_two(folder, index):
     """What process `index` of two does in the test."""
-    found = {"everything": everything(), "from_host": from_host(), "resampling": resampling()}
+    found = {"everything": everything(), "from_host": from_host(), "resampling": resampling(), "measured": measured()}
     # Process 1 sees no folder of process 0.
     place = folder if index == 0 else folder / "unseen"
     begun = {"out": place / "by two", "evaluate_every": 4, "validation": PROBLEM}
     train(HALF, **begun)
     found["resumed"] = train(**begun | {"out": place / "by one"}, resume=True)[2]
+    found["local"] = local(out=place / "local")
     # Each by itself, with devices of its own.
     alone = ax.evaluate(PROBLEM, jnp.array(START), ax.Inner(1, 0.1), [1], 4, devices=jax.local_devices())
     told = {
@@ -161,7 +218,12 @@ def in_two(folder, index):
         "arguments": refused(lambda: train(seed=index)),
         "problems": refused(lambda: train(problem=ax.FiniteSum(lambda w, c: (1 + index) * loss(w, c), sample))),
         "batches": refused(lambda: train(tasks=batches(index))),
+        "forms": refused(lambda: train(tasks=Drawn(kind=[np.float32, np.float16][index]), tasks_per_step=4, local_tasks=True)),
+        "shares": refused(lambda: train(tasks=batches(), local_tasks=True)),
+        "whole": refused(lambda: train(tasks=batches(), tasks_per_step=4, local_tasks=True)),
+        "bad task": of_a_bad_task(),
         "evaluation": refused(lambda: ax.evaluate(PROBLEM, jnp.array(START) + index, ax.Inner(1, 0.1), [1], 4)),
+        "constants": refused(lambda: ax.measure.constants(PROBLEM, jnp.array(START), ax.Inner(1, 0.1), tasks=4, seed=index)),
         "callback": refused(lambda: train(callbacks=[Fails(every=1)])),
         "folder": refused(lambda: train(HALF, out=place / "by two")),
         "alone": alone.mean["loss"].tolist(),

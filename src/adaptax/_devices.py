@@ -78,6 +78,11 @@ def shards(mesh: Mesh | None) -> int:
     return 1 if mesh is None else mesh.shape.get(PARAMETERS, 1)
 
 
+def is_cut(tree: Any) -> bool:
+    """Whether a leaf lies in parts on several devices."""
+    return any(isinstance(x, jax.Array) and not is_traced(x) and not x.is_fully_replicated for x in jax.tree.leaves(tree))
+
+
 @functools.cache
 def own(mesh: Mesh | None) -> Mesh | None:
     """The mesh for what this process does by itself with parameters that are cut; None where they are whole."""
@@ -205,9 +210,37 @@ def own_copy(tree: Any) -> Any:
 
 def everywhere(mesh: Mesh | None, tree: Any) -> Any:
     """Inside a compiled program: values that are cut over the devices, whole on each, for the host to read."""
+    return on_all(mesh, tree) if spans(mesh) else tree
+
+
+def on_all(mesh: Mesh | None, tree: Any) -> Any:
+    """Inside a compiled program: values whole on every device."""
+    return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def own_tasks(mesh: Mesh, count: int) -> int:
+    """How many of `count` tasks the devices of this process hold.
+
+    Errors: `InputError` where the devices do not divide them.
+    """
+    if count % rows(mesh):
+        text = f"local_tasks=True needs as many tasks for every device, and tasks_per_step={count} has no share for each of"
+        raise InputError(f"{text} {rows(mesh)}: make it a multiple of {rows(mesh)}.")
+    here = sum(row[0].process_index == jax.process_index() for row in mesh.devices.reshape(rows(mesh), -1))
+    return here * share(mesh, count)
+
+
+def joined(mesh: Mesh, tree: Any, count: int) -> Any:
+    """Arrays of `count` tasks, of which each process has those of its own devices."""
+    tasks = NamedSharding(mesh, PartitionSpec(AXIS))
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(tasks, np.asarray(x), (count, *x.shape[1:])), tree)
+
+
+def whole(mesh: Mesh | None, tree: Any) -> Any:
+    """The arrays of a tree, whole in each process, wherever they lie."""
     if mesh is None or not spans(mesh):
         return tree
-    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
+    return own_copy(jax.jit(lambda tree: everywhere(mesh, tree))(tree))
 
 
 def beside(tree: Any, others: Any) -> Any:

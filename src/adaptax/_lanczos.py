@@ -23,6 +23,15 @@ class Ends(NamedTuple):
     top: Any
 
 
+def _eigh(matrix: Array) -> tuple[Array, Array]:
+    """Eigenvalues and eigenvectors of a small symmetric matrix."""
+    if jax.default_backend() != "cpu":
+        return tuple(jnp.linalg.eigh(matrix))
+    # JAX's kernel for several matrices waits for the threads of the CPU, and where each of these is inside such a kernel, for
+    # another device, it waits for ever.
+    return jax.custom_batching.sequential_vmap(lambda x: tuple(jnp.linalg.eigh(x)))(matrix)
+
+
 def both_ends(product: Callable[[Array], Array], start: Array, iterations: int) -> Ends:
     r"""The smallest and the largest Ritz value of a symmetric map H on vectors, with their unit vectors.
 
@@ -72,7 +81,7 @@ def both_ends(product: Callable[[Array], Array], start: Array, iterations: int) 
     small = jnp.tril(rows) + jnp.tril(rows, -1).T
     # Entries left out become eigenvalues beyond all others, which come last.
     beyond = 2 * jnp.max(jnp.sum(jnp.abs(small), axis=1))
-    values, vectors = jnp.linalg.eigh(small + jnp.diag(jnp.where(kept, 0, jnp.where(beyond > 0, beyond, 1))))
+    values, vectors = _eigh(small + jnp.diag(jnp.where(kept, 0, jnp.where(beyond > 0, beyond, 1))))
     last = jnp.maximum(jnp.sum(kept) - 1, 0)
     ends = values[0], values[last], dot(vectors[:, 0], basis), dot(vectors[:, last], basis)
     return Ends(*(jnp.where(kept[0], x, jnp.nan) for x in ends))

@@ -47,7 +47,7 @@ def test_a_launcher_is_found_where_it_started_several(monkeypatch, nothing_is_jo
 
 
 ALONE = {
-    "train table": ["--data", "visits.csv", "--group", "patient", "--target", "score"], "measure": ["run"], "demo": [],
+    "train table": ["--data", "visits.csv", "--group", "patient", "--target", "score"], "demo": [],
     "adapt": ["run", "--support", "a", "--predict", "b"], "video": ["run"], "plan": ["--measure", "sinusoid"],
     "reproduce matrix": [],
 }  # fmt: skip

@@ -164,3 +164,26 @@ def test_refusals(pool, options, match):
         measure.constants(pool.finite_sum, jnp.zeros(5), ax.Inner(1, 0.1), **options)
     with pytest.raises(InputError, match="inner must be"):
         measure.constants(pool.finite_sum, jnp.zeros(5), 0.1)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.slow
+@pytest.mark.mission
+def test_samples_follow_the_task_and_not_the_device(pool, x64):
+    # Three tasks on two devices: the last place is filled up with one of them, which must not count twice.
+    options = {"tasks": 3, "iterations": 1, "draws": 8, "seed": 3}
+    w, inner = jnp.linspace(-2.0, 2.0, 5), ax.Inner(0, 0.1)
+    one, two = (measure.constants(pool.resampling, w, inner, **options, devices=jax.devices()[:n]) for n in (1, 2))
+    for name in ("L", "lam", "mu", "rho", "sigma", "sigma_g", "sigma_H"):
+        np.testing.assert_allclose(getattr(two, name), getattr(one, name), rtol=1e-6, err_msg=name)
+    assert two.cost == one.cost and one.sigma.value > 0
+
+
+def test_parameters_that_are_cut_stay_where_they_are(pool):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), "x")
+    w = jnp.linspace(-2.0, 2.0, 6)[:4]
+    cut = jax.device_put(w, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x")))
+    few = cosine(dim=4, tasks=3, seed=4).finite_sum
+    whole, parts = (measure.stationarity(few, x, ax.MetaGradient(ax.Inner(1, 0.1)), tasks=8) for x in (w, cut))
+    assert parts.upper == pytest.approx(whole.upper, rel=1e-5)
+    with pytest.raises(InputError, match="leave devices= out"):
+        measure.constants(few, cut, ax.Inner(1, 0.1), tasks=3, devices=jax.devices()[:2])

@@ -1,5 +1,6 @@
 """Stability along the inner paths: what is measured, what is warned of, and what a run keeps of it."""
 
+import dataclasses
 import json
 import warnings
 
@@ -10,6 +11,7 @@ import optax
 import pytest
 
 import adaptax as ax
+from adaptax import _devices as dev
 from adaptax.training.callbacks import columns_of
 from adaptax.training.history import History
 from adaptax.training.stability import StabilityMonitor, StabilityWarning, measure_stability
@@ -44,6 +46,14 @@ def test_what_is_measured_on_a_quadratic(alpha, rising):
     assert abs(found.alpha_mu / (3 * 5 * alpha) - 1) < 1e-4
     # Along the first coordinate steps overshoot, and the loss grows with whatever lies there.
     assert abs(found.rising - rising) < 0.2
+
+
+def test_tasks_spread_over_devices_give_the_same():
+    one = ax.make_step(PROBLEM, ax.MetaGradient(ax.Inner(3, 0.1)), optax.sgd(0.1), 3)
+    # Sixteen tasks on three devices: the last two places are filled up.
+    several = dataclasses.replace(one, mesh=dev.mesh_of(jax.devices()[:3], 3))
+    found = measure_stability(several, several.init(W))
+    np.testing.assert_allclose(found, measure_stability(one, one.init(W)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("lowest, alpha, r", [(-0.5, 0.1, 1.05), (-0.5, 0.6, 1.4), (0.8, 0.1, 0.92)])

@@ -91,6 +91,13 @@ class Measure:
     """Form of the output."""
     model: options.OwnNetwork = None
     """The function of a network of your own, as in training; it is imported only if you name it here."""
+    coordinator: options.OptionalAddress = None
+    """Address of process 0 with a free port, where several processes share the tasks (default: as SLURM, Open MPI or
+    Kubernetes says, otherwise this process alone)."""
+    processes: options.OptionalCount = None
+    """How many processes share them (with --coordinator; 1: this one alone)."""
+    process_id: options.OptionalCountOrZero = None
+    """Which of them this one is, from 0 (with --coordinator). Process 0 prints, and it alone reads the run folder."""
 
     def execute(self) -> int:
         from adaptax.cli.measure import measure

@@ -9,7 +9,7 @@ from typing import Any
 from adaptax import __version__
 from adaptax._signals import terminable
 from adaptax.cli import processes
-from adaptax.cli.commands import COMMANDS, Evaluate, Plan
+from adaptax.cli.commands import COMMANDS, Evaluate, Measure, Plan
 from adaptax.cli.naming import as_typed
 from adaptax.cli.options import check
 from adaptax.cli.parse import find, parse
@@ -89,7 +89,7 @@ def _remedy(arguments: list[str]) -> str:
 def _run(arguments: list[str]) -> int:
     prog, kind, rest = find(COMMANDS, arguments)
     command = parse(kind, rest, prog)
-    if isinstance(command, Training | Evaluate):
+    if isinstance(command, Training | Evaluate | Measure):
         # Process 0 tells the others what its run folder holds, so they must have met.
         if processes.join(command):
             _start_jax(processes.sharing(command))

@@ -1,4 +1,4 @@
-"""Several processes that take one `adaptax train` or `evaluate` together: how they find each other, and how they leave."""
+"""Several processes that train, evaluate or measure together, by one command: how they find each other, and how they leave."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from adaptax.errors import InputError
 
 if TYPE_CHECKING:
-    from adaptax.cli.commands import Evaluate
+    from adaptax.cli.commands import Evaluate, Measure
     from adaptax.cli.training import Training
 
 _LOOPBACK = ("localhost", "127.", "[::1]")
@@ -20,7 +20,7 @@ _NUMBERS = ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "JOB_COMPLETION_INDEX")
 _own: list[int] = []
 
 
-def join(command: "Training | Evaluate") -> bool:
+def join(command: "Training | Evaluate | Measure") -> bool:
     """Join the other processes, if there are any, before JAX starts; returns whether there are.
 
     They are named by --coordinator, --processes and --process-id; where these are left out, by SLURM, Open MPI or Kubernetes
@@ -107,7 +107,7 @@ def meet() -> None:
         os.close(kept)
 
 
-def sharing(command: "Training | Evaluate") -> int:
+def sharing(command: "Training | Evaluate | Measure") -> int:
     """How many processes of the run are known to share this machine's cores; a launcher binds each to its own."""
     near = command.coordinator is not None and command.coordinator.startswith(_LOOPBACK)
     return command.processes if near and command.processes is not None else 1

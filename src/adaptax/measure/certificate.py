@@ -1,7 +1,9 @@
 r"""A certificate of stationarity: an estimate of $\|\nabla\mathcal L(w)\|$ from independent tasks, with bounds."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -9,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from adaptax import _devices as dev
 from adaptax import _tree
 from adaptax._batching import check_in_flight, map_tasks
 from adaptax._checks import check_real, check_whole
@@ -18,6 +21,7 @@ from adaptax._keys import CERTIFICATE, RULE_TASKS, draw_tasks, first, fold, numb
 from adaptax._problem_checks import check_problem
 from adaptax._tree import ravel
 from adaptax.errors import InputError
+from adaptax.measure.over_devices import measuring, mesh_for
 from adaptax.measure.squared_norm import SquaredNorm, squared_norm
 from adaptax.methods.base import AbstractMethod
 from adaptax.problem import AbstractProblem
@@ -74,6 +78,7 @@ def stationarity(
     confidence: float = 0.95,
     bias: float = 0.0,
     in_flight: int | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Certificate:
     r"""Bound $\|\nabla\mathcal L(w)\|$ from the meta-gradients of M tasks that had no part in the choice of w.
 
@@ -94,11 +99,14 @@ def stationarity(
         seed: of the tasks (default 0); never those of training with the same seed.
         confidence: of the bound (default 0.95).
         bias: a bound on the norm of the method's bias (default 0).
-        in_flight: how many tasks are held at a time (default: by what one task holds).
+        in_flight: how many tasks each device holds at a time (default: by what one task holds).
+        devices: the devices to spread the tasks over, as for `ax.evaluate` (default: all of all processes, which must then all
+            call this with the same arguments). Parameters that are cut over devices stay where they are.
 
     Returns: `Certificate`.
 
-    Errors: `InputError` for numbers out of range, or tasks that do not fit the loss.
+    Errors: `InputError` for numbers out of range, or tasks that do not fit the loss; `ProcessLost` when another process is
+    gone.
 
     Example:
         >>> import jax.numpy as jnp
@@ -120,14 +128,18 @@ def stationarity(
     size = check_in_flight(in_flight)
     key = jax.random.fold_in(jax.random.key(seed), CERTIFICATE)
     method.check(problem, key)
+    mesh = mesh_for(problem, params, devices, count, {"seed": seed})
     method = _resolved(method, problem, params, key)
-    gram, formed = _gram(method, problem, params, key, count, size)
+    given = dev.replicate(mesh, (method, problem, params, key))
+    with measuring(mesh):
+        gram, formed = _gram(given, count, size, mesh)
     lost = None
     if np.isfinite(gram).all():
         found = squared_norm(gram, confidence)
     else:
         found = SquaredNorm(math.nan, math.nan, math.inf, 0.0, math.inf, math.nan, math.nan)
         bad = Lost.of(~np.isfinite(np.diag(gram)))
+        method, problem, params, key = dev.collect(mesh, given)
         text = tell(bad, problem, method.inner, params, method.samples, key, method=method)
         lost = f"not shown: some meta-gradients (or their squares) are not finite; {text.removesuffix('.')}"
     upper = math.sqrt(found.upper) + bias
@@ -195,24 +207,31 @@ def _resolved(method, problem, params, key) -> AbstractMethod:
 
 
 @eqx.filter_jit
-def _gradients(method, problem, params, key, indices, in_flight) -> Array:
+def _gradients(given, indices, in_flight, mesh) -> Array:
     """The meta-gradients of tasks by their indices, one a row."""
-    tasks, keys = draw_tasks(problem, numbered(key, indices))
-    require_keys(problem, keys)
-    initial, task = method.inner.initial(params), first(tasks)
-    check_problem(problem, initial, task, method.samples, target=True)
+    method, problem, params, key = given
+    size = dev.share(mesh, indices.size)
+    keys = numbered(key, jnp.asarray(indices)[jnp.minimum(jnp.arange(size * dev.rows(mesh)), indices.size - 1)])
 
-    def one(pair):
-        return ravel(eqx.filter(method.one_task(problem, params, *pair)[1], _tree.is_floating))
+    def local(shared, keys):
+        method, problem, params = shared
+        tasks, keys = draw_tasks(problem, keys)
+        require_keys(problem, keys)
+        check_problem(problem, method.inner.initial(params), first(tasks), method.samples, target=True)
 
-    return map_tasks(one, (tasks, keys), in_flight)
+        def one(pair):
+            return ravel(eqx.filter(method.one_task(problem, params, *pair)[1], _tree.is_floating))
+
+        return (), map_tasks(one, (tasks, keys), in_flight)
+
+    return dev.spread(mesh, local, (method, problem, params), keys)[1]
 
 
-def _gram(method, problem, params, key, count: int, in_flight: int | None) -> tuple[np.ndarray, int]:
+def _gram(given: Any, count: int, in_flight: int | None, mesh: Any) -> tuple[np.ndarray, int]:
     """The Gram matrix of all meta-gradients, and how many of them were formed."""
 
     def rows(start, stop):
-        return _gradients(method, problem, params, key, jnp.arange(start, stop), in_flight)
+        return _gradients(given, np.arange(start, stop), in_flight, mesh)[: stop - start]
 
     whole = eqx.filter_eval_shape(rows, 0, 1)
     held = int(np.clip(_BUDGET // max(whole.shape[1] * whole.dtype.itemsize, 1), 2, None))
@@ -227,6 +246,6 @@ def _gram(method, problem, params, key, count: int, in_flight: int | None) -> tu
             b = slice(other, min(other + block, count))
             right = left if other == start else rows(b.start, b.stop)
             formed += 0 if other == start else b.stop - b.start
-            gram[a, b] = jnp.matmul(left, right.T, precision="highest")
+            gram[a, b] = dev.whole(mesh, jnp.matmul(left, right.T, precision="highest"))
             gram[b, a] = gram[a, b].T
     return gram, formed

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
+from adaptax import _devices as dev
+from adaptax import _processes as processes
 from adaptax._batching import Traced, check_batch, check_in_flight, map_tasks
 from adaptax._checks import check_real, check_whole
 from adaptax._cost import Cost
-from adaptax._devices import beside
 from adaptax._finite import Lost, tell
 from adaptax._intake import as_batch
 from adaptax._keys import CONSTANTS, draw_tasks, first, numbered, own_key
@@ -26,11 +28,11 @@ from adaptax.errors import InputError, NotFiniteWarning
 from adaptax.inner import Inner
 from adaptax.inner_path import TaskPath
 from adaptax.measure.noise import at_point, loss_of_sample
+from adaptax.measure.over_devices import measuring, mesh_for
 from adaptax.measure.path_curvature import ROUNDS, Budget, measure_path
 from adaptax.methods.metagrad import MetaGradient
 from adaptax.problem import AbstractProblem, Samples, check_is_problem
-from adaptax.stepsize.measurement import resolve_on_first
-from adaptax.stepsize.rules import AbstractRule
+from adaptax.stepsize.measurement import resolve_on_numbered
 
 
 class Value(NamedTuple):
@@ -84,6 +86,7 @@ def constants(
     draws: int = 64,
     radius: float | None = None,
     in_flight: int | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Measured:
     r"""Measure $L, \lambda, \mu, \rho, \sigma, b, \sigma_g, \sigma_H$ at parameters w and along inner paths.
 
@@ -110,11 +113,14 @@ def constants(
         iterations: Hessian-vector products at each point (default 20).
         draws: single samples of a resampling problem, at least 8 (default 64).
         radius: t (default $\epsilon^{1/3}\max(1, \|w\|)$ with the rounding unit $\epsilon$).
-        in_flight: how many tasks are held at a time (default: by what one task holds).
+        in_flight: how many tasks each device holds at a time (default: by what one task holds).
+        devices: the devices to spread the tasks over, as for `ax.evaluate` (default: all of all processes, which must then all
+            call this with the same arguments). Parameters that are cut over devices stay where they are.
 
     Returns: `Measured`.
 
-    Errors: `InputError` for numbers out of range, or tasks that do not fit the loss.
+    Errors: `InputError` for numbers out of range, or tasks that do not fit the loss; `ProcessLost` when another process is
+    gone.
 
     Example:
         >>> import jax.numpy as jnp
@@ -130,20 +136,23 @@ def constants(
     check_is_problem(problem)
     if not isinstance(inner, Inner):
         raise InputError(f"inner must be ax.Inner(steps, stepsize), such as state.inner, not {type(inner).__name__}.")
-    batch = None if isinstance(tasks, int | np.integer) else beside(as_batch(tasks), params)
+    batch = None if isinstance(tasks, int | np.integer) else dev.beside(as_batch(tasks), params)
     count = tasks if batch is None else check_batch(batch, None, problem)
     count, seed = check_whole("", "tasks", count, 2), check_whole("", "seed", seed, 0)
     iterations, draws = check_whole("", "iterations", iterations), check_whole("", "draws", draws, 8)
     radius = None if radius is None else check_real("", "radius", radius, above=0)
     budget = Budget(iterations, max(iterations // 4, 1), draws, radius)
-    key = jax.random.fold_in(jax.random.key(seed), CONSTANTS)
-    found = jax.device_get(_measure(problem, params, inner, batch, key, count, samples, budget, check_in_flight(in_flight)))
-    stepsize = found.pop("stepsize")
-    found, dim = jax.tree.map(lambda x: np.asarray(x, np.float64), found), int(found["dim"])
+    in_flight, key = check_in_flight(in_flight), jax.random.fold_in(jax.random.key(seed), CONSTANTS)
+    numbers = {"seed": seed, "iterations": iterations, "draws": draws, "radius": radius, "tasks": processes.checksum(batch)}
+    mesh = mesh_for(problem, params, devices, count, numbers)
+    walked = resolve_on_numbered(inner, problem, params, batch, key, count, samples)
+    given = dev.replicate(mesh, (problem, params, walked, batch, key))
+    with measuring(mesh):
+        found = _measure(given, count, samples, budget, in_flight, mesh)
     maxima = {name: _maximum(found[name]) for name in ("L", "lam", "mu", "rho")}
     roots = {name: _root(found[name], count) for name in ("sigma", "b")}
     noise = [max((_root(x, count) for x in found[name]), key=lambda v: v.value) for name in ("sigma_g", "sigma_H")]
-    cost = _cost(problem.stochastic, inner.steps, dim, budget).times(count)
+    cost = _cost(problem.stochastic, inner.steps, found["dim"], budget).times(count)
     measured = Measured(
         **maxima, **roots, sigma_g=noise[0], sigma_H=noise[1], cost=cost, points_skipped=int(found["skipped"].sum())
     )
@@ -154,78 +163,129 @@ def constants(
             bad |= ~np.isfinite(squares)
         text = f"{', '.join(lost)} cannot be measured ({'are' if len(lost) > 1 else 'is'} NaN)"
         if bad.any():
-            walked = inner if stepsize is None else inner.with_stepsize(stepsize)
+            problem, params, walked, batch, key = dev.collect(mesh, given)
             text += f": {tell(Lost.of(bad), problem, walked, params, samples, key, batch=batch, method=MetaGradient(walked))}"
         warnings.warn(text, NotFiniteWarning, stacklevel=2)
     return measured
 
 
-@eqx.filter_jit
-def _measure(problem, params, inner, batch, key, count, samples, budget, in_flight) -> dict[str, Any]:
-    keys = numbered(key, jnp.arange(count))
-    if batch is None:
-        tasks, keys = draw_tasks(problem, keys)
-    else:
-        tasks, keys = jax.tree.map(jnp.asarray, batch), jax.vmap(own_key)(keys)
-    start = inner.initial(params)
-    check_problem(problem, start, first(tasks), samples, target=True)
-    measured = isinstance(inner.stepsize, AbstractRule)
-    inner = resolve_on_first(inner, problem, params, tasks, keys, samples)
+def _measure(given, count, samples, budget, in_flight, mesh) -> dict[str, Any]:
+    """What is found, by task. What devices tell each other has programs of its own: one that waits has no other work then."""
+    stochastic = given[0].stochastic
+    mean = None if stochastic else _mean(_gradient_sums(given, count, samples, in_flight, mesh), count, mesh)
+    found, dim = _by_task(given, mean, count, samples, budget, in_flight, mesh)
+    if stochastic:
+        found["squares"] = _squares(found.pop("gradients"), count, mesh)
+    found = jax.device_get(dev.whole(mesh, found))
+    found = jax.tree.map(lambda leaf: np.asarray(leaf[:count], np.float64), found)
+    # The mean over M tasks is itself an estimate, and so is each task's gradient, from `draws` samples.
+    excess = found["sigma_g"][0] / budget.draws if stochastic else 0.0
+    return found | {"sigma": found.pop("squares") * count / (count - 1) - excess, "dim": int(dim)}
+
+
+def _spread(mesh, function, given, count, samples, *more):
+    """`function(problem, params, inner, tasks, keys, real, *more)` of each device's tasks; what fills up is not `real`."""
+    problem, params, inner, batch, key = given
+    index = jnp.arange(dev.share(mesh, count) * dev.rows(mesh))
+    keys = numbered(key, jnp.minimum(index, count - 1))
+    batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[jnp.minimum(index, count - 1)], batch)
+
+    def local(shared, split):
+        (problem, params, inner, *more), (index, batch, keys) = shared, split
+        tasks, keys = draw_tasks(problem, keys) if batch is None else (batch, jax.vmap(own_key)(keys))
+        check_problem(problem, inner.initial(params), first(tasks), samples, target=True)
+        return function(problem, params, inner, tasks, keys, index < count, *more)
+
+    return dev.spread(mesh, local, (problem, params, inner, *more), (index, batch, keys))
+
+
+def _gradients_of(problem, inner, params, tasks, samples):
+    """The gradients of one task's loss and target loss at w."""
     parts = split(problem, inner, params, first(tasks), samples)
     w, unravel = ravel(parts.adapting), unraveller(parts.adapting)
 
-    def each(one):
-        return map_tasks(lambda pair: one(*pair), (tasks, keys), in_flight)
+    def both(task):
+        def gradient(loss, part):
+            return jax.grad(lambda w: loss(eqx.combine(unravel(w), parts.frozen, parts.static), part))(w)
 
-    def path(task, key):
-        return TaskPath(problem, inner, params, task, key, samples)
+        return gradient(problem.loss, task.support), gradient(problem.target_loss, task.target)
 
-    walked = each(lambda task, key: measure_path(path(task, key), budget))
-    out = {name: getattr(walked, name) for name in ("L", "lam", "mu", "rho", "skipped")} | {"dim": w.size}
-    out["stepsize"] = inner.stepsize if measured else None
-    zeros = jnp.zeros(count)
-    if problem.stochastic:
-
-        def noise(final, task, key):
-            loss = loss_of_sample(path(task, key))
-            both = jax.tree.map(lambda a, b: jnp.stack([a, b]), parts.adapting, final)
-            return jax.lax.map(lambda point: at_point(loss, point, key, budget.draws, budget.changes), both)
-
-        gradients, of_gradients, of_hessians = map_tasks(lambda x: noise(*x), (walked.final, tasks, keys), in_flight)
-        out |= {"sigma_g": list(of_gradients.T), "sigma_H": list(of_hessians.T), "b": zeros}
-        # The mean over M tasks is itself an estimate, and so is each task's gradient, from `draws` samples.
-        excess = of_gradients[:, 0] / budget.draws
-        squares = jnp.sum((gradients[:, 0] - jnp.mean(gradients[:, 0], axis=0)) ** 2, axis=1)
-    else:
-
-        def both(task):
-            def gradient(loss, part):
-                return jax.grad(lambda w: loss(eqx.combine(unravel(w), parts.frozen, parts.static), part))(w)
-
-            return gradient(problem.loss, task.support), gradient(problem.target_loss, task.target)
-
-        # Two passes, so that no more gradients are held than tasks are in flight.
-        mean = _mean(lambda pair: both(pair[0])[1], (tasks, keys), in_flight)
-        squares = each(lambda task, key: jnp.sum((both(task)[1] - mean) ** 2))
-        out["b"] = each(lambda task, key: jnp.sum(jnp.subtract(*both(task)) ** 2))
-        out |= {"sigma_g": [zeros], "sigma_H": [zeros]}
-        excess = zeros
-    out["sigma"] = squares * count / (count - 1) - excess
-    return out
+    return both
 
 
-def _mean(one, inputs, in_flight: int | None):
-    """The mean of vectors over tasks, summed group by group."""
-    count, traced = jax.tree.leaves(inputs)[0].shape[0], Traced(one, inputs)
+@eqx.filter_jit
+def _gradient_sums(given, count, samples, in_flight, mesh) -> Array:
+    """The sum of target gradients over each device's tasks, one a row."""
+
+    def of_share(problem, params, inner, tasks, keys, real):
+        both = _gradients_of(problem, inner, params, tasks, samples)
+        return (), _sum(lambda task: both(task)[1], tasks, real, in_flight)[None]
+
+    return _spread(mesh, of_share, given, count, samples)[1]
+
+
+@eqx.filter_jit
+def _mean(sums, count, mesh) -> Array:
+    return dev.on_all(mesh, jnp.sum(sums, axis=0) / count)
+
+
+@eqx.filter_jit
+def _squares(gradients, count, mesh) -> Array:
+    """Squared distances from the mean of the first `count`."""
+    real = (jnp.arange(gradients.shape[0]) < count)[:, None]
+    mean = dev.on_all(mesh, jnp.sum(jnp.where(real, gradients, 0), axis=0) / count)
+    return jnp.sum((gradients - mean) ** 2, axis=1)
+
+
+@eqx.filter_jit
+def _by_task(given, mean, count, samples, budget, in_flight, mesh) -> tuple[dict[str, Any], Any]:
+    """What one task tells, and the dimension. Two passes for gradients, so that no more are held than tasks are in flight."""
+
+    def of_share(problem, params, inner, tasks, keys, real, mean):
+        def each(one):
+            return map_tasks(lambda pair: one(*pair), (tasks, keys), in_flight)
+
+        def path(task, key):
+            return TaskPath(problem, inner, params, task, key, samples)
+
+        adapting = split(problem, inner, params, first(tasks), samples).adapting
+        walked = each(lambda task, key: measure_path(path(task, key), budget))
+        out: dict[str, Any] = {name: getattr(walked, name) for name in ("L", "lam", "mu", "rho", "skipped")}
+        zeros = jnp.zeros(real.size)
+        if problem.stochastic:
+
+            def noise(final, task, key):
+                loss = loss_of_sample(path(task, key))
+                both = jax.tree.map(lambda a, b: jnp.stack([a, b]), adapting, final)
+                return jax.lax.map(lambda point: at_point(loss, point, key, budget.draws, budget.changes), both)
+
+            gradients, of_gradients, of_hessians = map_tasks(lambda x: noise(*x), (walked.final, tasks, keys), in_flight)
+            out |= {"sigma_g": list(of_gradients.T), "sigma_H": list(of_hessians.T), "b": zeros}
+            out["gradients"] = gradients[:, 0]
+        else:
+            both = _gradients_of(problem, inner, params, tasks, samples)
+            out["squares"] = each(lambda task, key: jnp.sum((both(task)[1] - mean) ** 2))
+            out["b"] = each(lambda task, key: jnp.sum(jnp.subtract(*both(task)) ** 2))
+            out |= {"sigma_g": [zeros], "sigma_H": [zeros]}
+        return sum(leaf.size for leaf in jax.tree.leaves(adapting)), out
+
+    dim, found = _spread(mesh, of_share, given, count, samples, mean)
+    return found, dim
+
+
+def _sum(one, tasks, real, in_flight: int | None):
+    """The sum of vectors over the tasks that are real, group by group."""
+    count, traced = real.size, Traced(one, tasks)
     size = traced.at_a_time(count, in_flight)
     groups = -(-count // size)
     index = jnp.arange(groups * size).reshape(groups, size)
 
     def add(total, index):
-        vectors = jax.vmap(traced)(jax.tree.map(lambda leaf: leaf[jnp.minimum(index, count - 1)], inputs))
-        return total + jnp.sum(jnp.where((index < count)[:, None], vectors, 0), axis=0), None
+        at = jnp.minimum(index, count - 1)
+        vectors = jax.vmap(traced)(jax.tree.map(lambda leaf: leaf[at], tasks))
+        return total + jnp.sum(jnp.where(((index < count) & real[at])[:, None], vectors, 0), axis=0), None
 
-    return jax.lax.scan(add, optax.tree.zeros_like(traced.outputs), index)[0] / count
+    return jax.lax.scan(add, optax.tree.zeros_like(traced.outputs), index)[0]
 
 
 def _maximum(values: np.ndarray) -> Value:

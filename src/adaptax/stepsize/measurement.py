@@ -16,7 +16,7 @@ from adaptax._checks import is_traced
 from adaptax._devices import beside
 from adaptax._finite import cause
 from adaptax._intake import as_batch
-from adaptax._keys import RULE, check_key, first, fold, require_keys
+from adaptax._keys import RULE, check_key, draw_tasks, first, fold, numbered, own_key, require_keys
 from adaptax._parameters import split
 from adaptax._problem_checks import check_problem
 from adaptax.errors import NotFiniteWarning
@@ -208,3 +208,20 @@ def resolve_on_first(
         return inner
     few = jax.tree.map(lambda leaf: leaf[: inner.stepsize.tasks], (tasks, keys))
     return resolve(inner, problem, params, *few, samples=samples)
+
+
+def resolve_on_numbered(
+    inner: Inner, problem: AbstractProblem, params: PyTree, batch: PyTree, key: Key[Array, ""], count: int, samples: Samples
+) -> Inner:
+    """`resolve` on the first of `count` tasks: of a batch, or where it is None, of those that a key draws by their number."""
+    if not isinstance(inner.stepsize, AbstractRule) or isinstance(params, Meta):
+        return inner
+    return resolve(inner, problem, params, *_few(problem, min(inner.stepsize.tasks, count), batch, key), samples=samples)
+
+
+@eqx.filter_jit
+def _few(problem, count, batch, key):
+    keys = numbered(key, jnp.arange(count))
+    if batch is None:
+        return draw_tasks(problem, keys)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[:count], batch), jax.vmap(own_key)(keys)

@@ -170,9 +170,10 @@ class Certificate(Callback):
         self.step, self.seed, self.told = step, seed, False
 
     def measure(self, state: State) -> dict[str, Any]:
-        method = self.step.method.with_inner(state.inner)
-        params = dev.collect(self.step.mesh, state.params)
-        found = stationarity(self.step.problem, params, method, tasks=_HELD_OUT, seed=self.seed)
+        mesh, method = self.step.mesh, self.step.method.with_inner(state.inner)
+        params = dev.collect(mesh, state.params)
+        devices = None if mesh is None or dev.is_cut(params) else list(mesh.devices.flat)
+        found = stationarity(self.step.problem, params, method, tasks=_HELD_OUT, seed=self.seed, devices=devices)
         if not math.isfinite(found.upper) and not self.told:
             self.told = True
             text = f"At meta-step {int(state.step)} no bound on the meta-gradient could be had ({found.verdict})."

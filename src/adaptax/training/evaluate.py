@@ -17,15 +17,14 @@ from adaptax._checks import check_whole
 from adaptax._drawn_once import traced
 from adaptax._finite import Lost, tell
 from adaptax._intake import as_batch
-from adaptax._keys import any_key, draw_task, draw_tasks, first, numbered, own_key
+from adaptax._keys import any_key, draw_task, first, numbered, own_key
 from adaptax._problem_checks import check_problem
 from adaptax.errors import InputError, NotFiniteWarning, forget_failures, raise_failure
 from adaptax.inner import Inner
 from adaptax.inner_path import TaskPath
 from adaptax.problem import AbstractProblem, Samples, check_is_problem
 from adaptax.sequential import check_length, on_one_device
-from adaptax.stepsize.measurement import resolve
-from adaptax.stepsize.rules import AbstractRule
+from adaptax.stepsize.measurement import resolve_on_numbered
 
 _NORMAL_95 = 1.959963984540054
 
@@ -132,9 +131,7 @@ def judge(
     forget_failures()
     params, inner = dev.place(dev.own(mesh), (params, inner))
     rule, key = inner.stepsize, jax.random.key(seed)
-    if isinstance(rule, AbstractRule):
-        few = _few(problem, rule.tasks, batch, key, count)
-        inner = resolve(inner, problem, params, *few, samples=samples)
+    inner = resolve_on_numbered(inner, problem, params, batch, key, count, samples)
     problem, batch, key = dev.replicate(mesh, (problem, batch, key))
     params, inner = dev.place(mesh, (params, inner))
     with processes.watching(), dev.without_host(mesh):
@@ -157,15 +154,6 @@ def _why(bad: np.ndarray, wanted: np.ndarray, given: tuple, rule: Any) -> str:
     n, lost = int(wanted[column]), Lost.of(bad[:, column])
     text = tell(lost, problem, inner, params, samples, key, batch=batch, steps=n, draws=(n,), rule=rule)
     return f"After {n} inner steps {text}"
-
-
-@eqx.filter_jit
-def _few(problem, most, batch, key, count):
-    """The first tasks and their keys, for a step-size rule."""
-    keys = numbered(key, jnp.arange(min(most, count)))
-    if batch is None:
-        return draw_tasks(problem, keys)
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[: len(keys)], batch), jax.vmap(own_key)(keys)
 
 
 @eqx.filter_jit

@@ -60,6 +60,7 @@ def train(
     tasks_per_step: int = 25,
     seed: int = 0,
     tasks: Iterable[PyTree] | None = None,
+    local_tasks: bool = False,
     state: State | None = None,
     out: str | os.PathLike | None = None,
     resume: bool = False,
@@ -100,6 +101,8 @@ def train(
             stacked tasks, or a list of tasks. A thread draws them ahead of time, never more than the run needs. An iterator
             with `get_state` and `set_state`, as grain has, is saved with each checkpoint, and a resumed run goes on from
             there at once; from another one the batches of the meta-steps already taken are drawn and dropped.
+        local_tasks: whether `tasks` gives, in each of several processes, only the tasks of its own devices (docs/scale.md). By
+            default it gives the same whole batches in all.
         state: a state to go on from, instead of `params` (which then only gives the structure).
 
     What is kept:
@@ -163,7 +166,7 @@ def train(
     steps, seed = check_whole("", "steps", steps), check_whole("", "seed", seed, 0)
     max_skipped, shards = check_whole("", "max_skipped", max_skipped), check_whole("", "parameter_shards", parameter_shards)
     checkpoint_every = None if checkpoint_every is None else check_whole("", "checkpoint_every", checkpoint_every)
-    _check_arguments(state, out, resume, checkpoint_every, callback, tasks)
+    _check_arguments(state, out, resume, checkpoint_every, callback, tasks, local_tasks)
     optimizer = default_optimizer(steps) if optimizer is None else optimizer
     step = make_step(problem, method, optimizer, tasks_per_step, in_flight=in_flight, memory=memory)
     tasks_per_step = step.tasks_per_step
@@ -183,14 +186,19 @@ def train(
         check_same(
             config or {}, params, state, steps=steps, tasks_per_step=tasks_per_step, seed=seed, resume=resume,
             out=out is None, checkpoint_every=checkpoint_every, max_skipped=max_skipped, tasks=tasks is None,
-            evaluate_every=evaluate_every, monitor_every=monitor_every, callbacks=[entry.name for entry in watched],
+            local_tasks=local_tasks, evaluate_every=evaluate_every, monitor_every=monitor_every,
+            callbacks=[entry.name for entry in watched],
         )  # fmt: skip
 
     begun = 0 if state is None else int(state.step)
+    shared = step.mesh if local_tasks and dev.spans(step.mesh) else None
+    share = None if shared is None else dev.own_tasks(shared, tasks_per_step)
     opened = (
         contextlib.nullcontext()
         if tasks is None
-        else contextlib.closing(Stream(tasks, lambda batch: step.given(batch, params), steps - begun))
+        else contextlib.closing(
+            Stream(tasks, lambda batch: step.given(batch, params, share), steps - begun, shared, tasks_per_step)
+        )
     )
     stopping = Stopping(processes.preempted)
     nothing = contextlib.nullcontext()
@@ -229,7 +237,7 @@ def train(
     return (last if best is None else best.choose(last)), history.arrays()
 
 
-def _check_arguments(state, out, resume, checkpoint_every, callback, tasks) -> None:
+def _check_arguments(state, out, resume, checkpoint_every, callback, tasks, local_tasks) -> None:
     """Refuse arguments of the wrong type, and those that need others."""
     if out is None and (resume or checkpoint_every is not None):
         raise InputError("resume and checkpoint_every need a run folder: pass out=FOLDER.")
@@ -239,6 +247,8 @@ def _check_arguments(state, out, resume, checkpoint_every, callback, tasks) -> N
         raise InputError(f"callback must be a function of (state, record), not {type(callback).__name__}.")
     if tasks is not None and not isinstance(tasks, Iterable):
         raise InputError(f"tasks= must be an iterable of task batches, not {type(tasks).__name__}.")
+    if local_tasks and tasks is None:
+        raise InputError("local_tasks=True says what tasks= gives: pass tasks= too, or leave local_tasks out.")
 
 
 def _own_callbacks(step, run, seed, evaluate_every, validation: Any, monitor_every, certify) -> list[Any]:
@@ -317,7 +327,7 @@ def _loop(step, state, steps, stream, run, history, checkpoint_every, callbacks,
             if diverged or done >= steps or stopping.asked is not None:
                 keep()
             if diverged:
-                last = None if batches is None else picked(batches, taken - 1)
+                last = None if batches is None else picked(step.mesh, batches, taken - 1)
                 why = explain(step, state, {name: values[-1] for name, values in chunk.items()}, last)
                 raise Diverged(_DIVERGED.format(count=max_skipped, step=done, why=why))
 
@@ -326,7 +336,7 @@ def _loop(step, state, steps, stream, run, history, checkpoint_every, callbacks,
                 state = after
                 if count != taken:
                     state = run_chunk(step, before, jnp.array(count), capacity, jnp.array(max_skipped), batches)[0]
-                return state, None if batches is None else picked(batches, count - 1)
+                return state, None if batches is None else picked(step.mesh, batches, count - 1)
 
             skipped.add(chunk, replay)
             if stopping.asked is not None:

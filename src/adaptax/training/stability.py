@@ -72,7 +72,7 @@ class StabilityMonitor(Callback):
 
     def check(self, state: State) -> None:
         """Refuse a loss whose curvature cannot be measured, before the first meta-step."""
-        eqx.filter_eval_shape(_measure, self.step, state)
+        eqx.filter_eval_shape(_measure, self.step, state, None)
 
     def measure(self, state: State) -> dict[str, Any]:
         found, lost = _stability(self.step, state)
@@ -90,8 +90,13 @@ def measure_stability(step: Step, state: State) -> Stability:
 
 def _stability(step: Step, state: State) -> tuple[Stability, np.ndarray]:
     """Stability, and for which tasks no curvature was finite."""
-    *numbers, lost = jax.device_get(_measure(step, state))
-    lam, mu, rising = (float(x) for x in numbers)
+    # Where the parameters are cut, the compiler spreads the work over their devices itself.
+    mesh = step.mesh if dev.shards(step.mesh) == 1 else None
+    step, state = dev.replicate(mesh, (step, state))
+    lams, mus, rising = (x[:_TASKS] for x in jax.device_get(dev.whole(mesh, _measure(step, state, mesh))))
+    lost = ~np.isfinite(lams)
+    lam, mu = (math.nan if np.isnan(x).all() else float(np.nanmax(x)) for x in (lams, mus))
+    rising = float(np.mean(rising))
     steps = state.inner.steps
     if state.inner.optimizer is not None:
         return Stability(math.nan, math.nan, rising, math.nan), lost
@@ -139,18 +144,22 @@ def warn(step: Step, done: int, found: Stability) -> None:
 
 
 @eqx.filter_jit
-def _measure(step: Step, state: State) -> tuple[Array, Array, Array, Array]:
-    problem, inner, samples = step.problem, state.inner, step.method.samples
+def _measure(step: Step, state: State, mesh: Any) -> tuple[Array, Array, Array]:
+    """By task: the ends of the curvature along its path, and whether its loss rises."""
     apart = fold(state.key, state.step, STABILITY)
-    tasks, keys = draw_tasks(problem, numbered(apart, jnp.arange(_TASKS)))
+    index = jnp.minimum(jnp.arange(dev.share(mesh, _TASKS) * dev.rows(mesh)), _TASKS - 1)
 
-    def one(pair):
-        task, key = pair
-        path = TaskPath(problem, inner, state.params, task, key, samples)
-        found = measure_path(path, _BUDGET, by_step_sizes=True)
-        # Before and after on the same samples.
-        before, after = (path.loss(w, path.rest, jnp.array(0)) for w in (path.split.adapting, found.final))
-        return found.lam, found.mu, ~(after <= before)
+    def local(shared, keys):
+        problem, inner, params = shared
 
-    highs, lows, rising = map_tasks(one, (tasks, keys), step.in_flight)
-    return jnp.nanmax(highs), jnp.nanmax(lows), jnp.mean(rising), ~jnp.isfinite(highs)
+        def one(pair):
+            task, key = pair
+            path = TaskPath(problem, inner, params, task, key, step.method.samples)
+            found = measure_path(path, _BUDGET, by_step_sizes=True)
+            # Before and after on the same samples.
+            before, after = (path.loss(w, path.rest, jnp.array(0)) for w in (path.split.adapting, found.final))
+            return found.lam, found.mu, ~(after <= before)
+
+        return (), map_tasks(one, draw_tasks(problem, keys), step.in_flight)
+
+    return dev.spread(mesh, local, (step.problem, state.inner, state.params), numbered(apart, index))[1]

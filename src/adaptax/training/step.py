@@ -138,11 +138,14 @@ class Step(eqx.Module):
         """
         return _one_step(self, state, None if tasks is None else self.given(tasks, state.params))
 
-    def given(self, tasks: PyTree, params: PyTree) -> PyTree:
-        """A batch of tasks from the host, as many as a meta-step takes."""
+    def given(self, tasks: PyTree, params: PyTree, wanted: int | None = None) -> PyTree:
+        """A batch of tasks from the host, as many as wanted (default: as a meta-step takes)."""
         tasks = beside(as_batch(tasks), params)
-        if (count := check_batch(tasks, None, self.problem)) != self.tasks_per_step:
-            raise InputError(f"tasks= gave a batch of {count} tasks: make it tasks_per_step={self.tasks_per_step} tasks.")
+        if (count := check_batch(tasks, None, self.problem)) != (wanted or self.tasks_per_step):
+            text = f"tasks= gave a batch of {count} tasks: make it"
+            if wanted is None:
+                raise InputError(f"{text} tasks_per_step={self.tasks_per_step} tasks.")
+            raise InputError(f"{text} {wanted}, the share of this process of tasks_per_step={self.tasks_per_step}.")
         return tasks
 
     @property
