@@ -3,9 +3,10 @@
     python benchmarks/scaling.py [--rounds 3] [--case sinusoid conv4] [--steps 20] [--tasks 16] [--model-only]
 
 Measured: seconds a meta-step at N = 5, exact meta-gradients, with one core for each device, on one process with one device, one
-process with two, and two processes with one each (gloo between them). Strong scaling keeps the tasks of a meta-step (--tasks),
-weak scaling those of a device (half of them). `sum` is the time of one sum of an array as long as the parameters over the two
-processes. Compiling is left out.
+process with two, and two processes with one each (gloo between them): free to move between the two cores, as the command line
+leaves them, or each bound to one, as launchers do. Strong scaling keeps the tasks of a meta-step (--tasks), weak scaling those
+of a device (half of them). `sum` is the time of one sum of an array as long as the parameters over the two processes. Compiling
+is left out.
 
 Predicted: a meta-step takes c / d + s seconds on d devices, c the time of its tasks on one device, s that of the sum of
 meta-gradients, which begins when the tasks are done.
@@ -22,6 +23,7 @@ Prints two tables and writes results/scaling.json. With --model-only the measure
 """
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -41,8 +43,13 @@ from tables import RESULTS, load, rows_of, spread
 import adaptax as ax
 
 INNER = 5
-# Processes, and devices of each.
-WAYS = {"one device": (1, 1), "two devices": (1, 2), "two processes": (2, 1)}
+# Processes, devices of each, and whether each process is bound to as many cores.
+WAYS = {
+    "one device": (1, 1, True),
+    "two devices": (1, 2, True),
+    "two processes": (2, 1, False),
+    "two processes, each bound to a core": (2, 1, True),
+}
 RANK = 8
 
 
@@ -55,12 +62,13 @@ def case(name: str) -> tuple[ax.FiniteSum, Any, float]:
     return ax.tasks.few_shot(images, 5, 1, 5), ax.models.conv4(5, key=jax.random.key(0)), 0.1
 
 
-def work(name: str, index: int, count: int, devices: int, port: int, tasks: int, steps: int, rounds: int) -> None:
+def work(name: str, index: int, count: int, devices: int, bound: int, port: int, tasks: int, steps: int, rounds: int) -> None:
     """Be one of the processes; process 0 prints seconds a meta-step and seconds a sum, by round."""
     allowed = sorted(os.sched_getaffinity(0))
     if count * devices > len(allowed):
         raise SystemExit(f"{count * devices} devices need as many cores, and there are {len(allowed)}.")
-    os.sched_setaffinity(0, set(allowed[index * devices : (index + 1) * devices]))
+    mine = allowed[index * devices : (index + 1) * devices] if bound else allowed[: count * devices]
+    os.sched_setaffinity(0, set(mine))
     jax.config.update("jax_num_cpu_devices", devices)
     if count > 1:
         # A machine that stops its processes for a while must not make them count as dead.
@@ -113,9 +121,10 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def measure(name: str, way: tuple[int, int], tasks: int, options: argparse.Namespace) -> dict:
+@functools.cache
+def measure(name: str, way: tuple[int, int, bool], tasks: int, steps: int, rounds: int) -> dict:
     """One way, in processes of its own; none is left behind."""
-    numbers = [str(number) for number in (way[0], way[1], free_port(), tasks, options.steps, options.rounds)]
+    numbers = [str(int(number)) for number in (*way, free_port(), tasks, steps, rounds)]
     running = [
         subprocess.Popen([sys.executable, __file__, "--work", name, str(index), *numbers], stdout=subprocess.PIPE, text=True)
         for index in range(way[0])
@@ -190,7 +199,7 @@ def tables(result: dict) -> str:
         for kind, found in by_way.items():
             one = found["one device"]
             for way, row in found.items():
-                devices = math.prod(WAYS[way])
+                devices = math.prod(WAYS[way][:2])
                 gain = [a / b * (row["tasks"] / one["tasks"]) for a, b in zip(one["seconds"], row["seconds"], strict=True)]
                 total = "" if row["sum"] is None else f"{1e3 * statistics.median(row['sum']):.3g}"
                 cells = spread([1e3 * s for s in row["seconds"]]), f"{spread(gain)} of {devices}", total
@@ -226,13 +235,14 @@ def main() -> None:
     if options.model_only and (saved := load("scaling")) is not None:
         result = saved
     result["model"] = model(options)
+    length = options.steps, options.rounds
     for name in [] if options.model_only else options.case:
         counts = {
             "strong": dict.fromkeys(WAYS, options.tasks),
-            "weak": {way: options.tasks // 2 * math.prod(shape) for way, shape in WAYS.items()},
+            "weak": {way: options.tasks // 2 * math.prod(shape[:2]) for way, shape in WAYS.items()},
         }
         ways = {
-            kind: {way: {"tasks": tasks, **measure(name, WAYS[way], tasks, options)} for way, tasks in by_way.items()}
+            kind: {way: {"tasks": tasks, **measure(name, WAYS[way], tasks, *length)} for way, tasks in by_way.items()}
             for kind, by_way in counts.items()
         }
         result.setdefault("cases", {})[name] = ways

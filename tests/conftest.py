@@ -36,6 +36,15 @@ def pytest_unconfigure(config):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """CI runs the `long` ones with those that guard the mission."""
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker("slow")
+            item.add_marker("mission")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def compiled_programs():
     """Programs compiled for a file go with it: each takes memory maps, of which a process on Linux may have 65,530."""
@@ -53,8 +62,9 @@ def x64():
 
 @pytest.fixture(autouse=True)
 def compiler(request):
-    """Long tests, and those marked so, have the compiler's optimisations; for the others see above."""
-    if not any(request.node.get_closest_marker(mark) for mark in ("slow", "optimised")):
+    """Slow tests, and those marked so, have the compiler's optimisations; for the others, the `long` ones too, see above."""
+    marks = [mark for mark in ("slow", "optimised", "long") if request.node.get_closest_marker(mark)]
+    if not marks or marks == ["slow", "long"]:
         yield
         return
     jax.clear_caches()

@@ -72,6 +72,7 @@ def test_an_estimator_is_one_file_and_one_row(x64, monkeypatch):
         test_contract.test_agrees_with_backpropagation_within_its_error(None, "wrong")
 
 
+@pytest.mark.long
 def test_a_method_is_twenty_lines():
     (code,) = blocks("A method")
     method = run(code)["FirstOrderMAML"](ax.Inner(3, 0.1))

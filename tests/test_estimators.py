@@ -71,6 +71,7 @@ def test_products_of_quadratics(x64, name):
     check(sample(lambda key: strategy.product(local, jnp.asarray(V), key)[1][0]), mean, variance)
 
 
+@pytest.mark.long
 def test_rows_of_what_does_not_adapt(x64):
     # The same quadratic with two entries of w and two that do not adapt: the product is a column block of H.
     joined = lambda w, rest: quadratic(jnp.concatenate([w, rest]), None)  # noqa: E731

@@ -181,6 +181,7 @@ def noisy(bad):
     return ax.Resampling(lambda w, x: jnp.mean(jnp.cos(w - x)), no_tasks, draw)
 
 
+@pytest.mark.long
 def test_the_draw_that_is_not_finite_is_named_by_its_step():
     def unlucky(key):
         return jax.random.uniform(jax.random.fold_in(key, 7)) < 0.15

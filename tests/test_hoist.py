@@ -56,6 +56,7 @@ def test_the_frozen_part_by_finite_differences(x64):
     assert central(lambda w: method(problem, w, task)[0], model, direction, 1e-5) == pytest.approx(float(slope), rel=1e-7)
 
 
+@pytest.mark.long
 def test_only_the_features_are_kept_of_a_network():
     _, model, task = images()
     inner = ax.Inner(1, 0.1, lambda path: path.startswith("head"))

@@ -39,6 +39,7 @@ def test_convolutions_keep_iterates_only(channels, side):
     assert graphs > 10 * (many - one)
 
 
+@pytest.mark.long
 def test_sqrt_keeps_fewer_iterates():
     make = regression(sizes=(1, 40, 40, 1))
     size = parameter_bytes(make[1])
@@ -76,6 +77,7 @@ KEPT = {
 QUICK = ("exact", "multi-step")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in KEPT])
 def test_memory_is_that_of_iterates_and_optimiser_states(name):
     make, copies = KEPT[name]

@@ -73,6 +73,7 @@ def test_vmap_over_tasks_and_step_sizes(x64):
         assert relative(one(grads, k), expected) < 1e-11
 
 
+@pytest.mark.long
 def test_value_differentiates_to_the_meta_gradient(x64):
     problem, model, task = regression()
     method = ax.MetaGradient(ax.Inner(3, 0.1))

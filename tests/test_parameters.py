@@ -71,6 +71,7 @@ def unrolled(params, steps, rate, loss=squared):
     return eqx.filter_grad(objective)(params)
 
 
+@pytest.mark.long
 def test_python_numbers_of_a_module_are_settings_and_the_rest_trains_as_in_equinox():
     model = Scaled(jnp.array([1.0, -0.5, 0.3]))
     gradient = ax.MetaGradient(ax.Inner(2, 0.1))(PROBLEM, model, TASK)[1]
@@ -173,6 +174,7 @@ def test_arrays_that_trainable_leaves_out_are_constants(trainable):
         assert not np.allclose(found["params"], params["params"])
 
 
+@pytest.mark.long
 def test_batch_statistics_of_flax_are_neither_decayed_nor_moved():
     nnx = pytest.importorskip("flax.nnx")
 
@@ -273,6 +275,7 @@ def test_a_loss_without_derivatives_keeps_its_parameters_where_values_alone_are_
     assert np.linalg.norm(adapted - 1.0) < np.linalg.norm(np.ones(2))
 
 
+@pytest.mark.long
 def test_a_run_is_saved_and_resumed_with_its_settings_and_statistics(tmp_path):
     model = Normalised(jnp.array([1.0, -0.5, 0.3]), jnp.array([1.0, 2.0, 3.0]))
     for params in (model, Scaled(jnp.ones(3))):
@@ -285,6 +288,7 @@ def test_a_run_is_saved_and_resumed_with_its_settings_and_statistics(tmp_path):
         assert Run(folder).checkpoints.load(whole).step == 3
 
 
+@pytest.mark.long
 def test_a_run_begun_when_every_float_was_a_parameter_goes_on_as_it_began(tmp_path):
     class Both(Normalised):
         temperature: float = 2.0

@@ -97,6 +97,7 @@ def test_a_loss_with_a_state_keeps_it():
     np.testing.assert_allclose(grad, 1 - left, rtol=2 * BF16)
 
 
+@pytest.mark.long
 def test_rules_and_training_and_both_modes():
     """A rule measures in single precision; the recursion and plain backpropagation round alike."""
     model, problem, task = networks()

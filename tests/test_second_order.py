@@ -191,6 +191,7 @@ def test_a_loss_that_adapts_by_itself_has_second_derivatives(x64):
     assert relative(got, expected) < 1e-12
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("outer", ["trust", "adaptive", "proximal"])
 @pytest.mark.filterwarnings("ignore:AdaptiveOuter")
 def test_outer_steps_take_a_custom_vjp(x64, outer):

@@ -154,6 +154,7 @@ def test_evaluation_carries_the_state(outer):
     np.testing.assert_allclose(got, want, rtol=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stepsize", ["Auto", "Edge", "Guaranteed"])
 def test_training_measures_step_sizes_along_the_sequence(stepsize):
     def sample_task(key):

@@ -331,6 +331,7 @@ def test_a_piecewise_linear_loss_does_not_rise_and_a_warning_says_so(x64, name, 
         assert jnp.linalg.norm(found.params - w) < 1.01 * (jnp.linalg.norm(w) or 1)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:No curvature")
 def test_where_there_is_no_curvature_adapt_methods_evaluate_and_training_warn():
     w = jnp.zeros(3)

@@ -53,6 +53,7 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.long
 def test_pictures_are_told_apart(classifier, pictures, capsys):
     out = pictures / "out.csv"
     command = ["adapt", str(classifier), "--support", str(pictures / "support"), "--out", str(out)]

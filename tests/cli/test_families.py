@@ -37,6 +37,7 @@ class Points(Training):
         return Built(problem, params, method_of(self), optimizer_of(self), problem, "new points")
 
 
+@pytest.mark.long
 def test_a_new_family_is_one_class(run, tmp_path, monkeypatch):
     monkeypatch.setitem(FAMILIES, "points", Points)
     page = run("train", "points", "--help")
@@ -87,6 +88,7 @@ def test_options_of_the_method():
     assert not Navigation().build().method.independent_curvature
 
 
+@pytest.mark.long
 def test_the_proximal_step_takes_all_its_epochs_at_the_scheduled_step_size():
     config = Navigation(trajectories=2, tasks_per_step=1, horizon=3, hidden=(2,), steps=40, epochs=3, stepsize="0.1")
     built = config.build()

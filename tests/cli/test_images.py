@@ -68,6 +68,7 @@ def test_one_class_vector_for_all(train, run, zips, tmp_path):
     assert json.loads(run("evaluate", tmp_path / "run", "--format", "json").out) == saved
 
 
+@pytest.mark.long
 def test_images(finished):
     folder = finished["images"]
     result = json.loads((folder / "evaluation.json").read_text())

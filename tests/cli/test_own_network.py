@@ -53,6 +53,7 @@ OPTIONS = [
 ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_a_network_of_ones_own_is_trained_evaluated_and_resumed(folder, capsys):
     mine = [*OPTIONS, "--model", "my_networks:plain", "--out", "run"]
     assert main([*mine, "--steps", "6"]) == 0
@@ -96,6 +97,7 @@ def test_bad_networks_get_one_sentence(folder, capsys, name, said):
     assert not (folder / "run").exists()
 
 
+@pytest.mark.long
 def test_the_run_of_another_imports_nothing_that_is_not_named(folder, capsys):
     assert main([*OPTIONS, "--model", "my_networks:plain", "--out", "run", "--steps", "2"]) == 0
     (folder / "theirs.py").write_text("from pathlib import Path\nPath('imported').touch()\n" + NETWORK)

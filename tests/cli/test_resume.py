@@ -54,6 +54,7 @@ def test_a_killed_run_goes_on_bit_for_bit(train, small, tmp_path, options):
     assert len((whole / "history.jsonl").read_text().splitlines()) == 300
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", ["sinusoid", "matrix"])
 @pytest.mark.parametrize("more", [(), ("--resume",)], ids=["again", "resume"])
 def test_repeating_a_finished_run_changes_nothing(train, finished, contents, task, more):

@@ -71,6 +71,7 @@ def test_the_folder_says_what_was_trained_and_holds_no_rows(trained):
     assert "after adaptation" in (trained / "run" / "report.txt").read_text()
 
 
+@pytest.mark.long
 def test_classes(trained, capsys):
     run = str(trained / "classes")
     assert main(["train", "table", "--data", str(trained / "old.csv"), "--target", "state", "--classes", *COMMON,

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from helpers import flat, no_tasks
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -127,6 +128,7 @@ def loss(p, batch):
     return sum(terms) + 0.3 * sum(terms) ** 2
 
 
+@pytest.mark.long
 @settings(derandomize=True, deadline=None, max_examples=EXAMPLES)
 @given(cases())
 def test_an_optimiser_is_refused_or_its_meta_gradient_is_that_of_a_loop(case):

@@ -182,6 +182,7 @@ def test_files_that_are_something_else_are_refused(tmp_path):
         learner().save(tmp_path / "nowhere" / "a.npz")
 
 
+@pytest.mark.long
 def test_a_run_begun_from_python(tmp_path):
     problem, params = ax.tasks.sinusoid(), ax.models.mlp((1, 8, 1), key=jax.random.key(0))
     method, folder = ax.MetaGradient(ax.Inner(2)), tmp_path / "run"

@@ -116,6 +116,7 @@ def test_parameters_without_a_call_predict_by_a_function():
     np.testing.assert_allclose(learner.adapt((x, x @ jnp.array([1.0, -2.0]))).predict(np.eye(2)), [1, -2], atol=1e-3)
 
 
+@pytest.mark.long
 def test_learned_step_sizes_come_along():
     problem, params = ax.tasks.sinusoid(), ax.models.mlp((1, 8, 1), key=jax.random.key(0))
     inner = ax.Inner(3, ax.stepsize.Learned(0.01, per="leaf", per_step=True))

@@ -52,12 +52,14 @@ def test_finite_sum_against_dense_matrices_and_closed_forms(pool, x64):
     assert found.cost == ax.Cost(gradients=7 * 15, hessian_vector_products=7 * 4 * (10 + 40))
 
 
+@pytest.mark.long
 def test_mu_is_negative_where_the_losses_are_strongly_convex(pool):
     found = measure.constants(pool.finite_sum, jnp.zeros(5), ax.Inner(1, 0.1, proximal=2.0), tasks=pool.tasks)
     plain = measure.constants(pool.finite_sum, jnp.zeros(5), ax.Inner(0, 0.1), tasks=pool.tasks)
     assert -2 < found.mu.value < 0 < plain.mu.value and 0 < found.lam.value - 2 < pool.constants.L
 
 
+@pytest.mark.long
 def test_resampling_against_closed_forms(pool):
     w = jnp.full(5, 0.4)
     found = measure.constants(pool.resampling, w, ax.Inner(0, 0.1), tasks=24, iterations=8, draws=48, seed=1)

@@ -222,6 +222,7 @@ def loss_and_gradient():
     return [leaf.tolist() for leaf in jax.tree.leaves(found)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "missing",
     [

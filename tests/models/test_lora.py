@@ -70,6 +70,7 @@ def test_the_meta_gradient_is_that_of_backpropagation_and_the_base_has_none():
     assert all(not jnp.any(leaf) for leaf in jax.tree.leaves(gradient.base))
 
 
+@pytest.mark.long
 def test_training_and_adapting_move_adapters_alone_unless_the_base_is_free():
     trained = ax.train(PROBLEM, begun(), ax.MetaGradient(ax.Inner(3)), steps=3, tasks_per_step=2, seed=0)[0].params
     assert all(bool(jnp.all(x == y)) for x, y in zip(*map(jax.tree.leaves, (trained.base, network())), strict=True))

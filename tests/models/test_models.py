@@ -245,6 +245,7 @@ def test_normalisations_are_what_they_are_called(norm):
 RESIDUAL = (20, 22, 3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("norm", ["batch", pytest.param("layer", marks=pytest.mark.slow)])
 def test_resnet12_is_the_network_it_stands_for(x64, norm):
     model = moved(ax.models.resnet12(5, key=jax.random.key(0), channels=4, image=RESIDUAL, norm=norm), 1)

@@ -59,6 +59,7 @@ def test_statistics_move_with_the_path_and_nothing_else_does(network):
     assert all(np.abs(a - np.asarray(b)).max() > 1e-3 for a, b in zip(before, after, strict=True) if a.size > 1)
 
 
+@pytest.mark.long
 def test_the_outer_optimiser_trains_it_and_evaluation_judges_by_running_statistics(network):
     made = problem(network, metrics=lambda params, state, batch: {"cross entropy": network.judged(params, state, batch)})
     method, optimizer = ax.MetaGradient(ax.Inner(STEPS, ALPHA)), optax.adam(0.02)

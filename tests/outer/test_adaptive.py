@@ -243,6 +243,7 @@ def test_known_constants_warn_of_nothing():
     assert said == []
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:AdaptiveOuter:UserWarning")
 @pytest.mark.parametrize("case", ["finite_sum", pytest.param("resampling", marks=pytest.mark.slow)])
 def test_parameters_may_be_a_module_whose_functions_are_no_arrays(case):

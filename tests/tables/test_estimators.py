@@ -168,6 +168,7 @@ def test_a_saved_classifier(classifier, tmp_path):
     )
 
 
+@pytest.mark.long
 def test_conventions_of_scikit_learn(regressor):
     x, y, groups = lines(20, rows=12, seed=4)
     assert clone(regressor).get_params() == regressor.get_params()
@@ -182,6 +183,7 @@ def test_conventions_of_scikit_learn(regressor):
         assert search.best_params_["max_steps"] in (10, 50)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("library", ["pandas", "polars"])
 def test_categories_and_gaps_by_ordinary_preprocessing(library):
     from sklearn.compose import make_column_transformer
@@ -205,6 +207,7 @@ def test_categories_and_gaps_by_ordinary_preprocessing(library):
         named.predict(plain[["day", "x"]])
 
 
+@pytest.mark.long
 def test_one_seed_decides_the_model():
     x, y, groups = lines(12, rows=10)
 

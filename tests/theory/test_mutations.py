@@ -40,6 +40,7 @@ def test_every_change_is_noticed(module):
     assert found == {key for key in EQUIVALENT if key[0] == module} and count > 80
 
 
+@pytest.mark.long
 def test_some_changes_are_noticed():
     found, count = survivors(lambda k, _: k % 83 == 0)
     assert not found - set(EQUIVALENT) and count >= 15

@@ -54,6 +54,7 @@ def test_in_the_resampling_case_an_array_shares_a_step_size_unless_said(tiny):
         assert shapes == [leaf.shape if parameters else () for leaf in jax.tree.leaves(policy)]
 
 
+@pytest.mark.long
 def test_in_the_resampling_case_n_steps_share_one_over_the_curvature_and_only_one_step_is_learned():
     rl = ax.tasks.rl
     made = rl.tabular(states=2, actions=2, horizon=2)

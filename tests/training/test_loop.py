@@ -115,6 +115,7 @@ def test_rules_are_measured_on_schedule(tiny):
     np.testing.assert_allclose(history["stepsize"], 1 / np.array(seen), rtol=1e-5)
 
 
+@pytest.mark.long
 def test_guaranteed_uses_the_number_of_steps_where_curvature_is_negative(tiny):
     rule = ax.stepsize.Guaranteed()
     for problem, alpha in ((tiny.problem, 1 / 4), (ax.FiniteSum(saddle, tiny.sample), 1 / 8 / 3 / 2)):

@@ -220,6 +220,7 @@ def floors(problem, method, start, memory, optimizer, steps, seeds=(0, 1, 2)):
     return [norm(ax.train(problem, start, method, seed=s, **options)[0].params) / norm(start) for s in seeds]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "amplitude", (pytest.param(0.0, id="quadratic", marks=pytest.mark.slow), pytest.param(0.5, id="cosine"))
 )

@@ -38,6 +38,7 @@ def share(leaf):
     return sizes.pop() / leaf.size
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", cases.METHODS)
 def test_the_run_is_that_of_whole_parameters(name):
     (cut, first), (whole, second) = (train(name, shards, steps=5) for shards in (2, 1))

@@ -203,6 +203,7 @@ def test_the_default_optimiser_is_scheduled_and_cannot_be_prolonged(tmp_path):
     assert int(ax.train(PROBLEM, jnp.ones(3), METHOD, steps=2, resume=True, **options)[0].step) == 2
 
 
+@pytest.mark.long
 def test_a_run_of_guaranteed_from_before_it_told_signs_apart_goes_on(tmp_path):
     method = ax.MetaGradient(ax.Inner(2, ax.stepsize.Guaranteed(every=1, decay=0.5)))
     folder = tmp_path / "run"

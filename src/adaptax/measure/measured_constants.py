@@ -29,7 +29,7 @@ from adaptax.inner import Inner
 from adaptax.inner_path import TaskPath
 from adaptax.measure.noise import at_point, loss_of_sample
 from adaptax.measure.over_devices import measuring, mesh_for
-from adaptax.measure.path_curvature import ROUNDS, Budget, measure_path
+from adaptax.measure.path_curvature import ROUNDS, Budget, check_measurable, measure_path
 from adaptax.methods.metagrad import MetaGradient
 from adaptax.problem import AbstractProblem, Samples, check_is_problem
 from adaptax.stepsize.measurement import resolve_on_numbered
@@ -136,6 +136,7 @@ def constants(
     check_is_problem(problem)
     if not isinstance(inner, Inner):
         raise InputError(f"inner must be ax.Inner(steps, stepsize), such as state.inner, not {type(inner).__name__}.")
+    check_measurable(problem)
     batch = None if isinstance(tasks, int | np.integer) else dev.beside(as_batch(tasks), params)
     count = tasks if batch is None else check_batch(batch, None, problem)
     count, seed = check_whole("", "tasks", count, 2), check_whole("", "seed", seed, 0)

@@ -13,6 +13,7 @@ from adaptax._lanczos import extremes
 from adaptax._second_order import hessian_product
 from adaptax._tree import ravel, unraveller
 from adaptax.inner_path import TaskPath
+from adaptax.problem import AbstractProblem
 from adaptax.sequential import refuse_sequence
 from adaptax.stepsize.rates import multiply
 
@@ -56,13 +57,18 @@ def default_radius(w: Array) -> Array:
     return jnp.finfo(w.dtype).eps ** (1 / 3) * jnp.maximum(1, jnp.linalg.norm(w))
 
 
+def check_measurable(problem: AbstractProblem) -> None:
+    """Refuse a problem whose inner loss changes from step to step."""
+    refuse_sequence(problem, "Measuring the theory's constants", "watch info.losses and ax.evaluate")
+
+
 def measure_path(path: TaskPath, budget: Budget, *, by_step_sizes: bool = False) -> PathCurvature:
     """Measure at w_0..w_N of one task's inner path.
 
     With `by_step_sizes` lam and mu are those in the norm of the step sizes: for one step size, alpha times the others.
     """
     problem, inner, key = path.problem, path.inner, path.key
-    refuse_sequence(problem, "Measuring the theory's constants", "watch info.losses and ax.evaluate")
+    check_measurable(problem)
     walked = path.forward()
     points = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), walked.iterates.w, walked.final)
     after = jnp.minimum(jnp.arange(inner.steps + 1) + 1, inner.steps)

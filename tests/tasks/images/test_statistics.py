@@ -44,6 +44,7 @@ def test_images_normalised_alone_have_no_statistics():
         network.moments(jnp.zeros((1, 16, 16, 1)))
 
 
+@pytest.mark.long
 def test_the_first_units_statistics_are_those_of_all_target_images(problem, model):
     tasks = jax.vmap(problem.sample_task)(jax.random.split(jax.random.key(3), 5))
     found = ax.training.step_statistics(problem, model, INNER, [0, 2], tasks)
@@ -54,6 +55,7 @@ def test_the_first_units_statistics_are_those_of_all_target_images(problem, mode
         np.testing.assert_allclose(variance, together.variance, rtol=1e-4)
 
 
+@pytest.mark.long
 def test_they_follow_the_adapted_parameters(problem, model):
     inner = ax.Inner(2, 0.5)
     tasks = jax.vmap(problem.sample_task)(jax.random.split(jax.random.key(3), 2))
@@ -69,6 +71,7 @@ def test_they_follow_the_adapted_parameters(problem, model):
     np.testing.assert_allclose(found.at(1)[3].variance, variance, rtol=1e-3)
 
 
+@pytest.mark.long
 def test_those_of_a_problem_with_both_accuracies_are_of_the_target_images_too(problem, model):
     one, two = (ax.training.step_statistics(p, model, INNER, [0], 2) for p in (problem, ax.tasks.both_accuracies(problem)))
     for plain, both in zip(one.at(0), two.at(0), strict=True):
@@ -81,6 +84,7 @@ def test_the_nearest_number_of_steps_above_counts():
     assert [float(statistics.at(n)) for n in (0, 1, 2, 3, 5, 9)] == [10, 20, 20, 30, 30, 30]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("both", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_accuracy_under_them(problem, model, both):
     tasks = jax.vmap(problem.sample_task)(jax.random.split(jax.random.key(4), 3))

@@ -92,6 +92,7 @@ def trained(problem, steps=3, **options):
     return jax.tree.leaves(state.params), history
 
 
+@pytest.mark.long
 def test_a_run_is_decided_by_its_seed_and_failures_are_told_with_the_state_saved(tmp_path):
     problem = family()
     first, again = trained(problem), trained(problem)

@@ -92,6 +92,7 @@ def moments(family, mdp, w, alpha, steps):
     return mean, jnp.trace(square), jnp.stack(errors), gradient, jax.grad(loss)(w)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("steps, gamma, which", CASES)
 def test_the_estimator_stays_within_the_bounds(steps, gamma, which):
     family = FAMILY(seed=which)
