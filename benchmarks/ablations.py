@@ -3,7 +3,7 @@
     python benchmarks/ablations.py --data FOLDER [--steps 1500] [--only NAME ...] [--held-out ALPHABET]
 
 FOLDER holds images_background_small1.zip. The recipes are compared on an alphabet of it that none of them trained on; set 2, by
-which the result is judged (`images.py`), chooses nothing. Writes results/ablations.json; rows of other recipes are kept.
+which the result is judged (`learning.py`), chooses nothing. Writes results/ablations.json; rows of other recipes are kept.
 """
 
 import argparse

@@ -52,7 +52,7 @@ JOBS = (
     Job(50, "peers.py --case resnet12"),
     Job(55, "test_time_training.py"),
     Job(45, "writers.py"),
-    Job(60, "images.py --data FOLDER"),
+    Job(25, "images.py --data FOLDER --only prototypical"),
     Job(90, "ablations.py --data FOLDER"),
 )
 

@@ -1,10 +1,10 @@
-"""Few-shot characters: Omniglot's small background set 1 for training, the unseen alphabets of set 2 to judge by.
+"""Few-shot characters without an inner loop, and by fine-tuning: Omniglot's small background sets.
 
-    python benchmarks/images.py --data FOLDER [--only 5-1 5-5 20-1 prototypical pretrain] [--seeds 0 1 2]
+    python benchmarks/images.py --data FOLDER [--only prototypical pretrain] [--seeds 0 1 2]
 
-FOLDER holds images_background_small1.zip and images_background_small2.zip, as published. Runs `adaptax train images` with
-its defaults, as a user would, for each number of classes and support images and each seed, with prototypical and pre-trained
-networks beside it (names `prototypical` and `pretrain`, seed 0).
+FOLDER holds images_background_small1.zip, which trains, and images_background_small2.zip, which judges, as published. Runs
+`adaptax train images` on 5-way 1-shot tasks, as a user would: prototypical networks, and networks that are trained to tell all
+characters apart and then fine-tuned. `learning.py` has MAML on the same tasks, which the same program judges.
 
 The fine-tuning of the pre-trained network is tuned as adaptax's own inner loop was (`ablations.py`): a network is trained with
 one alphabet of set 1 held out, every number of steps and step size of the grid is judged on tasks of that alphabet, what adapts
@@ -26,10 +26,7 @@ from tables import RESULTS, kept
 
 # The options that differ from the defaults, and the seeds.
 RUNS: dict[str, tuple[list, tuple[int, ...]]] = {
-    "5-1": ([], (0, 1, 2)),
-    "5-5": (["--shots", 5], (0,)),
-    "20-1": (["--ways", 20, "--steps", 2500], (0,)),
-    "prototypical": (["--method", "prototypical", "--inner-steps", 0], (0,)),
+    "prototypical": (["--method", "prototypical", "--inner-steps", 0], (0, 1, 2)),
     "pretrain": (["--method", "pretrain"], (0,)),
 }
 # Meta-steps, as the command line has them.
@@ -121,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="folder with the two zips")
     parser.add_argument("--only", nargs="*", default=list(RUNS), choices=list(RUNS), metavar="NAME")
-    parser.add_argument("--seeds", type=int, nargs="*", help="seeds of each (default: 0; of 5-1 also 1 and 2)")
+    parser.add_argument("--seeds", type=int, nargs="*", help="seeds of each (default: 0; of prototypical also 1 and 2)")
     parser.add_argument("--steps", type=int, help="meta-steps of each run (default: as the command line has them)")
     options = parser.parse_args()
     path = RESULTS / "images.json"
