@@ -32,8 +32,8 @@ def images(result: dict) -> str:
     text = (
         f"`adaptax train images --method prototypical --inner-steps 0` (Conv4-{first['config'].get('channels', 32)}), trained "
         "on 5-way 1-shot tasks of Omniglot's small background set 1 (minutes with compilation and evaluation, or the "
-        f"accelerator named), judged on {first['tasks']:,} tasks of {first['judged_on']}, which it has not seen. Intervals are 95 % over "
-        "tasks. [The table of learning](#what-the-defaults-learn) has MAML on the same tasks."
+        f"accelerator named), judged on {first['tasks']:,} tasks of {first['judged_on']}, which it has not seen. "
+        "Intervals are 95 % over tasks. [The table of learning](#what-the-defaults-learn) has MAML on the same tasks."
     )
     return f"{text}\n\n{rows_of(['', 'seed', 'N', 'chosen', 'meta-steps', 'minutes', 'accuracy'], rows)}"
 

@@ -1,6 +1,8 @@
 """`adaptax adapt` on pictures and on curves, and what it refuses."""
 
 import csv
+import errno
+import os
 import warnings
 
 import jax
@@ -10,6 +12,7 @@ from PIL import Image
 
 import adaptax as ax
 from adaptax.cli.main import main
+from adaptax.training import files
 
 SIDE = 16
 
@@ -94,7 +97,7 @@ def curve(tmp_path_factory):
     return folder
 
 
-def test_curves(curve, capsys):
+def test_curves(curve, capsys, monkeypatch):
     command = ["adapt", str(curve / "sine.npz"), "--support", str(curve / "known.csv"), "--predict", str(curve / "asked.csv")]
     assert main([*command, "--out", str(curve / "out.csv"), "--explain"]) == 0
     assert "2 rows predicted after adaptation to 8 rows" in capsys.readouterr().out
@@ -102,6 +105,17 @@ def test_curves(curve, capsys):
     x = np.linspace(-3, 3, 8)[:, None].astype(np.float32)
     wanted = ax.load(curve / "sine.npz").adapt((x, np.sin(x))).predict(np.array([[0.5], [1.5]], np.float32))
     np.testing.assert_allclose([float(row["y"]) for row in rows], wanted[:, 0], rtol=1e-4)
+    assert main([*command, "--out", "/dev/stdout"]) == 0
+
+    # A disk that is full leaves the predictions of before.
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = (curve / "out.csv").read_bytes()
+    monkeypatch.setattr(files.os, "fsync", full)
+    (curve / "asked.csv").write_text("x\n2.5\n")
+    assert main([*command, "--out", str(curve / "out.csv")]) == 1
+    assert "No space left" in capsys.readouterr().err and (curve / "out.csv").read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`adaptax adapt`: adapt what was trained to a new case, and predict."""
 
 import csv
+import io
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from adaptax.learner.load import FILE
 from adaptax.report.table_model import worth
 from adaptax.tasks.images import read_images
 from adaptax.tasks.images.io.decoding import SUFFIXES, decode
+from adaptax.training.files import write_text
 
 if TYPE_CHECKING:
     from adaptax.cli.commands import Adapt
@@ -127,10 +129,11 @@ def _rows(learner: ax.Learner, options: "Adapt") -> ax.Predictor:
 
 
 def _write(path: Path, header: tuple[str, ...], rows: Any) -> None:
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def _explain(learner: ax.Learner, predictor: ax.Predictor, whole: bool) -> None:

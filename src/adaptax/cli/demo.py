@@ -16,6 +16,7 @@ from adaptax.cli.evaluate import SEED, scores
 from adaptax.cli.progress import Progress
 from adaptax.errors import NotFiniteWarning
 from adaptax.report import drawing, tables
+from adaptax.training.files import write_text
 
 if TYPE_CHECKING:
     from adaptax.cli.commands import Demo
@@ -57,7 +58,7 @@ def demo(options: "Demo") -> int:
     drawings = {name: _curves(problem, *candidate) for name, candidate in candidates.items()}
     drawing.draw_adaptation(options.out / "sinusoids.png", drawings, INNER_STEPS)
     result["seconds"] = round(time.perf_counter() - began, 1)
-    (options.out / "demo.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_text(options.out / "demo.json", json.dumps(result, indent=2) + "\n")
     print(_text(result))
     print(f"\n{result['seconds']:.0f} s; figures and picture: {options.out / 'demo.json'}, {options.out / 'sinusoids.png'}")
     return 0

@@ -131,7 +131,7 @@ def adapt(model: Any, support: Path, predict: Path, out: Path) -> str:
         if model.can_give_intervals(INTERVAL):
             low, high = predictor.predict_interval(rows, groups[1], INTERVAL)
             found |= {"low": low, "high": high}
-    asked.assign(**found).to_csv(out, index=False)
+    write_text(out, asked.assign(**found).to_csv(index=False))
     count = 1 if groups[0] is None else len(np.unique(groups[0]))
     return f"{len(rows):,} rows predicted after adaptation to {count:,} {'group' if count == 1 else 'groups'}: {out}"
 

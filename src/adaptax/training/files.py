@@ -34,7 +34,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace a file as a whole or not at all."""
+    """Replace a file as a whole or not at all; what is no file, such as a pipe, is written to."""
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
     draft = path.with_name(path.name + ".part")
     with open(draft, "wb") as file:
         file.write(data)
