@@ -38,9 +38,10 @@ def pytest_unconfigure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """CI runs the `long` ones with those that guard the mission."""
+    """CI runs the `long` ones with those that guard the mission; cases of theirs that are slow stay so."""
     for item in items:
-        if item.get_closest_marker("long"):
+        item.long = item.get_closest_marker("long") is not None and item.get_closest_marker("slow") is None
+        if item.long:
             item.add_marker("slow")
             item.add_marker("mission")
 
@@ -63,8 +64,8 @@ def x64():
 @pytest.fixture(autouse=True)
 def compiler(request):
     """Slow tests, and those marked so, have the compiler's optimisations; for the others, the `long` ones too, see above."""
-    marks = [mark for mark in ("slow", "optimised", "long") if request.node.get_closest_marker(mark)]
-    if not marks or marks == ["slow", "long"]:
+    node = request.node
+    if node.get_closest_marker("optimised") is None and (node.long or node.get_closest_marker("slow") is None):
         yield
         return
     jax.clear_caches()
