@@ -240,7 +240,13 @@ def whole(mesh: Mesh | None, tree: Any) -> Any:
     """The arrays of a tree, whole in each process, wherever they lie."""
     if mesh is None or not spans(mesh):
         return tree
-    return own_copy(jax.jit(lambda tree: everywhere(mesh, tree))(tree))
+    return own_copy(_gathering(mesh)(tree))
+
+
+@functools.cache
+def _gathering(mesh: Mesh) -> Callable[[Any], Any]:
+    """The program of `whole`, compiled once for arrays of the same shapes."""
+    return jax.jit(lambda tree: everywhere(mesh, tree))
 
 
 def beside(tree: Any, others: Any) -> Any:

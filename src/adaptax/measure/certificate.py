@@ -128,7 +128,7 @@ def stationarity(
     size = check_in_flight(in_flight)
     key = jax.random.fold_in(jax.random.key(seed), CERTIFICATE)
     method.check(problem, key)
-    mesh = mesh_for(problem, params, devices, count, {"seed": seed})
+    mesh = mesh_for(problem, params, devices, count, {"method": method}, seed=seed)
     method = _resolved(method, problem, params, key)
     given = dev.replicate(mesh, (method, problem, params, key))
     with measuring(mesh):

@@ -14,7 +14,6 @@ import optax
 from jaxtyping import Array, PyTree
 
 from adaptax import _devices as dev
-from adaptax import _processes as processes
 from adaptax._batching import Traced, check_batch, check_in_flight, map_tasks
 from adaptax._checks import check_real, check_whole
 from adaptax._cost import Cost
@@ -144,8 +143,8 @@ def constants(
     radius = None if radius is None else check_real("", "radius", radius, above=0)
     budget = Budget(iterations, max(iterations // 4, 1), draws, radius)
     in_flight, key = check_in_flight(in_flight), jax.random.fold_in(jax.random.key(seed), CONSTANTS)
-    numbers = {"seed": seed, "iterations": iterations, "draws": draws, "radius": radius, "tasks": processes.checksum(batch)}
-    mesh = mesh_for(problem, params, devices, count, numbers)
+    arrays, numbers = {"inner": inner, "tasks": batch}, {"iterations": iterations, "draws": draws, "radius": radius}
+    mesh = mesh_for(problem, params, devices, count, arrays, seed=seed, **numbers)
     walked = resolve_on_numbered(inner, problem, params, batch, key, count, samples)
     given = dev.replicate(mesh, (problem, params, walked, batch, key))
     with measuring(mesh):

@@ -15,11 +15,13 @@ from adaptax.sequential import on_one_device
 
 
 def mesh_for(
-    problem: AbstractProblem, params: Any, devices: Sequence[Any] | None, count: int, numbers: dict[str, Any]
+    problem: AbstractProblem, params: Any, devices: Sequence[Any] | None, count: int, arrays: dict[str, Any], **numbers: Any
 ) -> Mesh | None:
     """The mesh for `count` tasks; None for one device, and for parameters that are cut, which the compiler spreads itself.
 
-    Errors: `InputError` for devices that do not do, and where another process has other parameters or numbers.
+    `arrays` (trees by name) and `numbers` must be those of all processes.
+
+    Errors: `InputError` for devices that do not do, and where another process has other ones.
     """
     alone = on_one_device(problem, devices)
     if dev.is_cut(params):
@@ -28,7 +30,8 @@ def mesh_for(
         return None
     mesh = None if alone else dev.mesh_of(devices, count, alone=True)
     if dev.spans(mesh):
-        sums = {"params": processes.checksum(params), "problem": processes.checksum(problem)}
+        arrays = {"params": params, "problem": problem, **arrays}
+        sums = {name: processes.checksum(tree) for name, tree in arrays.items()}
         processes.check_same({**sums, "number of tasks": count, **numbers})
     return mesh
 
