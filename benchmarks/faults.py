@@ -118,11 +118,12 @@ class Session:
         import equinox as eqx
         import numpy as np
 
-        from adaptax.training.checkpoints import _arrays, _digest
+        from adaptax._tree import arrays_of
+        from adaptax.training.checkpoints import _digest
 
         state, history = found
         assert eqx.is_array(state.step)
-        return _digest({**_arrays(state), **{name: np.asarray(values) for name, values in history.items()}})
+        return _digest({**arrays_of(state), **{name: np.asarray(values) for name, values in history.items()}})
 
     def reference(self) -> dict[str, Any]:
         """A run that nothing disturbs: its bits, its time once compiled, and its calls of the system."""

@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ import numpy as np
 import optax
 
 import adaptax as ax
+from adaptax.stepsize import measurement
 
 SCALES, START = (1.0, 2.0, 4.0), (1.0, -1.0, 0.5)
 STEPS, HALF, TASKS = 12, 8, 5
@@ -137,13 +139,27 @@ def resampling(devices=None):
     return found | {"mean": curve.mean["loss"]}
 
 
+def on_other_hardware():
+    """Step-size rules that measure a tenth more in process 1."""
+    resolve = measurement._resolve
+
+    def wrong(*arguments):
+        alpha, *rest = resolve(*arguments)
+        return ((1 + 0.1 * jax.process_index()) * alpha, *rest)
+
+    return mock.patch.object(measurement, "_resolve", wrong)
+
+
 def measured(devices=None):
-    """Constants of the theory and a bound on the meta-gradient's norm, of an odd number of tasks."""
+    """Constants of the theory, a bound on the meta-gradient's norm and an evaluation, of an odd number of tasks."""
     params, inner = jnp.array(START), ax.Inner(2, ax.stepsize.Edge(tasks=2))
-    found = ax.measure.constants(PROBLEM, params, inner, tasks=5, iterations=3, devices=devices)
-    bound = ax.measure.stationarity(PROBLEM, params, ax.MetaGradient(inner), tasks=9, devices=devices)
+    with on_other_hardware():
+        found = ax.measure.constants(PROBLEM, params, inner, tasks=5, iterations=3, devices=devices)
+        bound = ax.measure.stationarity(PROBLEM, params, ax.MetaGradient(inner), tasks=9, devices=devices)
+        curve = ax.evaluate(PROBLEM, params, inner, [0, 1, 2], 5, devices=devices)
     values = {name: getattr(found, name).value for name in ("L", "lam", "mu", "sigma", "b")}
-    return values | {name: getattr(bound, name) for name in ("squared_norm", "upper", "low")}
+    values |= {name: getattr(bound, name) for name in ("squared_norm", "upper", "low")}
+    return values | {"mean": curve.mean["loss"]}
 
 
 def slope():

@@ -331,6 +331,12 @@ def test_a_piecewise_linear_loss_does_not_rise_and_a_warning_says_so(x64, name, 
         assert jnp.linalg.norm(found.params - w) < 1.01 * (jnp.linalg.norm(w) or 1)
 
 
+def test_nothing_is_said_of_curvature_where_no_step_is_taken():
+    problem, task = lines(0, 1.0, "mean absolute error", jnp.zeros(3))
+    inner = resolve(ax.Inner(0, Edge()), problem, jnp.zeros(3), jax.tree.map(lambda leaf: leaf[None], task))
+    assert np.isfinite(inner.stepsize)
+
+
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore:No curvature")
 def test_where_there_is_no_curvature_adapt_methods_evaluate_and_training_warn():

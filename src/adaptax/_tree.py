@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
+from jax.sharding import NamedSharding
 from jaxtyping import Array, PyTree
 
 from adaptax.errors import InputError, NotTrained
@@ -212,3 +213,32 @@ def describe(tree: PyTree) -> str:
 def first_line(error: Exception) -> str:
     """The first line of an exception's message, without its full stop."""
     return (str(error).strip().split("\n")[0] or type(error).__name__).rstrip(".:")[:200]
+
+
+def arrays_of(tree: PyTree) -> dict[str, np.ndarray]:
+    """The arrays of a tree by position, keys as plain numbers, all on one device; arrays without entries hold nothing."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if _has_entries(leaf)]
+    plain = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in leaves]
+    return {f"{i:05d}": np.asarray(x) for i, x in enumerate(plain)}
+
+
+def with_arrays(like: PyTree, arrays: dict[str, np.ndarray]) -> PyTree:
+    """A tree with other arrays, as `arrays_of` gave them."""
+    leaves, treedef = jax.tree.flatten(like)
+    values = iter(arrays[name] for name in sorted(arrays))
+
+    def put(leaf):
+        if not _has_entries(leaf):
+            return leaf
+        value = next(values)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(jnp.asarray(value))
+        # Parameters that are cut over devices go there in parts, since one device may not have room for the whole.
+        where = getattr(leaf, "sharding", None)
+        return jax.device_put(value, where) if isinstance(where, NamedSharding) else jnp.asarray(value)
+
+    return jax.tree.unflatten(treedef, [put(leaf) for leaf in leaves])
+
+
+def _has_entries(leaf: Any) -> bool:
+    return eqx.is_array(leaf) and leaf.size > 0

@@ -113,3 +113,20 @@ def test_processes_on_one_machine_share_its_cores(monkeypatch):
         monkeypatch.setattr(devices, "cores", lambda cores=cores: cores)
         devices.use_all_cores(2)
         assert asked.pop() == share
+
+
+# The cores that are free, those of the machine, processes, the number of this one, and the cores that it keeps to.
+PARTS = [
+    (range(8), 8, 2, 0, [0, 1, 2, 3]), (range(8), 8, 2, 1, [4, 5, 6, 7]), (range(7), 7, 3, 2, [4, 5]),
+    (range(8), 8, 1, 0, None), (range(4), 8, 2, 1, None), (range(1), 1, 2, 1, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("free, whole, sharing, number, kept", PARTS)
+def test_each_keeps_to_its_own_cores(monkeypatch, free, whole, sharing, number, kept):
+    found = []
+    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda process: set(free), raising=False)
+    monkeypatch.setattr(devices.os, "sched_setaffinity", lambda process, cores: found.append(list(cores)), raising=False)
+    monkeypatch.setattr(devices.os, "cpu_count", lambda: whole)
+    devices.keep_to_own_cores(sharing, number)
+    assert found == ([] if kept is None else [kept])

@@ -11,6 +11,19 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def keep_to_own_cores(sharing: int, number: int) -> None:
+    """Bind this process to its equal part of the cores, where all of them are free: unbound processes get in each other's way.
+
+    It must be called before JAX starts its threads, which inherit this. Processes that are bound already, and those that are
+    more than the cores, are left alone.
+    """
+    if not hasattr(os, "sched_setaffinity") or cores() != os.cpu_count():
+        return
+    free, size = sorted(os.sched_getaffinity(0)), cores() // sharing
+    if sharing > 1 and size:
+        os.sched_setaffinity(0, free[number * size : (number + 1) * size])
+
+
 def use_all_cores(sharing: int = 1) -> None:
     """Make each core a device of its own, so that tasks spread over all of them; JAX shows a CPU as one device.
 

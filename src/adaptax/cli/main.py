@@ -92,7 +92,7 @@ def _run(arguments: list[str]) -> int:
     if isinstance(command, Training | Evaluate | Measure):
         # Process 0 tells the others what its run folder holds, so they must have met.
         if processes.join(command):
-            _start_jax(processes.sharing(command))
+            _start_jax(processes.sharing(command), command.process_id or 0)
             processes.meet()
     elif not isinstance(command, Plan) or command.measure is not None:
         processes.refuse(prog)
@@ -114,9 +114,10 @@ def _execute(command: Any) -> int:
     return command.execute()
 
 
-def _start_jax(sharing: int = 1) -> None:
-    from adaptax.cli.devices import keep_precision, repeat_exactly, use_all_cores
+def _start_jax(sharing: int = 1, number: int = 0) -> None:
+    from adaptax.cli.devices import keep_precision, keep_to_own_cores, repeat_exactly, use_all_cores
 
     repeat_exactly()
     use_all_cores(sharing)
+    keep_to_own_cores(sharing, number)
     keep_precision()

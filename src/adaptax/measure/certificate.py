@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from adaptax import _devices as dev
+from adaptax import _processes as processes
 from adaptax import _tree
 from adaptax._batching import check_in_flight, map_tasks
 from adaptax._checks import check_real, check_whole
@@ -130,6 +131,7 @@ def stationarity(
     method.check(problem, key)
     mesh = mesh_for(problem, params, devices, count, {"method": method}, seed=seed)
     method = _resolved(method, problem, params, key)
+    method = processes.as_first(method) if dev.spans(mesh) else method
     given = dev.replicate(mesh, (method, problem, params, key))
     with measuring(mesh):
         gram, formed = _gram(given, count, size, mesh)

@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from adaptax import _devices as dev
+from adaptax import _processes as processes
 from adaptax._batching import Traced, check_batch, check_in_flight, map_tasks
 from adaptax._checks import check_real, check_whole
 from adaptax._cost import Cost
@@ -146,6 +147,7 @@ def constants(
     arrays, numbers = {"inner": inner, "tasks": batch}, {"iterations": iterations, "draws": draws, "radius": radius}
     mesh = mesh_for(problem, params, devices, count, arrays, seed=seed, **numbers)
     walked = resolve_on_numbered(inner, problem, params, batch, key, count, samples)
+    walked = processes.as_first(walked) if dev.spans(mesh) else walked
     given = dev.replicate(mesh, (problem, params, walked, batch, key))
     with measuring(mesh):
         found = _measure(given, count, samples, budget, in_flight, mesh)

@@ -102,9 +102,9 @@ def turning_if_flat(measured: Callable[[bool], tuple[Any, Any, Array]]) -> tuple
     return measured(True) if isinstance(flat, Tracer) or bool(flat) else found
 
 
-def warn_of_no_curvature(rule: AbstractRule, flat: Array, alpha: Array) -> None:
-    """Say that a rule found no curvature, where that is known yet."""
-    if not isinstance(flat, Tracer) and bool(flat):
+def warn_of_no_curvature(rule: AbstractRule, flat: Array, alpha: Array, steps: int) -> None:
+    """Say that a rule found no curvature, where that is known yet and steps are taken."""
+    if steps and not isinstance(flat, Tracer) and bool(flat):
         warnings.warn(
             "No curvature was found along the inner paths, as for a piecewise linear loss such as the mean absolute error, so "
             f"{type(rule).__name__} takes {float(alpha):.3g}, where steps do not turn the gradient round: a number of your own "
@@ -152,7 +152,7 @@ def resolve(
     check_batch(tasks, keys)
     alpha, curvature, flat = turning_if_flat(lambda turn: _resolve(inner, problem, params, tasks, keys, samples, turn))
     resolved = inner.with_stepsize(alpha)
-    warn_of_no_curvature(inner.stepsize, flat, alpha)
+    warn_of_no_curvature(inner.stepsize, flat, alpha, inner.steps)
     warn_if_not_finite(inner, resolved, curvature, problem, params, tasks, keys, samples)
     return resolved
 
@@ -196,7 +196,7 @@ def resolve_one(
     batch = jax.tree.map(lambda leaf: leaf[None] if eqx.is_array(leaf) else leaf, task)
     keys = None if key is None else key[None]
     alpha, _, flat = turning_if_flat(lambda turn: _resolve(inner, problem, params, batch, keys, samples, turn))
-    warn_of_no_curvature(inner.stepsize, flat, alpha)
+    warn_of_no_curvature(inner.stepsize, flat, alpha, inner.steps)
     return inner.with_stepsize(alpha)
 
 

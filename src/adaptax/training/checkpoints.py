@@ -12,14 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
 
 from adaptax import _processes as processes
-from adaptax._tree import first_line
+from adaptax._tree import arrays_of, first_line, with_arrays
 from adaptax.errors import CheckpointError, InputError
 from adaptax.training.files import read_json, told, write_json
 from adaptax.training.older import one_sided
@@ -70,7 +66,7 @@ class Checkpoints:
 
         Errors: `CheckpointError` if it cannot be written.
         """
-        arrays, step = _arrays(state), int(state.step)
+        arrays, step = arrays_of(state), int(state.step)
         with self._written("checkpoints", step):
             with self._manager("checkpoints") as manager:
                 _write_arrays(manager, step, arrays)
@@ -122,7 +118,7 @@ class Checkpoints:
 
     def save_best(self, state: State) -> None:
         """Keep the state that has done best on validation tasks, beside the checkpoints."""
-        step, arrays = int(state.step), _arrays(state)
+        step, arrays = int(state.step), arrays_of(state)
         # A run that is gone through again comes to the same later best once more.
         if step <= self._best().get("step", -1):
             return
@@ -251,19 +247,19 @@ class Checkpoints:
 
     def _as(self, like: State, arrays: dict[str, np.ndarray], older: Callable[[], State] | None) -> State:
         """A state made of these arrays; a checkpoint of something else is refused, and kept."""
-        there, here = (_shapes(a) for a in (arrays, _arrays(like)))
+        there, here = (_shapes(a) for a in (arrays, arrays_of(like)))
         if there != here:
             former = [like] if older is None else [like, older()]
             for before in [*map(one_sided, former), *former[1:]]:
-                if there == _shapes(_arrays(before)):
-                    return _with_arrays(before, arrays)
+                if there == _shapes(arrays_of(before)):
+                    return with_arrays(before, arrays)
             pairs = itertools.zip_longest(there, here, fillvalue="nothing")
             difference = next(f"{a} there and {b} here" for a, b in pairs if a != b)
             raise InputError(
                 f"{self.folder.name} holds a state of another model, optimiser or number type (an array is {difference}): "
                 "use those of that run, or another output folder."
             )
-        return _with_arrays(like, arrays)
+        return with_arrays(like, arrays)
 
 
 def _is_entry(entry: Any) -> bool:
@@ -286,37 +282,8 @@ def _read_arrays(manager, step: int) -> dict[str, np.ndarray]:
     return manager.restore(step, args=ocp.args.StandardRestore())
 
 
-def _arrays(state: State) -> dict[str, np.ndarray]:
-    """The state's arrays by position, keys as plain numbers, all on one device."""
-    leaves = [leaf for leaf in jax.tree.leaves(state) if _is_kept(leaf)]
-    plain = [jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in leaves]
-    return {f"{i:05d}": np.asarray(x) for i, x in enumerate(plain)}
-
-
 def _shapes(arrays: dict[str, np.ndarray]) -> list[str]:
     return [f"{x.dtype}{list(x.shape)}" for _, x in sorted(arrays.items())]
-
-
-def _is_kept(leaf: Any) -> bool:
-    # Arrays without entries hold nothing to save, and the writer refuses them.
-    return eqx.is_array(leaf) and leaf.size > 0
-
-
-def _with_arrays(like: State, arrays: dict[str, np.ndarray]) -> State:
-    leaves, treedef = jax.tree.flatten(like)
-    values = iter(arrays[name] for name in sorted(arrays))
-
-    def put(leaf):
-        if not _is_kept(leaf):
-            return leaf
-        value = next(values)
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(jnp.asarray(value))
-        # Parameters that are cut over devices go there in parts, since one device may not have room for the whole.
-        where = getattr(leaf, "sharding", None)
-        return jax.device_put(value, where) if isinstance(where, NamedSharding) else jnp.asarray(value)
-
-    return jax.tree.unflatten(treedef, [put(leaf) for leaf in leaves])
 
 
 def _digest(arrays: dict[str, np.ndarray]) -> str:

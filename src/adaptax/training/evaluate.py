@@ -132,6 +132,7 @@ def judge(
     params, inner = dev.place(dev.own(mesh), (params, inner))
     rule, key = inner.stepsize, jax.random.key(seed)
     inner = resolve_on_numbered(inner, problem, params, batch, key, count, samples)
+    inner = processes.as_first(inner) if dev.spans(mesh) else inner
     problem, batch, key = dev.replicate(mesh, (problem, batch, key))
     params, inner = dev.place(mesh, (params, inner))
     with processes.watching(), dev.without_host(mesh):

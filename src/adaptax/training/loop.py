@@ -31,7 +31,7 @@ from adaptax.training.older import older, with_direction
 from adaptax.training.outer_defaults import default_optimizer
 from adaptax.training.resuming import check_resumable, describe_run
 from adaptax.training.run import Run
-from adaptax.training.shared_run import check_same, open_run, same_start
+from adaptax.training.shared_run import check_same, open_run
 from adaptax.training.skipped import Skipped, explain
 from adaptax.training.stability import StabilityMonitor
 from adaptax.training.step import State, Step, make_step
@@ -208,7 +208,7 @@ def train(
             run.lock.take()
         ahead = None if stream is None else stream.first
         start = step.init(params, seed, ahead) if state is None else dev.place(dev.own(step.mesh), state)
-        start = same_start(start) if processes.several() else start
+        start = processes.as_first(start) if processes.several() else start
         for entry in own:
             if isinstance(entry, StabilityMonitor):
                 entry.check(start)

@@ -4,11 +4,11 @@ import os
 from collections.abc import Callable
 from typing import Any, cast
 
-import numpy as np
 from jaxtyping import PyTree
 
 from adaptax import _processes as processes
-from adaptax.training.checkpoints import Checkpoints, _arrays, _with_arrays
+from adaptax._tree import arrays_of
+from adaptax.training.checkpoints import Checkpoints
 from adaptax.training.run import Run
 from adaptax.training.step import State
 
@@ -32,14 +32,6 @@ def check_same(config: dict[str, Any], params: PyTree, state: State | None, **op
         for name, digest in (sums[kind] or {}).items():
             said[name] = [said.get(name), digest]
     processes.check_same({**said, **options, "params": processes.checksum(params), "state": processes.checksum(state)})
-
-
-def same_start(state: State) -> State:
-    """The state of process 0, where another's is not equal, since it was measured on other hardware."""
-    sums = processes.gather(processes.checksum(state), np.uint32)
-    if (sums == sums[0]).all():
-        return state
-    return _with_arrays(state, processes.arrays_of_first(_arrays(state)))
 
 
 class _OnFirst:
@@ -90,5 +82,5 @@ class _SharedCheckpoints(_OnFirst):
 
         if not processes.on_first(look):
             return None
-        arrays = processes.arrays_of_first(None if found[0] is None else _arrays(found[0]))
+        arrays = processes.arrays_of_first(None if found[0] is None else arrays_of(found[0]))
         return self.whole._as(like, arrays, older)

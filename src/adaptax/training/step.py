@@ -111,7 +111,7 @@ class Step(eqx.Module):
                 few, keys = self.rule_tasks(key, jnp.zeros((), jnp.int32), tasks)
                 given = self.problem, params, few, keys, self.method.samples
                 warn_if_not_finite(self.method.inner, inner, estimate.curvature, *given)
-            warn_of_no_curvature(rule, flat, inner.stepsize)
+            warn_of_no_curvature(rule, flat, inner.stepsize, inner.steps)
             if isinstance(rule, Auto):
                 # From here on, the curvature in the norm of the step sizes.
                 estimate = eqx.tree_at(lambda known: known.curvature, estimate, estimate.curvature * inner.stepsize)
