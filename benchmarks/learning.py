@@ -102,9 +102,9 @@ def table(rows: list[dict]) -> str:
         best = best_fixed(case, mine)
         tried = any(row["stepsize"] not in RULES for row in mine)
         fixed = cell(case, best[1], best[0]) if best else "diverged" if tried else ""
-        cells = [by_rule["auto"], fixed, by_rule["edge"], by_rule["guaranteed"], by_rule["learned"]]
+        cells = [by_rule["auto"], fixed, by_rule["edge"], by_rule["guaranteed"], by_rule["learned"], case.published]
         body.append([case.title, case.score, *cells])
-    header = ["tasks", "score", "Auto", "best fixed α", "Edge", "Guaranteed", "Learned"]
+    header = ["tasks", "score", "Auto", "best fixed α", "Edge", "Guaranteed", "Learned", "published"]
     return rows_of(header, body)
 
 

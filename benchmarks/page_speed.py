@@ -113,7 +113,11 @@ def learning(result: dict) -> str:
     text = (
         "Held-out score after N inner steps, mean ± standard error over seeds 0 to 2, at equal meta-steps; only the inner step "
         f"sizes differ. {''.join(said[name] for name in said if name in measured)}The best fixed α is the best of the grid on "
-        "the judged seeds themselves, which favours it. `Learned` begins at one value for each family, chosen by hand."
+        "the judged seeds themselves, which favours it. `Learned` begins at one value for each family, chosen by hand. "
+        "Published: Table 1 of Finn, Abbeel and Levine, *Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks*, "
+        "ICML 2017 (arXiv:1703.03400), from much more data and training: 1,200 characters of all alphabets train, where 136 of "
+        "five alphabets do here, the test has other characters of the same alphabets, and training takes 60,000 meta-steps. "
+        "Their results on sinusoids and navigation are curves without numbers."
     )
     text += f"\n\n{defaults.table(result['runs'])}"
     if ways := defaults.ways_table(result["runs"]):
