@@ -17,7 +17,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +35,6 @@ HELD_OUT, TUNING_TASKS = ("Latin", "Korean"), 200
 # The grid: step sizes, and numbers of steps for each choice of what adapts.
 STEP_SIZES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 STEPS = {"head": (1, 2, 5, 10, 20, 50, 100), "everything": (1, 2, 5, 10, 20)}
-
-
-def accelerator() -> str | None:
-    """The accelerator that training runs on, or None; asked in a process of its own, which leaves the device free."""
-    ask = "import jax; device = jax.devices()[0]; print('' if device.platform == 'cpu' else device.device_kind)"
-    return subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True, text=True).stdout.strip() or None
 
 
 def _of_head(path: str) -> bool:
@@ -99,19 +92,16 @@ def run(name: str, seed: int, archives: Path, steps: int | None) -> dict:
         options += ["--inner-steps", best["inner_steps"], "--stepsize", best["stepsize"], "--adapt", best["adapt"]]
         chosen = {"tuned_on": list(HELD_OUT), "tuned": tuned}
     with tempfile.TemporaryDirectory() as out:
-        folder, began = Path(out) / "run", time.perf_counter()
+        folder = Path(out) / "run"
         subprocess.run([adaptax, "train", "images", *map(str, options), "--out", str(folder)], check=True)
-        minutes = (time.perf_counter() - began) / 60
         told = subprocess.run(
             [adaptax, "evaluate", str(folder), "--format", "json"], check=True, capture_output=True, text=True
         )
-        config = json.loads((folder / "config.json").read_text())
-    # Saved options may leave out those that have their default value.
-    names = ("ways", "shots", "queries", "channels", "adapt")
-    config = {key: config[key] for key in names if key in config}
+        saved = json.loads((folder / "config.json").read_text())
+    config = {key: (saved["defaults"] | saved)[key] for key in ("ways", "shots", "queries", "channels", "adapt")}
     # The evaluation's own seed, that of the held-out tasks, is the same for all.
     told = json.loads(told.stdout)
-    return {**told, **chosen, "name": name, "seed": seed, "minutes": minutes, "accelerator": accelerator(), "config": config}
+    return {**told, **chosen, "name": name, "seed": seed, "config": config}
 
 
 def main() -> None:
@@ -128,7 +118,7 @@ def main() -> None:
             new = run(name, seed, options.data, options.steps) | {"measured": measurement(parser, options)}
             runs = [old for old in runs if (old["name"], old["seed"]) != (name, seed)] + [new]
             path.write_text(json.dumps(measurement(parser, options) | {"runs": runs}, indent=1) + "\n")
-            print(f"{name}, seed {seed}: {new['minutes']:.1f} minutes", flush=True)
+            print(f"{name}, seed {seed}: accuracy {new['scores']['accuracy']['mean'][-1]:.4f}", flush=True)
 
 
 if __name__ == "__main__":

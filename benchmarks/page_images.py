@@ -23,19 +23,15 @@ def images(result: dict) -> str:
         steps, chosen = run["steps"].index(run["inner_steps"]), "by default"
         if "tuned" in run:
             chosen = f"best of {len(run['tuned'])} settings on {', '.join(run['tuned_on'])} ({run['tuned'][0]['adapt']} adapts)"
-        # Several runs at once shared the accelerator: their minutes would tell nothing.
-        minutes = run.get("accelerator") or f"{run['minutes']:.1f}"
         accuracy = share(run["scores"]["accuracy"], steps)
-        rows.append(
-            [_RUNS[run["name"]], str(run["seed"]), str(run["inner_steps"]), chosen, f"{run['step']:,}", minutes, accuracy]
-        )
+        rows.append([_RUNS[run["name"]], str(run["seed"]), str(run["inner_steps"]), chosen, f"{run['step']:,}", accuracy])
     text = (
         f"`adaptax train images --method prototypical --inner-steps 0` (Conv4-{first['config'].get('channels', 32)}), trained "
-        "on 5-way 1-shot tasks of Omniglot's small background set 1 (minutes with compilation and evaluation, or the "
-        f"accelerator named), judged on {first['tasks']:,} tasks of {first['judged_on']}, which it has not seen. "
-        "Intervals are 95 % over tasks. [The table of learning](#what-the-defaults-learn) has MAML on the same tasks."
+        f"on 5-way 1-shot tasks of Omniglot's small background set 1, judged on {first['tasks']:,} tasks of "
+        f"{first['judged_on']}, which it has not seen. Intervals are 95 % over tasks. "
+        "[The table of learning](#what-the-defaults-learn) has MAML on the same tasks."
     )
-    return f"{text}\n\n{rows_of(['', 'seed', 'N', 'chosen', 'meta-steps', 'minutes', 'accuracy'], rows)}"
+    return f"{text}\n\n{rows_of(['', 'seed', 'N', 'chosen', 'meta-steps', 'accuracy'], rows)}"
 
 
 def time_to_accuracy(result: dict) -> str:
