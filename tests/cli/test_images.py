@@ -275,6 +275,7 @@ def test_prototypical_networks_in_the_same_command(train, run, zips, tmp_path):
     result = train("images", "--data", zips[0], "--test-data", zips[1], *options)
     saved = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert result.code == 0 and saved["steps"] == [0] and 0 < saved["scores"]["accuracy"]["mean"][0] <= 1
+    assert "loss" in result.err and "step size" not in result.err and "curvature" not in result.err
     assert json.loads(run("evaluate", tmp_path / "run", "--format", "json").out) == saved
 
 

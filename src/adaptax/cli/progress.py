@@ -55,7 +55,8 @@ class Progress:
         if taken:
             losses, skipped = record["loss"][np.isfinite(record["loss"])], int(record["skipped"].sum())
             loss = f"{losses.mean():.4g}" if len(losses) else "not finite"
-            text = f"loss {loss}, step size {record['stepsize'][-1]:.3g}" + (f", {skipped} skipped" if skipped else "")
+            used = f", step size {record['stepsize'][-1]:.3g}" if state.inner.steps else ""
+            text = f"loss {loss}{used}" + (f", {skipped} skipped" if skipped else "")
         if rate > 0:
             speed = f"{rate * self.tasks_per_step:,.0f} tasks/s"
             if self.environment_steps is not None:
