@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -20,6 +21,9 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".lstrip()
 gc.set_threshold(200_000, 20, 100)
 jax.config.update("jax_disable_most_optimizations", True)
 sys.path.insert(0, str(Path(__file__).parent))
+# A shell ignores interrupts for what it runs in the background, and tests of interrupts would wait for theirs in vain.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config):
