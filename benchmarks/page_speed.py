@@ -116,7 +116,8 @@ def learning(result: dict) -> str:
         "the judged seeds themselves, which favours it. `Learned` begins at one value for each family, chosen by hand. "
         "Published: Table 1 of Finn, Abbeel and Levine, *Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks*, "
         "ICML 2017 (arXiv:1703.03400), from much more data and training: 1,200 characters of all alphabets train, where 136 of "
-        "five alphabets do here, the test has other characters of the same alphabets, and training takes 60,000 meta-steps. "
+        "five alphabets do here, the test has other characters of the same alphabets, and training takes 60,000 meta-steps; "
+        "their ± is a 95 % interval over tasks. "
         "Their results on sinusoids and navigation are curves without numbers."
     )
     text += f"\n\n{defaults.table(result['runs'])}"
